@@ -1,0 +1,46 @@
+# What a person or CI does with this repository. `make` lists it.
+#
+# Cargo always runs over the whole workspace and with the development dependencies counted in (`--examples` does that for a
+# build, without compiling a test): -p, or a build without them, would choose other features for shared packages, and
+# compile the same 600 packages a second time.
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test lint check-transformers clean prerequisites
+
+TORCH ?= auto
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export TORCH CARGO_TARGET_DIR
+
+CARGO := scripts/with-libtorch cargo
+BINARIES := $(CARGO_TARGET_DIR)/debug
+TARGETS := --workspace --lib --bins --examples
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "TORCH=auto|cpu|cuda chooses libtorch for any of them (auto: CUDA where a driver for it is present)."
+	@echo "libtorch is kept in MANYHANDS_CACHE, or else in ~/.cache/manyhands; an existing LIBTORCH is used as it is."
+
+build: prerequisites ## fetch libtorch where it is missing, and build everything
+	$(CARGO) build $(TARGETS)
+
+demo: build ## train, catch a cheater, pay the honest and audit it all, on this machine
+	$(BINARIES)/manyhands demo --extra-worker $(BINARIES)/cheating-worker
+
+# The build comes first because tests start programs of other packages, which `cargo test` alone would not bring up to date.
+test: build ## every test
+	$(CARGO) test --workspace
+
+lint: prerequisites ## formatting, clippy and the documentation, warnings refused
+	cargo fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps $(TARGETS)
+
+check-transformers: build ## an exported model gives the same logits in Hugging Face transformers (fetches about 6 GB once)
+	scripts/check-transformers
+
+clean: ## remove what was built here (libtorch stays in its cache)
+	cargo clean
+
+prerequisites:
+	@scripts/check-prerequisites

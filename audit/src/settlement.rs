@@ -1,0 +1,268 @@
+//! Records against the money: specification and terms, leaves and roots, totals, escrow, claims and
+//! slashes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use manyhands_chain_client::types::{
+    Attribution, CloseReason, FaultKind, FaultState, RoundRecord as Commit, RoundState, Run, RunState,
+};
+use manyhands_proto::leaf::{RewardLeaf, merkle_root};
+use manyhands_proto::run_file::RunSpec;
+use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, WorkUnits};
+use manyhands_rules::record::{Outcome, RoundRecord};
+use manyhands_rules::run_id::run_id;
+
+use crate::on_chain::OnChain;
+use crate::records::Records;
+use crate::report::{Findings, Link};
+
+/// Whether the specification is the one that the run's id, and its terms on chain, were made of.
+pub(crate) fn check_specification(
+    run: RunId,
+    spec: &RunSpec,
+    on_chain: &OnChain,
+    findings: &mut Findings,
+) -> bool {
+    let at = Link::Specification.of_run();
+    let OnChain { run: Run { owner, terms, .. }, genesis, .. } = on_chain;
+    let digest = spec.digest();
+    let named = run_id(*genesis.as_bytes(), *owner, digest);
+    let chain = &spec.chain;
+    let (price, stake) = (chain.price_per_work_unit, chain.stake_min);
+    let windows = (chain.challenge_window_blocks, chain.contest_window_blocks);
+    // Not short-circuited: every difference is named.
+    findings.same(at, "run", (run, named))
+        & findings.same(at, "digest", (terms.config_digest, digest))
+        & findings.same(at, "price per work unit", (price, terms.price_per_unit))
+        & findings.same(at, "stake", (stake, terms.minimum_stake))
+        & findings.same(at, "vesting rounds", (chain.vesting_rounds, terms.vesting_rounds))
+        & findings.same(at, "challenge window", (windows.0, terms.challenge_window))
+        & findings.same(at, "contest window", (windows.1, terms.contest_window))
+}
+
+/// The leaves of a commit: in account order, what each account earned up to its last round, with the
+/// work of all its rounds.
+fn leaves(genesis: Digest, run: RunId, rounds: &[RoundRecord], evidence: Digest) -> Vec<RewardLeaf> {
+    let Some(last) = rounds.last() else { return Vec::new() };
+    let mut work: BTreeMap<NodeId, u64> = BTreeMap::new();
+    for earning in rounds.iter().flat_map(|record| &record.earnings) {
+        let sum = work.entry(earning.account).or_default();
+        *sum = sum.saturating_add(earning.work.0);
+    }
+    let mut earnings: Vec<_> = last.earnings.iter().collect();
+    earnings.sort_by_key(|earning| earning.account);
+    earnings
+        .into_iter()
+        .map(|earning| RewardLeaf {
+            genesis_hash: *genesis.as_bytes(),
+            run: *run.as_bytes(),
+            round: last.round.0,
+            worker: *earning.account.as_bytes(),
+            work_units: work.get(&earning.account).copied().unwrap_or(0),
+            cumulative_reward: earning.cumulative.0,
+            evidence_digest: *evidence.as_bytes(),
+        })
+        .collect()
+}
+
+/// What the commits say, compared with the records they cover.
+#[derive(Debug, Default)]
+pub(crate) struct Settled {
+    pub(crate) leaves: u64,
+    /// For each account, the cumulative earnings that final commits gave it.
+    payable: BTreeMap<NodeId, BTreeSet<Balance>>,
+    finalized_reward: Balance,
+}
+
+pub(crate) fn check_commits(
+    run: RunId,
+    records: &Records,
+    on_chain: &OnChain,
+    findings: &mut Findings,
+) -> Settled {
+    let mut settled = Settled::default();
+    let mut next = Round(0);
+    for commit in on_chain.standing() {
+        let Commit { commitment, state, .. } = commit;
+        let last = commitment.last_round;
+        let at = Link::RecordChain.at(last);
+        let in_order = findings.same(at, "a commit from round", (next, commitment.first_round));
+        next = last.next();
+        let covered = commitment.first_round.0 as usize..=last.0 as usize;
+        let rounds = records.all.get(covered).filter(|_| in_order);
+        let digest = records.digests.get(last.0 as usize);
+        let (Some(rounds), Some(&digest)) = (rounds, digest) else {
+            findings.failed(at, format!("the records of the commit of round {last}"), "fewer");
+            continue;
+        };
+        findings.same(at, "record", (commitment.evidence_digest, digest));
+        check_commit(run, on_chain.genesis, commit, (rounds, digest), findings, &mut settled);
+        let at = Link::Finality.at(last);
+        match state {
+            RoundState::Finalized => findings.passed(at),
+            RoundState::Committed | RoundState::Challenged => {
+                let why = format!("not before block {}", commit.finalizable_at);
+                findings.unchecked(at, "a final commit", why);
+            }
+            RoundState::Rejected(_) => {}
+        }
+    }
+    let at = Link::RecordChain.of_run();
+    if !on_chain.is_settled() {
+        findings.same(at, "next round", (next, on_chain.run.next_round));
+    }
+    if let RunState::Closed { reason: CloseReason::Completed { final_checkpoint }, .. } =
+        on_chain.run.state
+        && let Some(newest) = records.all.last()
+    {
+        findings.same(Link::Theta.of_run(), "final θ", (final_checkpoint, newest.theta_next));
+    }
+    settled
+}
+
+fn check_commit(
+    run: RunId,
+    genesis: Digest,
+    commit: &Commit,
+    (rounds, evidence): (&[RoundRecord], Digest),
+    findings: &mut Findings,
+    settled: &mut Settled,
+) {
+    let commitment = &commit.commitment;
+    let last = commitment.last_round;
+    let leaves = leaves(genesis, run, rounds, evidence);
+    let hashes: Vec<_> = leaves.iter().map(RewardLeaf::hash).collect();
+    let root = Digest::new(merkle_root(&hashes));
+    let at = Link::LeafRoot.at(last);
+    findings.same(at, "root", (commitment.contributions_root, root));
+    findings.same(at, "leaves", (commitment.number_of_leaves as usize, leaves.len()));
+
+    let at = Link::Totals.at(last);
+    let work = WorkUnits(leaves.iter().fold(0, |sum, leaf| sum.saturating_add(leaf.work_units)));
+    let total =
+        Balance(leaves.iter().fold(0, |sum, leaf| sum.saturating_add(leaf.cumulative_reward)));
+    findings.same(at, "work", (commitment.work_units, work));
+    findings.same(at, "a total of", (commitment.total_reward, total));
+    if let Some(record) = rounds.last() {
+        let at = Link::Theta.at(last);
+        findings.same(at, "committed θ", (commitment.theta_digest, record.theta_next));
+    }
+    if commit.state == RoundState::Finalized {
+        settled.leaves += leaves.len() as u64;
+        settled.finalized_reward = settled.finalized_reward.max(total);
+        for leaf in &leaves {
+            let payable = settled.payable.entry(NodeId::new(leaf.worker)).or_default();
+            payable.insert(Balance(leaf.cumulative_reward));
+        }
+    }
+}
+
+/// Whether the money of the run is where its records say.
+pub(crate) fn check_money(settled: &Settled, on_chain: &OnChain, findings: &mut Findings) {
+    let Run { escrow, funded, recovered, refunded, claimed, finalized_reward, .. } = &on_chain.run;
+    let at = Link::Totals.of_run();
+    findings.same(at, "a final total of", (settled.finalized_reward, *finalized_reward));
+
+    let at = Link::Escrow.of_run();
+    let came_in = Balance(funded.0.saturating_add(recovered.0));
+    let accounted = [escrow, claimed, refunded].iter().fold(0_u128, |sum, b| sum.saturating_add(b.0));
+    findings.same(at, "funded and recovered", (came_in, Balance(accounted)));
+    findings.require(
+        at,
+        claimed <= finalized_reward,
+        || format!("claims of at most {finalized_reward}"),
+        || claimed.to_string(),
+    );
+
+    let paid = Balance(on_chain.claims.values().fold(0, |sum, claim| sum.saturating_add(claim.0)));
+    let at = Link::Claims.of_run();
+    if on_chain.is_settled() {
+        findings.unchecked(at, "claims", "the run is settled, its records may be cleared away");
+        return;
+    }
+    findings.same(at, "claims of", (*claimed, paid));
+    for (&account, claim) in &on_chain.claims {
+        let payable = settled.payable.get(&account);
+        findings.require(
+            Link::Claims.of_worker(account),
+            payable.is_some_and(|payable| payable.contains(claim)),
+            || "what a leaf of a final commit says",
+            || claim.to_string(),
+        );
+    }
+}
+
+/// Every fault on chain has a verdict on record, and costs no more than its terms. Returns how many
+/// were slashed.
+pub(crate) fn check_slashes(
+    run: RunId,
+    records: &Records,
+    on_chain: &OnChain,
+    findings: &mut Findings,
+) -> u32 {
+    let mut recorded: BTreeMap<(NodeId, Round), Outcome> = BTreeMap::new();
+    for (round, worker, outcome) in records.faults() {
+        recorded.insert((worker, round), outcome);
+    }
+    let mut slashes = 0;
+    for (&(worker, round), fault) in &on_chain.faults {
+        let at = Link::Slashes.at(round).of(worker);
+        let slashed = match fault.state {
+            // Acquitted: nobody was slashed.
+            FaultState::Dismissed => continue,
+            FaultState::Reported { .. } | FaultState::Contested { .. } => None,
+            FaultState::Executed { slashed } => Some(slashed),
+        };
+        let verdict = recorded.get(&(worker, round)).filter(|outcome| kind_of(outcome) == Some(fault.kind));
+        match (verdict, slashed) {
+            (Some(_), _) => findings.passed(at),
+            (None, Some(_)) => {
+                findings.failed(at, format!("a verdict of the kind {:?}", fault.kind), "none on record");
+            }
+            (None, None) => findings.unchecked(at, "a verdict", "reported, and not on record yet"),
+        }
+        // A verifier names its own replay as evidence, the coordinator what it recorded.
+        if let Some(outcome) = verdict.filter(|_| fault.opened_as == Attribution::Coordinator) {
+            let evidence = Digest::of(&evidence_bytes(run, round, worker, outcome));
+            findings.same(at, "evidence", (fault.evidence_digest, evidence));
+        }
+        if let Some(slashed) = slashed {
+            slashes += 1;
+            let terms = &on_chain.run.terms.slashes;
+            let most = match fault.kind {
+                FaultKind::Replay => terms.replay,
+                FaultKind::Codec => terms.codec,
+                FaultKind::Withheld => terms.withheld,
+                FaultKind::Equivocation => terms.equivocation,
+            };
+            let (expected, found) = (|| format!("a slash of at most {most}"), || slashed.to_string());
+            findings.require(at, slashed <= most, expected, found);
+        }
+    }
+    for (worker, round) in recorded.into_keys() {
+        if !on_chain.faults.contains_key(&(worker, round)) {
+            let why = "not reported: it is too early, or the worker has no stake in this run";
+            findings.unchecked(Link::Slashes.at(round).of(worker), "the fault on chain", why);
+        }
+    }
+    slashes
+}
+
+/// On chain a payload that does not parse counts as one that the codec cannot have written.
+fn kind_of(outcome: &Outcome) -> Option<FaultKind> {
+    match outcome {
+        Outcome::Malformed(_) | Outcome::CodecFault(_) => Some(FaultKind::Codec),
+        Outcome::ReplayFault(_) => Some(FaultKind::Replay),
+        Outcome::Admitted
+        | Outcome::Late
+        | Outcome::NotCommitted
+        | Outcome::NotUploaded
+        | Outcome::Withheld(_)
+        | Outcome::Unverified => None,
+    }
+}
+
+/// As the coordinator's machine writes it down when it reports a fault.
+fn evidence_bytes(run: RunId, round: Round, worker: NodeId, outcome: &Outcome) -> Vec<u8> {
+    serde_json::to_vec(&(run, round, worker, outcome)).expect("ids and an outcome serialise")
+}

@@ -1,0 +1,216 @@
+//! A chain in memory: entries with real SCALE bytes in a real trie, and a header over its root.
+
+use std::collections::BTreeMap;
+
+use codec::Encode;
+use manyhands_audit::ChainView;
+use manyhands_chain_client::{BlockRef, ReadError, ReadProof, StorageKey};
+use manyhands_chain_client::types::Stage;
+use manyhands_proto::run_file::RunSpec;
+use manyhands_proto::{Digest, NodeId, Round, RunId};
+use sp_core::H256;
+use sp_core::storage::StateVersion;
+use sp_runtime::generic;
+use sp_runtime::traits::BlakeTwo256;
+use sp_state_machine::{Backend, prove_read};
+
+/// The audited block: later than everything.
+const HEAD: u32 = 10_000;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Commit {
+    pub(crate) first_round: u32,
+    pub(crate) last_round: u32,
+    pub(crate) root: [u8; 32],
+    pub(crate) leaves: u32,
+    pub(crate) theta: Digest,
+    pub(crate) work: u64,
+    pub(crate) total: u128,
+    pub(crate) evidence: Digest,
+    pub(crate) finalized: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Fault {
+    /// Replay 0, codec 1.
+    pub(crate) kind: u8,
+    pub(crate) evidence: Digest,
+    pub(crate) slashed: u128,
+}
+
+/// What the pallet would hold, kept apart so that a test can change any of it before it is sealed.
+#[derive(Debug, Clone)]
+pub(crate) struct TestChain {
+    pub(crate) run: RunId,
+    pub(crate) owner: NodeId,
+    pub(crate) config: Digest,
+    pub(crate) spec: RunSpec,
+    pub(crate) now: u32,
+    pub(crate) anchors: BTreeMap<(u32, Stage), (Digest, u32)>,
+    pub(crate) commits: BTreeMap<u32, Commit>,
+    pub(crate) faults: BTreeMap<(NodeId, u32), Fault>,
+    pub(crate) claims: BTreeMap<NodeId, u128>,
+    pub(crate) escrow: u128,
+    pub(crate) funded: u128,
+    pub(crate) final_theta: Option<Digest>,
+    /// A bit of a proof's nodes is changed.
+    pub(crate) forged_proof: bool,
+    /// The node names another block as the finalised one of the head's number.
+    pub(crate) other_head: bool,
+}
+
+impl TestChain {
+    pub(crate) const GENESIS: Digest = Digest::new([7; 32]);
+
+    pub(crate) fn new(run: RunId, owner: NodeId, spec: &RunSpec) -> Self {
+        Self {
+            run,
+            owner,
+            config: spec.digest(),
+            spec: spec.clone(),
+            now: 10,
+            anchors: BTreeMap::new(),
+            commits: BTreeMap::new(),
+            faults: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            escrow: 1_000_000_000,
+            funded: 1_000_000_000,
+            final_theta: None,
+            forged_proof: false,
+            other_head: false,
+        }
+    }
+
+    pub(crate) fn hash_of(number: u32) -> Digest {
+        Digest::of(format!("block {number}").as_bytes())
+    }
+
+    pub(crate) fn anchor(&mut self, round: Round, stage: Stage, digest: Digest) -> u32 {
+        self.now += 1;
+        self.anchors.entry((round.0, stage)).or_insert((digest, self.now)).1
+    }
+
+    pub(crate) fn next_round(&self) -> u32 {
+        self.commits.keys().next_back().map_or(0, |last| last + 1)
+    }
+
+    pub(crate) fn finalized_reward(&self) -> u128 {
+        let finals = self.commits.values().filter(|commit| commit.finalized);
+        finals.map(|commit| commit.total).max().unwrap_or(0)
+    }
+
+    fn run_bytes(&self) -> Vec<u8> {
+        let chain = &self.spec.chain;
+        let mut bytes = (
+            self.owner.as_bytes(),
+            self.config.as_bytes(),
+            chain.price_per_work_unit.0,
+            chain.vesting_rounds,
+            chain.challenge_window_blocks,
+            chain.contest_window_blocks,
+            20_u32,
+            1_000_u32,
+            1_000_u32,
+            100_u32,
+        )
+            .encode();
+        // Stakes and bonds, no named verifiers, quorums, slashes and the reporters' share.
+        bytes.extend((chain.stake_min.0, [1_u128; 4], Vec::<[u8; 32]>::new(), 0_u32, 1_u32).encode());
+        bytes.extend(([50_u128; 5], 20_u8).encode());
+        match self.final_theta {
+            None => bytes.push(0),
+            Some(theta) => bytes.extend((2_u8, 0_u8, theta.as_bytes(), 1_u32, 2_u32).encode()),
+        }
+        let claimed: u128 = self.claims.values().sum();
+        bytes.extend((self.escrow, self.funded, self.funded, 0_u128, 0_u128, claimed).encode());
+        let reward = self.finalized_reward();
+        bytes.extend((reward, (reward, reward), 1_u128, 1_u128, 1_u32, self.next_round()).encode());
+        bytes.extend((Vec::<u32>::new(), None::<u32>, 0_u32, 1_u32).encode());
+        bytes
+    }
+
+    fn entries(&self) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let run = &self.run;
+        let mut entries = BTreeMap::from([(StorageKey::run(run).0, self.run_bytes())]);
+        for (&(round, stage), (digest, block)) in &self.anchors {
+            let key = StorageKey::anchor(run, Round(round), stage);
+            entries.insert(key.0, (digest.as_bytes(), block).encode());
+        }
+        for (&round, c) in &self.commits {
+            let commitment = (c.first_round, c.last_round, c.root, c.leaves, c.theta.as_bytes());
+            let totals = (c.work, c.total, c.evidence.as_bytes(), 0_u128, 0_u128);
+            let state = if c.finalized { 2_u8 } else { 0 };
+            let rest = (1_u32, HEAD + 9, Vec::<[u8; 32]>::new(), state);
+            entries.insert(StorageKey::round(run, Round(round)).0, (commitment, totals, rest).encode());
+        }
+        for ((worker, round), fault) in &self.faults {
+            let opened = (fault.kind, fault.evidence.as_bytes(), self.owner.as_bytes(), 3_u8, 1_u128);
+            let state = (Vec::<[u8; 32]>::new(), 1_u32, 2_u8, fault.slashed);
+            let key = StorageKey::fault(run, worker, Round(*round));
+            entries.insert(key.0, (opened, state).encode());
+        }
+        for (account, claim) in &self.claims {
+            entries.insert(StorageKey::claimed(run, account).0, claim.encode());
+        }
+        entries
+    }
+
+    fn state(&self) -> sp_state_machine::InMemoryBackend<BlakeTwo256> {
+        let entries = self.entries().into_iter().map(|(key, value)| (key, Some(value))).collect();
+        let mut state = sp_state_machine::new_in_mem::<BlakeTwo256>();
+        state.insert([(None, entries)], StateVersion::V1);
+        state
+    }
+
+    fn header(&self) -> Vec<u8> {
+        let root = *self.state().root();
+        let (parent, extrinsics) = (H256([1; 32]), H256([2; 32]));
+        generic::Header::<u32, BlakeTwo256> {
+            parent_hash: parent,
+            number: HEAD,
+            state_root: root,
+            extrinsics_root: extrinsics,
+            digest: Default::default(),
+        }
+        .encode()
+    }
+
+    fn head(&self) -> Digest {
+        Digest::new(sp_core::blake2_256(&self.header()))
+    }
+}
+
+impl ChainView for TestChain {
+    fn genesis_hash(&self) -> Digest {
+        Self::GENESIS
+    }
+
+    async fn finalized_head(&self) -> Result<BlockRef, ReadError> {
+        Ok(BlockRef { number: HEAD, hash: self.head() })
+    }
+
+    async fn block_hash(&self, number: u32) -> Result<Option<Digest>, ReadError> {
+        Ok(match number {
+            HEAD if !self.other_head => Some(self.head()),
+            1..=HEAD => Some(Self::hash_of(number)),
+            _ => None,
+        })
+    }
+
+    async fn read_proof(&self, keys: &[StorageKey], _: &Digest) -> Result<ReadProof, ReadError> {
+        let proof = prove_read(self.state(), keys.iter().map(|key| &key.0)).expect("entries prove");
+        let mut nodes: Vec<Vec<u8>> = proof.iter_nodes().cloned().collect();
+        if self.forged_proof {
+            *nodes[0].last_mut().expect("a node has bytes") ^= 1;
+        }
+        Ok(ReadProof { header: self.header(), nodes })
+    }
+
+    async fn accused(&self, _: &RunId, _: &Digest) -> Result<Vec<(NodeId, Round)>, ReadError> {
+        Ok(self.faults.keys().map(|&(worker, round)| (worker, Round(round))).collect())
+    }
+
+    async fn paid(&self, _: &RunId, _: &Digest) -> Result<Vec<NodeId>, ReadError> {
+        Ok(self.claims.keys().copied().collect())
+    }
+}

@@ -1,0 +1,237 @@
+//! Runs as they should be, and what an audit says of them.
+
+use manyhands_audit::{AuditOptions, FolderEvidence, Link, RoundSelection, Status, Subject, Verdict, audit_run};
+use manyhands_audit::newest_record;
+use manyhands_proto::Round;
+use manyhands_proto::message::Role;
+use manyhands_rules::record::{Outcome, RoundRecord};
+
+use crate::chain::TestChain;
+use crate::world::{World, block_on, node, owner, spec};
+
+/// Everybody is replayed sometimes, and after one passed replay no longer before the merge.
+pub(crate) const VERIFIED: &str = "[verification]\nprobation_checks = 1\naudit_rate_per_mille = 1000";
+/// Audits by chance, so that draws differ.
+pub(crate) const BY_CHANCE: &str = "[verification]\nprobation_checks = 1\naudit_rate_per_mille = 500";
+
+pub(crate) fn honest() -> World {
+    let mut world = World::new(spec(BY_CHANCE));
+    world.run_to_the_end(3, true);
+    world.claim(1);
+    world
+}
+
+/// Worker 2 cheats once the merge no longer waits for its replay.
+pub(crate) fn with_a_late_fault() -> World {
+    let mut world = World::new(spec(VERIFIED));
+    world.cheats.extend((1..5).map(|round| (2, round)));
+    world.run_to_the_end(3, true);
+    world.claim(1);
+    world
+}
+
+#[test]
+fn an_honest_run_is_ok_link_by_link() {
+    let world = honest();
+    let mut steps = 0;
+    let spec = world.spec.canonical_bytes();
+    let chain = Some(&world.chain);
+    let subject = Subject { run: world.run, spec: &spec, evidence: &world.evidence, chain };
+    let report = audit_run(subject, &AuditOptions::default(), &mut |_| steps += 1);
+    let report = block_on(report).expect("answers");
+    assert!(report.ok(), "{report}");
+    for link in Link::ALL.into_iter().filter(|link| *link != Link::Slashes) {
+        assert_eq!(report.status(link), Status::Ok, "{link}: {report}");
+    }
+    assert_eq!(report.rounds as usize, world.records.len());
+    assert_eq!(report.rounds_recomputed.len(), world.records.len());
+    assert_eq!(report.contributions, 15);
+    assert!(report.leaves_on_chain >= 5 * 3 && report.claimed.0 > 0);
+    assert_eq!(report.theta, world.records.last().map(|record| record.theta_next));
+    assert!(steps >= 3 * world.records.len());
+    let json = serde_json::to_value(&report).expect("serialises");
+    assert_eq!(json["verdict"], "ok");
+    assert_eq!(json["links"][0]["link"], "specification");
+}
+
+#[test]
+fn a_fault_found_after_the_merge_is_followed_through_revocation_forfeit_and_slash() {
+    let world = with_a_late_fault();
+    let revoked: usize = world.records.iter().map(|record| record.revocations.len()).sum();
+    assert!(revoked > 0 && !world.chain.faults.is_empty());
+    let report = world.audit();
+    assert!(report.ok(), "{report}");
+    assert_eq!(report.status(Link::Slashes), Status::Ok);
+    assert_eq!(report.status(Link::Revocations), Status::Ok);
+    assert_eq!(report.slashes as usize, world.chain.faults.len());
+}
+
+#[test]
+fn a_cheat_that_was_kept_out_and_workers_that_failed_are_told_apart() {
+    let mut world = World::new(spec(BY_CHANCE));
+    world.cheats.insert((3, 0));
+    world.idle.insert((4, 2));
+    world.unsent.insert((5, 1));
+    world.run_to_the_end(6, true);
+    let outcome = |round: usize, id: u8| {
+        let mut results = world.records[round].results.iter();
+        results.find(|result| result.worker == node(id)).map(|result| result.outcome.clone())
+    };
+    assert!(matches!(outcome(0, 3), Some(Outcome::ReplayFault(_))));
+    assert_eq!(outcome(2, 4), Some(Outcome::NotCommitted));
+    assert_eq!(outcome(1, 5), Some(Outcome::NotUploaded));
+    let report = world.audit();
+    assert!(report.ok(), "{report}");
+}
+
+#[test]
+fn a_run_without_a_chain_is_audited_and_what_cannot_be_is_named() {
+    let mut world = World::without_chain(spec(BY_CHANCE));
+    world.run_to_the_end(2, true);
+    let newest_record = world.records.last().map(RoundRecord::digest);
+    let options = AuditOptions { newest_record, coordinator: Some(owner()), ..Default::default() };
+    let report = world.audit_with(&options);
+    assert!(report.ok(), "{report}");
+    for link in [Link::LeafRoot, Link::StorageProof, Link::EntropyBlock, Link::Escrow] {
+        assert_eq!(report.status(link), Status::Unchecked, "{link}");
+    }
+    for link in [Link::Specification, Link::Aggregate, Link::Theta, Link::Rewards, Link::AuditDraw] {
+        assert_eq!(report.status(link), Status::Ok, "{link}");
+    }
+    let other = AuditOptions { coordinator: Some(node(1)), ..options };
+    assert_eq!(world.audit_with(&other).status(Link::Specification), Status::Failed);
+}
+
+#[test]
+fn a_run_in_which_nobody_could_replay_says_so() {
+    let mut world = World::new(spec(""));
+    world.run_to_the_end(2, false);
+    let report = world.audit();
+    assert!(report.ok(), "{report}");
+    assert_eq!(report.rounds_unverified, 5);
+}
+
+#[test]
+fn what_is_not_settled_yet_is_not_failed() {
+    let mut world = World::new(spec(BY_CHANCE));
+    for id in [1, 2] {
+        world.join(id, Role::Worker);
+    }
+    let report = world.audit();
+    assert!(report.ok());
+    assert_eq!(report.status(Link::RecordChain), Status::Unchecked);
+    world.run_to_the_end(2, true);
+    world.chain.final_theta = None;
+    let last = *world.chain.commits.keys().next_back().expect("a commit");
+    world.chain.commits.get_mut(&last).expect("a commit").finalized = false;
+    let report = world.audit();
+    assert!(report.ok(), "{report}");
+    assert!(report.findings.iter().any(|f| (f.link, f.status) == (Link::Finality, Status::Unchecked)));
+}
+
+#[test]
+fn only_the_chosen_rounds_are_recomputed_from_payloads() {
+    let mut world = honest();
+    let of = world.records.len() as u32;
+    let options = |rounds| AuditOptions { rounds, ..Default::default() };
+    let latest = world.audit_with(&options(RoundSelection::Latest(of - 3)));
+    assert_eq!(latest.rounds_recomputed.first(), Some(&Round(3)));
+    let range = RoundSelection::Range { first: Round(1), last: Round(2) };
+    assert_eq!(world.audit_with(&options(range)).rounds_recomputed, [Round(1), Round(2)]);
+    // The payload of another round is not looked at.
+    let payload = world.records[0].commitments[0].commitment.payload;
+    world.evidence.0.remove(&payload);
+    assert!(world.audit_with(&options(range)).ok());
+    assert!(!world.audit_with(&options(RoundSelection::All)).ok());
+}
+
+#[test]
+fn evidence_that_is_gone_is_expired_and_never_ok() {
+    let mut spec = spec(BY_CHANCE);
+    spec.run.evidence_rounds = 2;
+    let mut world = World::new(spec);
+    world.run_to_the_end(3, true);
+    for record in &world.records[..2] {
+        for signed in &record.commitments {
+            world.evidence.0.remove(&signed.commitment.payload);
+        }
+        world.evidence.0.remove(&record.merge.expect("a merge").aggregate);
+    }
+    let report = world.audit();
+    assert_eq!(report.verdict, Verdict::EvidenceExpired, "{report}");
+    assert_eq!(report.status(Link::Aggregate), Status::Expired);
+    // The rounds after them still follow from a θ that the records name.
+    let rounds = RoundSelection::Latest(world.records.len() as u32 - 2);
+    let report = world.audit_with(&AuditOptions { rounds, ..Default::default() });
+    assert!(report.ok(), "{report}");
+    assert_eq!(report.status(Link::Theta), Status::Ok);
+    // But a record that is gone leaves nothing to stand on.
+    world.evidence.0.remove(&world.records[1].digest());
+    assert_eq!(world.audit().verdict, Verdict::EvidenceExpired);
+}
+
+#[test]
+fn a_coordinators_folder_is_evidence_and_one_byte_of_any_file_matters() {
+    let world = honest();
+    let folder = tempfile::tempdir().expect("a folder");
+    let blobs = folder.path().join("blobs");
+    let records = folder.path().join("records");
+    std::fs::create_dir_all(&blobs).expect("made");
+    std::fs::create_dir_all(&records).expect("made");
+    for (digest, bytes) in &world.evidence.0 {
+        std::fs::write(blobs.join(digest.to_string()), bytes).expect("written");
+    }
+    for record in &world.records {
+        let path = records.join(format!("{}.json", record.round));
+        std::fs::write(path, record.canonical_bytes()).expect("written");
+    }
+    let newest = newest_record(&records).expect("readable");
+    assert_eq!(newest, world.records.last().map(RoundRecord::digest));
+
+    let evidence = FolderEvidence::new(&blobs);
+    let spec = world.spec.canonical_bytes();
+    let audit = || {
+        let subject = Subject {
+            run: world.run,
+            spec: &spec,
+            evidence: &evidence,
+            chain: Some(&world.chain),
+        };
+        block_on(audit_run(subject, &AuditOptions::default(), &mut |_| {})).expect("answers")
+    };
+    assert!(audit().ok());
+
+    let first = &world.records[0];
+    let payload = first.commitments[1].commitment.payload;
+    for (digest, link, worker) in [
+        (first.digest(), Link::RecordChain, None),
+        (payload, Link::Aggregate, Some(first.commitments[1].worker)),
+    ] {
+        let path = blobs.join(digest.to_string());
+        let bytes = std::fs::read(&path).expect("readable");
+        let mut changed = bytes.clone();
+        let middle = changed.len() / 2;
+        changed[middle] ^= 1;
+        std::fs::write(&path, changed).expect("written");
+        let report = audit();
+        assert_eq!(report.verdict, Verdict::Failed);
+        let failure = report.failures().next().expect("a failure");
+        let named = (failure.link, failure.round, failure.worker);
+        assert_eq!(named, (link, Some(Round(0)), worker), "{report}");
+        std::fs::write(&path, bytes).expect("written");
+    }
+    assert!(audit().ok());
+}
+
+#[test]
+fn a_genesis_of_another_chain_is_another_run() {
+    let world = honest();
+    let mut chain = world.chain.clone();
+    chain.run = manyhands_rules::run_id::run_id([8; 32], owner(), world.spec.digest());
+    let spec = world.spec.canonical_bytes();
+    assert_ne!([8; 32], *TestChain::GENESIS.as_bytes());
+    let subject =
+        Subject { run: chain.run, spec: &spec, evidence: &world.evidence, chain: Some(&chain) };
+    let report = block_on(audit_run(subject, &AuditOptions::default(), &mut |_| {}));
+    assert_eq!(report.expect("answers").status(Link::Specification), Status::Failed);
+}

@@ -1,0 +1,315 @@
+//! Something is changed; the audit names the link that broke. Where the coordinator is the liar, it
+//! makes every digest, set and commit anew.
+
+use manyhands_audit::{AuditOptions, AuditReport, Link, Status, Subject, Verdict, audit_run};
+use manyhands_chain_client::types::Stage;
+use manyhands_proto::message::Start;
+use manyhands_proto::{Balance, Digest, NodeId, Round, TokenCount};
+use manyhands_rules::record::{Check, Finding, Outcome, Revocation, RoundRecord};
+
+use crate::stories::{honest, with_a_late_fault};
+use crate::world::{World, block_on, node};
+
+fn other(digest: Digest) -> Digest {
+    Digest::of(digest.as_bytes())
+}
+
+/// The links that failed, and that the one that must is named with its round.
+fn assert_broken(report: &AuditReport, link: Link, round: Option<u32>) {
+    assert_eq!(report.verdict, Verdict::Failed, "expected {link} to fail: {report}");
+    assert!(!report.ok());
+    let named = report.failures().any(|f| f.link == link && f.round == round.map(Round));
+    assert!(named, "expected {link} of round {round:?} among the failures: {report}");
+}
+
+type Lie = fn(&mut RoundRecord);
+
+#[test]
+fn a_record_that_does_not_follow_is_found_though_all_digests_are_made_anew() {
+    let lies: [(&str, Link, Lie); 19] = [
+        ("a speed", Link::Assignments, |r| r.candidates[0].tokens_per_second += 5_000),
+        ("a position", Link::Assignments, |r| r.first_sequence += 1),
+        ("a state to go on from", Link::Assignments, |r| {
+            r.candidates[1].start =
+                Start::Head { round: Round(0), sent_values_returned: false, adam_step: 3 };
+        }),
+        ("a candidate", Link::Assignments, |r| {
+            r.candidates.pop();
+        }),
+        ("the tokens", Link::CommitmentSignature, |r| {
+            r.commitments[0].commitment.tokens = TokenCount(1);
+        }),
+        ("the payload", Link::CommitmentSignature, |r| {
+            r.commitments[0].commitment.payload = Digest::of(b"another");
+        }),
+        ("the payload, for the chain", Link::CommitSetAnchor, |r| {
+            r.commitments[0].commitment.payload = Digest::of(b"another");
+        }),
+        ("who was admitted", Link::AdmittedSetAnchor, |r| r.results[0].outcome = Outcome::Late),
+        ("an outcome", Link::Outcomes, |r| r.results[0].outcome = Outcome::NotUploaded),
+        ("a codec check", Link::Outcomes, |r| {
+            let codec = |check: &Check| check.finding != Finding::CodecPassed;
+            r.checks.retain(codec);
+        }),
+        ("the randomness", Link::EntropyBlock, |r| {
+            let entropy = r.commitments_entropy.as_mut().expect("a chain's");
+            entropy.value = Digest::of(b"chosen");
+        }),
+        ("the block of the randomness", Link::EntropyBlock, |r| {
+            let entropy = r.commitments_entropy.as_mut().expect("a chain's");
+            entropy.block = entropy.block.map(|block| block + 1);
+        }),
+        ("the randomness of none", Link::EntropyBlock, |r| r.commitments_entropy = None),
+        ("a reward", Link::Rewards, |r| r.results[1].reward.0 += 1),
+        ("an earning", Link::Rewards, |r| r.earnings[0].cumulative.0 += 1),
+        ("an account", Link::Rewards, |r| {
+            let mut another = r.earnings[0].clone();
+            another.account = NodeId::new([255; 32]);
+            r.earnings.push(another);
+        }),
+        ("θ", Link::Theta, |r| r.theta_next = Digest::of(b"another")),
+        ("the aggregate", Link::Aggregate, |r| {
+            r.merge.as_mut().expect("merged").aggregate = Digest::of(b"another");
+        }),
+        ("a revocation", Link::Revocations, |r| {
+            r.revocations.push(Revocation { round: Round(0), worker: node(1) });
+        }),
+    ];
+    let world = honest();
+    for (what, link, lie) in lies {
+        let mut changed = clone(&world);
+        changed.rewrite(1, lie);
+        let report = changed.audit();
+        assert_eq!(report.verdict, Verdict::Failed, "{what}");
+        assert_broken(&report, link, Some(1));
+    }
+}
+
+/// A world's records, evidence and chain, for another lie.
+fn clone(world: &World) -> World {
+    let mut copy = World::new(world.spec.clone());
+    copy.evidence = world.evidence.clone();
+    copy.chain = world.chain.clone();
+    copy.records = world.records.clone();
+    copy
+}
+
+#[test]
+fn draws_cannot_be_chosen() {
+    let world = honest();
+    let at = world.records.iter().position(|record| !record.draws.is_empty()).expect("a draw");
+    let drawn = world.records[at].draws[0].round.0;
+
+    let mut changed = clone(&world);
+    changed.rewrite(at, |record| match record.draws[0].drawn.pop() {
+        Some(_) => {}
+        None => record.draws[0].drawn.push(node(1)),
+    });
+    assert_broken(&changed.audit(), Link::AuditDraw, Some(drawn));
+
+    let mut changed = clone(&world);
+    changed.rewrite(at, |record| record.draws[0].entropy.value = Digest::of(b"chosen"));
+    assert_broken(&changed.audit(), Link::EntropyBlock, Some(drawn));
+
+    let mut changed = clone(&world);
+    changed.rewrite(at, |record| record.draws.clear());
+    assert_broken(&changed.audit(), Link::AuditDraw, Some(drawn));
+
+    // A replay of somebody who was not drawn, and one before the merge that was left out.
+    let mut changed = clone(&world);
+    let verifier = node(9);
+    let found = world.records[0].checks.iter().find(|check| check.verifier == Some(verifier));
+    let mut check = found.expect("probation").clone();
+    check.worker = node(77);
+    changed.rewrite(2, move |record| record.checks.push(check));
+    assert_broken(&changed.audit(), Link::AuditDraw, Some(0));
+
+    let mut changed = clone(&world);
+    changed.rewrite(0, |record| record.checks.retain(|check| check.verifier.is_none()));
+    assert_broken(&changed.audit(), Link::AuditDraw, Some(0));
+}
+
+#[test]
+fn a_verdict_against_its_distances_and_a_dropped_fault_are_found() {
+    let world = with_a_late_fault();
+    let is_fault = |check: &Check| matches!(check.finding, Finding::ReplayFault(_));
+    let at = world
+        .records
+        .iter()
+        .position(|record| record.checks.iter().any(is_fault))
+        .expect("a fault");
+    let fault_round = world.records[at].checks.iter().find(|c| is_fault(c)).expect("it").round.0;
+
+    let mut changed = clone(&world);
+    changed.rewrite(at, |record| {
+        for check in &mut record.checks {
+            if let Finding::ReplayFault(distances) = check.finding {
+                check.finding = Finding::ReplayPassed(distances);
+            }
+        }
+    });
+    let report = changed.audit();
+    assert_broken(&report, Link::Outcomes, Some(fault_round));
+    assert_broken(&report, Link::Slashes, Some(fault_round));
+
+    // Its reward is kept from being taken away.
+    let mut changed = clone(&world);
+    changed.rewrite(at, |record| record.checks.retain(|check| !is_fault(check)));
+    assert_broken(&changed.audit(), Link::Rewards, Some(at as u32));
+
+    let revoking =
+        world.records.iter().position(|record| !record.revocations.is_empty()).expect("one");
+    let mut changed = clone(&world);
+    changed.rewrite(revoking, |record| record.revocations.clear());
+    assert_broken(&changed.audit(), Link::Revocations, Some(revoking as u32));
+}
+
+type ChainLie = fn(&mut World);
+
+#[test]
+fn what_the_chain_holds_is_compared_and_proven() {
+    let lies: [(Link, Option<u32>, ChainLie); 16] = [
+        (Link::Specification, None, |w| w.chain.config = Digest::of(b"another")),
+        (Link::Specification, None, |w| w.chain.owner = node(1)),
+        (Link::RecordChain, Some(1), |w| {
+            let commit = w.chain.commits.get_mut(&1).expect("committed");
+            commit.evidence = other(commit.evidence);
+        }),
+        (Link::CommitSetAnchor, Some(2), |w| {
+            let anchor = w.chain.anchors.get_mut(&(2, Stage::Commit)).expect("anchored");
+            anchor.0 = other(anchor.0);
+        }),
+        (Link::AdmittedSetAnchor, Some(2), |w| {
+            w.chain.anchors.remove(&(2, Stage::Admitted));
+        }),
+        (Link::EntropyBlock, Some(2), |w| {
+            let anchor = w.chain.anchors.get_mut(&(2, Stage::Commit)).expect("anchored");
+            anchor.1 += 1;
+        }),
+        (Link::LeafRoot, Some(3), |w| {
+            w.chain.commits.get_mut(&3).expect("committed").root[0] ^= 1;
+        }),
+        (Link::LeafRoot, Some(3), |w| w.chain.commits.get_mut(&3).expect("committed").leaves += 1),
+        (Link::Totals, Some(3), |w| w.chain.commits.get_mut(&3).expect("committed").total += 1),
+        (Link::Totals, Some(3), |w| w.chain.commits.get_mut(&3).expect("committed").work -= 1),
+        (Link::Theta, Some(3), |w| {
+            w.chain.commits.get_mut(&3).expect("committed").theta = Digest::of(b"another");
+        }),
+        (Link::Theta, None, |w| w.chain.final_theta = Some(Digest::of(b"another"))),
+        (Link::Escrow, None, |w| w.chain.escrow -= 1),
+        (Link::Slashes, Some(1), |w| {
+            let evidence = Digest::of(b"nothing");
+            let fault = crate::chain::Fault { kind: 0, evidence, slashed: 50 };
+            w.chain.faults.insert((node(1), 1), fault);
+        }),
+        (Link::StorageProof, None, |w| w.chain.forged_proof = true),
+        (Link::Finality, None, |w| w.chain.other_head = true),
+    ];
+    let world = honest();
+    for (link, round, lie) in lies {
+        let mut changed = clone(&world);
+        lie(&mut changed);
+        assert_broken(&changed.audit(), link, round);
+    }
+}
+
+#[test]
+fn nobody_is_paid_more_than_a_final_leaf_says() {
+    let mut world = honest();
+    let claim = world.chain.claims.get_mut(&node(1)).expect("claimed");
+    *claim -= 1;
+    world.chain.escrow += 1;
+    let report = world.audit();
+    let failure = report.failures().next().expect("a failure");
+    assert_eq!((failure.link, failure.worker), (Link::Claims, Some(node(1))));
+}
+
+#[test]
+fn a_slash_costs_what_the_terms_say_and_rests_on_the_recorded_evidence() {
+    let world = with_a_late_fault();
+    let accused = *world.chain.faults.keys().next().expect("slashed");
+    let mut changed = clone(&world);
+    changed.chain.faults.get_mut(&accused).expect("it").slashed = 51;
+    assert_broken(&changed.audit(), Link::Slashes, Some(accused.1));
+    let mut changed = clone(&world);
+    changed.chain.faults.get_mut(&accused).expect("it").evidence = Digest::of(b"another");
+    assert_broken(&changed.audit(), Link::Slashes, Some(accused.1));
+}
+
+#[test]
+fn every_byte_of_the_evidence_is_covered() {
+    let world = honest();
+    for &digest in world.evidence.0.keys() {
+        // θ is recomputed, so its blobs are not needed; all else is.
+        if world.records.iter().any(|r| r.theta_next == digest) {
+            continue;
+        }
+        let is_aggregate =
+            world.records.iter().any(|r| r.merge.is_some_and(|merge| merge.aggregate == digest));
+        let mut changed = clone(&world);
+        let bytes = changed.evidence.0.get_mut(&digest).expect("a blob");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        // Where a round is recomputed from payloads the published aggregate is not needed either.
+        let rounds = if is_aggregate {
+            manyhands_audit::RoundSelection::Latest(0)
+        } else {
+            manyhands_audit::RoundSelection::All
+        };
+        let report = changed.audit_with(&AuditOptions { rounds, ..Default::default() });
+        assert_eq!(report.verdict, Verdict::Failed, "blob {digest}");
+    }
+}
+
+#[test]
+fn a_specification_with_a_byte_changed_is_no_specification() {
+    let world = honest();
+    let good = world.spec.canonical_bytes();
+    for at in [0, good.len() / 3, good.len() / 2, good.len() - 1] {
+        let mut spec = good.clone();
+        spec[at] ^= 1;
+        let chain = Some(&world.chain);
+        let subject = Subject { run: world.run, spec: &spec, evidence: &world.evidence, chain };
+        let report = block_on(audit_run(subject, &AuditOptions::default(), &mut |_| {}));
+        assert_eq!(report.expect("answers").status(Link::Specification), Status::Failed);
+    }
+}
+
+#[test]
+fn a_record_of_nonsense_is_refused_without_a_panic() {
+    let world = honest();
+    let hostile: [Lie; 6] = [
+        |r| r.first_sequence = u64::MAX,
+        |r| r.candidates.iter_mut().for_each(|c| c.tokens_per_second = u64::MAX),
+        |r| {
+            let twice = r.candidates[0].clone();
+            r.candidates.insert(0, twice);
+        },
+        |r| r.checks.iter_mut().for_each(|check| check.round = Round(u32::MAX)),
+        |r| r.draws.iter_mut().for_each(|draw| draw.round = Round(u32::MAX)),
+        |r| r.earnings.iter_mut().for_each(|earning| earning.cumulative = Balance(u128::MAX)),
+    ];
+    for (round, lie) in hostile.into_iter().flat_map(|lie| [(0, lie), (2, lie)]) {
+        let mut changed = clone(&world);
+        changed.records[round].revocations = vec![Revocation { round: Round(9), worker: node(1) }];
+        lie(&mut changed.records[round]);
+        // The sums of the test's own commits must not overflow: a liar's chain says what it likes.
+        let commits = changed.chain.commits.clone();
+        let newest = reseal(&mut changed, round);
+        changed.chain.commits = commits;
+        let options = AuditOptions { newest_record: Some(newest), ..Default::default() };
+        assert_eq!(changed.audit_with(&options).verdict, Verdict::Failed);
+    }
+}
+
+/// Links the records anew from `round` on and stores them; the newest one's digest.
+fn reseal(world: &mut World, round: usize) -> Digest {
+    for index in round..world.records.len() {
+        if index > round {
+            world.records[index].previous = world.records[index - 1].digest();
+        }
+        let bytes = world.records[index].canonical_bytes();
+        world.evidence.insert(bytes);
+    }
+    world.records.last().expect("a record").digest()
+}

@@ -1,0 +1,494 @@
+//! A run that is driven by the coordinator's own machine: real payloads, merges and signatures, and
+//! noise in the place of training.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use manyhands_audit::{
+    AuditOptions, AuditReport, Evidence, EvidenceError, Subject, audit_run,
+};
+use manyhands_chain_client::types::Stage as ChainStage;
+use manyhands_gradient::aggregate::WorkerUpdate;
+use manyhands_gradient::codec::{Endpoints, Update, UpdateCodec};
+use manyhands_gradient::{Admitted, Layout, Revoked, initial_theta, merge, vector};
+use manyhands_proto::keys::NodeKey;
+use manyhands_proto::leaf::{RewardLeaf, merkle_root};
+use manyhands_proto::message::{
+    Assignment, Beat, Commitment, Distances, Duty, Evaluation, Join, Merge, PROTOCOL_VERSION,
+    Possession, ReplayOutcome, Reply, Request, Role, SignedCommitment, Situation, Start, Verdict,
+};
+use manyhands_proto::run_file::{DataSet, RunFile, RunSpec};
+use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, Tick, TokenCount};
+use manyhands_rules::coordinator::{
+    CodecCheck, CodecResult, Contribution, Coordinator, Effect, Facts, FaultKind, Input, MergeOrder,
+    MergeResult, Phase, Stage,
+};
+use manyhands_rules::record::{Entropy, RoundRecord};
+use manyhands_rules::run_id::run_id;
+
+use crate::chain::{Commit, Fault, TestChain};
+
+const PASSED: Distances =
+    Distances { delta: 0.0, first_moment: 0.0, second_moment: 0.0, theta: Digest::new([0; 32]) };
+
+pub(crate) fn key(id: u8) -> NodeKey {
+    NodeKey::from_seed([id; 32])
+}
+
+pub(crate) fn node(id: u8) -> NodeId {
+    key(id).node_id()
+}
+
+/// The coordinator's key.
+const OWNER: u8 = 200;
+
+pub(crate) fn owner() -> NodeId {
+    node(OWNER)
+}
+
+/// Blobs in memory.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Blobs(pub(crate) BTreeMap<Digest, Vec<u8>>);
+
+impl Blobs {
+    pub(crate) fn insert(&mut self, bytes: Vec<u8>) -> Digest {
+        let digest = Digest::of(&bytes);
+        self.0.insert(digest, bytes);
+        digest
+    }
+}
+
+impl Evidence for Blobs {
+    async fn blob(&self, digest: Digest, bytes_max: u64) -> Result<Option<Vec<u8>>, EvidenceError> {
+        let Some(bytes) = self.0.get(&digest) else { return Ok(None) };
+        if bytes.len() as u64 > bytes_max {
+            return Err(EvidenceError::TooLarge { digest, bytes_max, got: bytes.len() as u64 });
+        }
+        match Digest::of(bytes) {
+            got if got == digest => Ok(Some(bytes.clone())),
+            got => Err(EvidenceError::Changed { expected: digest, got }),
+        }
+    }
+}
+
+/// Eleven chunks; a replay passes in an instant.
+pub(crate) fn run_file(extra: &str) -> RunFile {
+    let text = format!(
+        r#"
+        [run]
+        name = "tiny"
+        rounds = 5
+        workers_min = 2
+        [model]
+        vocabulary_size = 257
+        hidden_size = 8
+        layers = 1
+        heads = 2
+        key_value_heads = 1
+        feed_forward_size = 8
+        context_length = 8
+        [training]
+        steps_per_round = 4
+        batch_sequences = 4
+        micro_batch_sequences = 2
+        learning_rate = 1e-3
+        [data]
+        dataset = "data"
+        [round]
+        silence_ms = 3000000
+        {extra}
+        "#
+    );
+    RunFile::parse(&text).expect("a good file")
+}
+
+pub(crate) fn spec(extra: &str) -> RunSpec {
+    let file = run_file(extra);
+    let layout = Layout::of(&file.model).expect("a small model");
+    let theta = vector::digest(&initial_theta(&layout, &file.model, file.run.seed));
+    let manifest = Digest::of(b"manifest");
+    let mut spec = file.resolve(DataSet {
+        manifest,
+        train_sequences: 10_000,
+        held_out_sequences: 2,
+        theta,
+        theta_is_given: false,
+    });
+    // So that a round of a thousand operations per token is worth something.
+    spec.chain.price_per_work_unit = Balance(1_000_000);
+    spec
+}
+
+/// A coordinator and the world around it.
+pub(crate) struct World {
+    machine: Coordinator,
+    layout: Layout,
+    now: Tick,
+    nonce: u64,
+    pub(crate) run: RunId,
+    pub(crate) spec: RunSpec,
+    thetas: BTreeMap<Digest, Vec<f32>>,
+    errors: BTreeMap<u8, Vec<f32>>,
+    /// Rounds that a worker does nothing in.
+    pub(crate) idle: BTreeSet<(u8, u32)>,
+    /// Rounds whose payload a worker keeps to itself.
+    pub(crate) unsent: BTreeSet<(u8, u32)>,
+    /// Rounds of which a replay comes out elsewhere.
+    pub(crate) cheats: BTreeSet<(u8, u32)>,
+    pub(crate) evidence: Blobs,
+    pub(crate) chain: TestChain,
+    /// None: the run settles on no chain.
+    pub(crate) settles: bool,
+    pub(crate) records: Vec<RoundRecord>,
+}
+
+impl World {
+    pub(crate) fn new(spec: RunSpec) -> Self {
+        let run = run_id(*TestChain::GENESIS.as_bytes(), owner(), spec.digest());
+        Self::of(run, spec, true)
+    }
+
+    pub(crate) fn without_chain(mut spec: RunSpec) -> Self {
+        spec.chain.kind = manyhands_proto::run_file::ChainKind::None;
+        let run = run_id([0; 32], owner(), spec.digest());
+        Self::of(run, spec, false)
+    }
+
+    fn of(run: RunId, spec: RunSpec, settles: bool) -> Self {
+        let layout = Layout::of(&spec.model).expect("a small model");
+        let theta = initial_theta(&layout, &spec.model, spec.run.seed);
+        Self {
+            machine: Coordinator::new(run, spec.clone(), Tick(0)),
+            layout,
+            now: Tick(0),
+            nonce: 0,
+            run,
+            thetas: BTreeMap::from([(vector::digest(&theta), theta)]),
+            errors: BTreeMap::new(),
+            idle: BTreeSet::new(),
+            unsent: BTreeSet::new(),
+            cheats: BTreeSet::new(),
+            evidence: Blobs::default(),
+            chain: TestChain::new(run, owner(), &spec),
+            settles,
+            spec,
+            records: Vec::new(),
+        }
+    }
+
+    fn ask(&mut self, id: u8, request: Request) -> Reply {
+        self.nonce += 1;
+        let facts = Facts { stake: Balance(u128::MAX), observed: Vec::new() };
+        let input = Input::Message { from: node(id), nonce: self.nonce, request, facts };
+        self.machine.handle(self.now, input).expect("a message is answered")
+    }
+
+    pub(crate) fn join(&mut self, id: u8, role: Role) {
+        let join = Join {
+            role,
+            version: PROTOCOL_VERSION,
+            class: "cpu".to_owned(),
+            memory_bytes: 1 << 40,
+            tokens_per_second: 10_000,
+            addresses: Vec::new(),
+            head_rounds: (0..100).map(Round).collect(),
+        };
+        self.ask(id, Request::Join(join));
+    }
+
+    /// Runs to the end: workers 1 to `workers`, and verifier 9 if there is to be one.
+    pub(crate) fn run_to_the_end(&mut self, workers: u8, verified: bool) {
+        for id in 1..=workers {
+            self.join(id, Role::Worker);
+        }
+        if verified {
+            self.join(9, Role::Verifier);
+        }
+        let everybody: Vec<u8> = (1..=workers).chain(verified.then_some(9)).collect();
+        for _ in 0..500 {
+            if self.machine.phase() == Phase::Complete {
+                return;
+            }
+            self.turn(&everybody);
+        }
+        panic!("the run ends, it is in {:?}", self.machine.phase());
+    }
+
+    fn turn(&mut self, everybody: &[u8]) {
+        for &id in everybody {
+            self.obey(id);
+        }
+        for effect in self.machine.poll_effects() {
+            if let Some(input) = self.perform(effect) {
+                self.machine.handle(self.now, input);
+            }
+        }
+        self.now = self.now.after_ms(100);
+        let idle = self.machine.poll_effects().is_empty();
+        if idle && let Some((wake, _)) = self.machine.poll_timeout(self.now) {
+            let soon = self.now.after_ms(200_000);
+            if wake <= soon && !matches!(self.machine.phase(), Phase::Gathering { .. }) {
+                self.now = wake;
+                self.machine.handle(self.now, Input::Timeout);
+            }
+        }
+    }
+
+    fn obey(&mut self, id: u8) {
+        let proof = Possession { round: self.machine.round(), proof: Digest::of(&[id]) };
+        let beat = Request::Beat(Beat { theta: Some(proof), steps_done: 0 });
+        let Reply::Situation(Situation { duty, .. }) = self.ask(id, beat) else { return };
+        match duty {
+            Duty::Train(assignment) if !self.idle.contains(&(id, assignment.round.0)) => {
+                let commitment = self.train(id, &assignment);
+                let signed = SignedCommitment::sign(&key(id), self.run, commitment);
+                self.ask(id, Request::Commit(signed));
+            }
+            Duty::Tasks(tasks) => {
+                for replay in tasks.replays {
+                    let round = replay.assignment.round.0;
+                    let cheated =
+                        self.cheats.iter().any(|&(id, r)| (node(id), r) == (replay.assignment.worker, round));
+                    let distances = if cheated { Distances { delta: 0.2, ..PASSED } } else { PASSED };
+                    let outcome = ReplayOutcome::Compared(distances);
+                    self.ask(id, Request::Verdict(Verdict { id: replay.id, outcome }));
+                }
+                for asked in tasks.evaluations {
+                    let evaluation = Evaluation { round: asked.round, theta: asked.theta, loss: 5.0 };
+                    self.ask(id, Request::Evaluation(evaluation));
+                }
+            }
+            // A dismissed worker stays away.
+            Duty::Train(_)
+            | Duty::Gathering { .. }
+            | Duty::Upload(_)
+            | Duty::Wait { .. }
+            | Duty::Sync(_)
+            | Duty::Complete { .. }
+            | Duty::Dismissed(_) => {}
+        }
+    }
+
+    /// Noise that depends on worker and round, encoded as an update.
+    fn train(&mut self, id: u8, assignment: &Assignment) -> Commitment {
+        let start = self.thetas[&assignment.theta].clone();
+        let mut end = start.clone();
+        for tensor in self.layout.tensors() {
+            for index in tensor.range() {
+                let seed = (index as u32).wrapping_mul(2_654_435_761) ^ u32::from(id) << 8;
+                let noise = seed.wrapping_mul(assignment.round.0 * 2 + 3) >> 8;
+                end[index] += (noise as f32 / 16_777_216.0 - 0.5) * 0.01;
+            }
+        }
+        let zeros = || vec![0.0; self.layout.vector_len()];
+        let mut error = match assignment.start {
+            Start::Fresh => zeros(),
+            Start::Head { .. } => self.errors.remove(&id).unwrap_or_else(zeros),
+        };
+        let codec = UpdateCodec::new(self.spec.codec.profile, self.spec.codec.error_decay)
+            .expect("a decay below 1");
+        let ends = Endpoints { start: &start, end: &end };
+        let payload = codec.encode(&self.layout, &mut error, ends).expect("finite");
+        let commitment = Commitment {
+            round: assignment.round,
+            payload: payload.digest(),
+            payload_bytes: payload.as_bytes().len() as u64,
+            theta: vector::digest(&end),
+            moments: Digest::of(b"moments"),
+            error: vector::digest(&error),
+            tokens: TokenCount(
+                u64::from(assignment.sequences) * u64::from(self.spec.model.context_length),
+            ),
+            loss: 3.0,
+        };
+        self.errors.insert(id, error);
+        self.evidence.insert(payload.into_bytes());
+        commitment
+    }
+
+    fn perform(&mut self, effect: Effect) -> Option<Input> {
+        Some(match effect {
+            Effect::FetchPayload { round, worker, .. } => {
+                if self.unsent.iter().any(|&(id, r)| (node(id), r) == (worker, round.0)) {
+                    return None;
+                }
+                Input::PayloadArrived { round, worker, result: Ok(()) }
+            }
+            Effect::CheckCodec(CodecCheck { round, worker, .. }) => {
+                Input::CodecChecked { round, worker, result: CodecResult::Passed }
+            }
+            Effect::CheckPossession { round, worker, proof, .. } => {
+                Input::PossessionChecked { round, worker, proof, holds: true }
+            }
+            Effect::Merge(order) => self.merge(&order),
+            Effect::Anchor { round, stage, digest } => {
+                let entropy = self.entropy(round, stage, digest);
+                Input::Entropy { round, stage, entropy }
+            }
+            Effect::Settle(record) => {
+                let round = record.round;
+                self.records.push(*record);
+                self.settle();
+                Input::Settled { round }
+            }
+            Effect::ReportFault { round, worker, kind, evidence } => {
+                let kind = match kind {
+                    FaultKind::Replay => 0,
+                    FaultKind::Malformed | FaultKind::Codec => 1,
+                };
+                self.chain.faults.insert((worker, round.0), Fault { kind, evidence, slashed: 50 });
+                Input::FaultSettled { round, worker, slashed: Balance(50) }
+            }
+            Effect::CompleteRun { theta } => {
+                self.chain.final_theta = Some(theta);
+                Input::RunCompleted
+            }
+        })
+    }
+
+    fn entropy(&mut self, round: Round, stage: Stage, digest: Digest) -> Entropy {
+        if !self.settles {
+            let signature = key(OWNER).sign(digest.as_bytes());
+            return Entropy { value: Digest::of(&signature), block: None };
+        }
+        let stage = match stage {
+            Stage::Commitments => ChainStage::Commit,
+            Stage::Admitted => ChainStage::Admitted,
+        };
+        let block = self.chain.anchor(round, stage, digest) + 2;
+        Entropy { value: TestChain::hash_of(block), block: Some(block) }
+    }
+
+    fn updates(&self, contributions: &[Contribution]) -> Vec<(NodeId, Update, TokenCount)> {
+        contributions
+            .iter()
+            .map(|Contribution { worker, payload, tokens }| {
+                let bytes = &self.evidence.0[payload];
+                let update = Update::parse(bytes, &self.layout, self.spec.codec.profile);
+                (*worker, update.expect("a good payload"), *tokens)
+            })
+            .collect()
+    }
+
+    fn merge(&mut self, order: &MergeOrder) -> Input {
+        let own = self.updates(&order.contributions);
+        let back: Vec<_> =
+            order.revocations.iter().map(|back| self.updates(&back.contributions)).collect();
+        let own = view(&own);
+        let back: Vec<_> = back.iter().map(|updates| view(updates)).collect();
+        let revoked: Vec<Revoked<'_>> = order
+            .revocations
+            .iter()
+            .zip(&back)
+            .map(|(order, updates)| Revoked {
+                worker: order.revocation.worker,
+                from: Admitted { updates, alpha: order.outer_learning_rate },
+            })
+            .collect();
+        let alpha = order.outer_learning_rate;
+        let own = Admitted { updates: &own, alpha };
+        let update =
+            merge(&self.layout, &self.spec.aggregation, own, &revoked).expect("updates merge");
+        let mut theta = self.thetas[&order.theta].clone();
+        update.apply(&mut theta);
+        let bytes = update.to_bytes();
+        let aggregate_bytes = bytes.len() as u64;
+        let aggregate = self.evidence.insert(bytes);
+        self.evidence.insert(vector::to_bytes(&theta));
+        let digest = vector::digest(&theta);
+        self.thetas.insert(digest, theta);
+        let merge = Merge { aggregate, aggregate_bytes, outer_learning_rate: alpha };
+        Input::Merged { round: order.round, result: MergeResult { merge, theta: digest } }
+    }
+
+    /// Makes blobs and commits of the records, from the first to the last.
+    pub(crate) fn settle(&mut self) {
+        self.chain.commits.clear();
+        let mut first = 0;
+        for index in 0..self.records.len() {
+            self.evidence.insert(self.records[index].canonical_bytes());
+            if !self.records[index].earnings.is_empty() {
+                let commit = self.commit(first..=index);
+                self.chain.commits.insert(index as u32, commit);
+                first = index + 1;
+            }
+        }
+    }
+
+    fn commit(&self, rounds: std::ops::RangeInclusive<usize>) -> Commit {
+        let last = &self.records[*rounds.end()];
+        let evidence = last.digest();
+        let leaves: Vec<RewardLeaf> = last
+            .earnings
+            .iter()
+            .map(|earning| RewardLeaf {
+                genesis_hash: *TestChain::GENESIS.as_bytes(),
+                run: *self.run.as_bytes(),
+                round: last.round.0,
+                worker: *earning.account.as_bytes(),
+                work_units: self.records[rounds.clone()]
+                    .iter()
+                    .flat_map(|record| &record.earnings)
+                    .filter(|other| other.account == earning.account)
+                    .map(|other| other.work.0)
+                    .sum(),
+                cumulative_reward: earning.cumulative.0,
+                evidence_digest: *evidence.as_bytes(),
+            })
+            .collect();
+        let hashes: Vec<_> = leaves.iter().map(RewardLeaf::hash).collect();
+        Commit {
+            first_round: *rounds.start() as u32,
+            last_round: last.round.0,
+            root: merkle_root(&hashes),
+            leaves: leaves.len() as u32,
+            theta: last.theta_next,
+            work: leaves.iter().map(|leaf| leaf.work_units).sum(),
+            total: leaves.iter().map(|leaf| leaf.cumulative_reward).sum(),
+            evidence,
+            finalized: true,
+        }
+    }
+
+    /// Pays an account what the newest leaf says.
+    pub(crate) fn claim(&mut self, id: u8) {
+        let last = self.records.last().expect("a record");
+        let earning = last.earnings.iter().find(|earning| earning.account == node(id));
+        let amount = earning.expect("it earned").cumulative.0;
+        self.chain.claims.insert(node(id), amount);
+        self.chain.escrow -= amount;
+    }
+
+    /// A coordinator that changes what it recorded, and then makes all digests, sets and commits anew,
+    /// so that only what does not follow from the rest gives it away.
+    pub(crate) fn rewrite(&mut self, round: usize, change: impl FnOnce(&mut RoundRecord)) {
+        change(&mut self.records[round]);
+        for index in round + 1..self.records.len() {
+            self.records[index].previous = self.records[index - 1].digest();
+        }
+        self.settle();
+    }
+
+    pub(crate) fn audit_with(&self, options: &AuditOptions) -> AuditReport {
+        let spec = self.spec.canonical_bytes();
+        let chain = self.settles.then_some(&self.chain);
+        let subject = Subject { run: self.run, spec: &spec, evidence: &self.evidence, chain };
+        block_on(audit_run(subject, options, &mut |_| {})).expect("evidence and chain answer")
+    }
+
+    pub(crate) fn audit(&self) -> AuditReport {
+        let newest_record = self.records.last().map(RoundRecord::digest);
+        self.audit_with(&AuditOptions { newest_record, ..AuditOptions::default() })
+    }
+}
+
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(future)
+}
+
+fn view(updates: &[(NodeId, Update, TokenCount)]) -> Vec<(WorkerUpdate<'_>, TokenCount)> {
+    updates
+        .iter()
+        .map(|(worker, update, tokens)| (WorkerUpdate { worker: *worker, update }, *tokens))
+        .collect()
+}

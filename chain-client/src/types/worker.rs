@@ -1,0 +1,104 @@
+//! Workers, verifiers and faults.
+
+use manyhands_proto::{Balance, Digest, NodeId, Round, RunId};
+
+use super::mirror;
+
+mirror! {
+    #[derive(Copy)]
+    struct Membership {
+        run: RunId,
+        joined_at: u32,
+        /// Once left: faults of earlier work can be reported before this block.
+        exposed_until: Option<u32>,
+    }
+}
+
+mirror! {
+    struct Worker {
+        peer_id: Vec<u8>,
+        capability_digest: Digest,
+        stake: Balance,
+        registered_at: u32,
+        /// The block from which the stake can be withdrawn, once the exit was announced.
+        exit_at: Option<u32>,
+        open_faults: u32,
+        memberships: Vec<Membership>,
+    }
+}
+
+mirror! {
+    #[derive(Copy)]
+    struct Verifier {
+        /// Held for this run.
+        bond: Balance,
+        registered_at: u32,
+        /// The block from which the bond can be withdrawn, once retired.
+        exit_at: Option<u32>,
+        /// Faults this verifier reported first and that are not decided.
+        open_reports: u32,
+    }
+}
+
+mirror! {
+    /// What a worker did.
+    #[derive(Copy)]
+    enum FaultKind {
+        /// The replayed round is further from the claimed one than the run's threshold.
+        Replay,
+        /// An opened chunk does not give the payload's bytes.
+        Codec,
+        /// No upload, or no answer to a drawn opening, after a commitment.
+        Withheld,
+        /// Two different signed messages where there must be one.
+        Equivocation,
+    }
+}
+
+mirror! {
+    #[derive(Copy)]
+    enum FaultState {
+        /// Can be contested before `executable_at` and executed from then on.
+        Reported { executable_at: u32, },
+        /// Needs the quorum before `resolves_at`.
+        Contested { bond: Balance, evidence_digest: Digest, resolves_at: u32, },
+        Executed { slashed: Balance, },
+        Dismissed,
+    }
+}
+
+mirror! {
+    struct Fault {
+        kind: FaultKind,
+        evidence_digest: Digest,
+        /// Who reported first and answers for it when the fault is dismissed.
+        opened_by: NodeId,
+        /// In which role.
+        opened_as: super::Attribution,
+        /// Held from the opener for the record.
+        deposit: Balance,
+        /// Verifiers that reported it; the coordinator's report opens a fault but is no vote.
+        verifiers: Vec<NodeId>,
+        reported_at: u32,
+        state: FaultState,
+    }
+}
+
+mirror! {
+    /// A slashed worker's leaves that are not payable: those of rounds from `from_round` on whose
+    /// commit is not later than block `until_block`.
+    #[derive(Copy)]
+    struct Forfeit {
+        from_round: Round,
+        until_block: u32,
+    }
+}
+
+impl Worker {
+    /// Whether the worker has joined the run and not left it.
+    pub fn is_member(&self, run: &RunId) -> bool {
+        self.memberships
+            .iter()
+            .any(|membership| membership.run == *run && membership.exposed_until.is_none())
+    }
+}

@@ -1,0 +1,161 @@
+//! What must hold after every block, whatever was called.
+
+#![cfg(any(feature = "try-runtime", test))]
+
+use alloc::collections::BTreeMap;
+
+use frame_support::{ensure, traits::Get};
+use sp_runtime::TryRuntimeError;
+
+use crate::{
+    AccountId, Balance, Challenges, Claimed, Config, Fault, FaultState, Faults, Funding,
+    HoldReason, Pallet, RoundState, Rounds, Run, RunId, RunState, Runs, Verifiers, Workers,
+};
+
+/// What the records say each account has on hold, by purpose.
+#[derive(Default)]
+struct Expected(BTreeMap<(u8, AccountId), (HoldReasonKey, Balance)>);
+
+#[derive(Clone, Copy)]
+enum HoldReasonKey {
+    Stake,
+    Verifier,
+    Coordinator,
+    Contest,
+    Challenge,
+    Deposit,
+}
+
+impl HoldReasonKey {
+    fn reason(self) -> HoldReason {
+        match self {
+            Self::Stake => HoldReason::WorkerStake,
+            Self::Verifier => HoldReason::VerifierBond,
+            Self::Coordinator => HoldReason::CoordinatorBond,
+            Self::Contest => HoldReason::ContestBond,
+            Self::Challenge => HoldReason::ChallengeBond,
+            Self::Deposit => HoldReason::StorageDeposit,
+        }
+    }
+}
+
+impl Expected {
+    fn add(&mut self, key: HoldReasonKey, who: &AccountId, amount: Balance) {
+        let entry = self.0.entry((key as u8, who.clone())).or_insert((key, 0));
+        entry.1 = entry.1.saturating_add(amount);
+    }
+}
+
+impl<T: Config> Pallet<T> {
+    /// Checks the conservation of money and the consistency of all records.
+    pub fn do_try_state() -> Result<(), TryRuntimeError> {
+        let mut expected = Expected::default();
+        let mut open_faults = BTreeMap::<AccountId, u32>::new();
+        for (run_id, run) in Runs::<T>::iter() {
+            Self::check_escrow(&run_id, &run)?;
+            Self::check_rounds(&run_id, &run)?;
+            expected.add(HoldReasonKey::Coordinator, &run.owner, run.bond);
+            expected.add(HoldReasonKey::Deposit, &run.owner, run.deposit);
+
+            let mut disputes = 0_u32;
+            let mut open_reports = BTreeMap::<AccountId, u32>::new();
+            for ((worker, _), fault) in Faults::<T>::iter_prefix(run_id) {
+                expected.add(HoldReasonKey::Deposit, &fault.opened_by, fault.deposit);
+                if let FaultState::Contested { bond, .. } = fault.state {
+                    expected.add(HoldReasonKey::Contest, &worker, bond);
+                }
+                if is_open(&fault) {
+                    disputes = disputes.saturating_add(1);
+                    increment(&mut open_faults, &worker);
+                    if fault.opened_as == crate::Attribution::Verifier {
+                        increment(&mut open_reports, &fault.opened_by);
+                    }
+                }
+            }
+            for (_, challenge) in Challenges::<T>::iter_prefix(run_id) {
+                disputes = disputes.saturating_add(1);
+                expected.add(HoldReasonKey::Challenge, &challenge.challenger, challenge.bond);
+            }
+            ensure!(disputes == run.open_disputes, "a run's open disputes are miscounted");
+
+            let mut verifiers = 0_u32;
+            for (who, verifier) in Verifiers::<T>::iter_prefix(run_id) {
+                verifiers = verifiers.saturating_add(1);
+                expected.add(HoldReasonKey::Verifier, &who, verifier.bond);
+                let reports = open_reports.get(&who).copied().unwrap_or(0);
+                ensure!(verifier.open_reports == reports, "open reports are miscounted");
+            }
+            ensure!(verifiers == run.verifiers, "a run's verifiers are miscounted");
+        }
+        for (who, worker) in Workers::<T>::iter() {
+            expected.add(HoldReasonKey::Stake, &who, worker.stake);
+            expected.add(HoldReasonKey::Deposit, &who, T::RecordDeposit::get());
+            let faults = open_faults.get(&who).copied().unwrap_or(0);
+            ensure!(worker.open_faults == faults, "a worker's open faults are miscounted");
+        }
+        for ((_, who), (key, amount)) in &expected.0 {
+            ensure!(
+                Self::held(key.reason(), who) == *amount,
+                "an account's hold differs from its records"
+            );
+        }
+        Ok(())
+    }
+
+    fn check_escrow(run_id: &RunId, run: &Run) -> Result<(), TryRuntimeError> {
+        let pot = Self::pot_account(run_id);
+        ensure!(
+            Self::held(HoldReason::RunEscrow, &pot) == run.escrow,
+            "the pot's hold differs from the escrow"
+        );
+        let came_in = run.funded.saturating_add(run.recovered);
+        let went_out = run.claimed.saturating_add(run.refunded);
+        ensure!(
+            came_in == run.escrow.saturating_add(went_out),
+            "escrow + claimed + refunded differs from funded + recovered"
+        );
+        let claimed = Claimed::<T>::iter_prefix_values(run_id).fold(0, Balance::saturating_add);
+        let pruning = run.state == RunState::Settled;
+        ensure!(pruning || claimed == run.claimed, "the claims do not add up");
+        let funding = Funding::<T>::iter_prefix_values(run_id).fold(0, Balance::saturating_add);
+        ensure!(funding == run.funded_outstanding, "the funding does not add up");
+        ensure!(run.claimed <= run.finalized_reward, "more was claimed than is final");
+        ensure!(run.finalized_reward <= run.committed.ceiling, "more is final than was committed");
+        let owed = run.committed.ceiling.saturating_sub(run.claimed);
+        ensure!(
+            run.refunded > 0 || pruning || owed <= run.escrow,
+            "the escrow does not cover what was committed"
+        );
+        Ok(())
+    }
+
+    fn check_rounds(run_id: &RunId, run: &Run) -> Result<(), TryRuntimeError> {
+        let mut previous = run.latest_finalized;
+        for pending in &run.pending {
+            ensure!(previous.is_none_or(|round| round < *pending), "pending rounds out of order");
+            previous = Some(*pending);
+            let record = Rounds::<T>::get(run_id, pending).ok_or("a pending round is missing")?;
+            let challenged = Challenges::<T>::contains_key(run_id, pending);
+            let state = if challenged { RoundState::Challenged } else { RoundState::Committed };
+            ensure!(record.state == state, "a pending round is in the wrong state");
+        }
+        ensure!(
+            previous.is_none_or(|round| round < run.next_round),
+            "the next round was committed already"
+        );
+        for (round, record) in Rounds::<T>::iter_prefix(run_id) {
+            let waits = matches!(record.state, RoundState::Committed | RoundState::Challenged);
+            ensure!(waits == run.pending.contains(&round), "a waiting round is not pending");
+        }
+        Ok(())
+    }
+}
+
+fn is_open(fault: &Fault) -> bool {
+    matches!(fault.state, FaultState::Reported { .. } | FaultState::Contested { .. })
+}
+
+fn increment(counts: &mut BTreeMap<AccountId, u32>, who: &AccountId) {
+    let count = counts.entry(who.clone()).or_default();
+    *count = count.saturating_add(1);
+}

@@ -1,0 +1,168 @@
+//! `join` and `verify`: taking part in a run.
+
+mod failures;
+mod show;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use manyhands_model::device::DeviceChoice;
+use manyhands_network::invitation::Invitation;
+use manyhands_proto::Balance;
+use manyhands_proto::message::Role;
+use manyhands_worker::{WorkerConfig, run};
+
+use super::ChainArg;
+use super::doctor::gpu;
+use crate::amount::{Amount, parse_load};
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::remote::{any_address, control_addresses};
+use crate::{folder, run_reference, stop};
+
+/// Trains what the run asks for, proves it, and is paid for it. Ctrl-C leaves as soon as nobody waits for
+/// this machine's evidence; a second one ends at once. Started again, it goes on where it was.
+#[derive(Debug, clap::Args)]
+pub(crate) struct JoinArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// What to put down, in tokens [default: what the run asks for].
+    #[arg(long, value_name = "TOKENS")]
+    stake: Option<Amount>,
+    /// The share of this machine's time that training may take.
+    #[arg(long, value_name = "PERCENT", default_value = "100%", value_parser = parse_load)]
+    max_load: f64,
+}
+
+/// Replays the rounds that are drawn, and measures the held-out loss. Ctrl-C leaves; a second one ends at
+/// once.
+#[derive(Debug, clap::Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    node: NodeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct NodeArgs {
+    /// The invitation that `launch` printed, or a file that holds it.
+    address: String,
+    /// Folder of this node: key, data, unfinished work [default: $MANYHANDS_HOME/worker, or verifier].
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// auto, cpu, cuda, cuda:N or mps.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: DeviceChoice,
+    /// CPU threads of one operation [default: all cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
+    #[command(flatten)]
+    chain: ChainArg,
+    /// Where peers reach this node (QUIC); the data plane takes the next port. Port 0 takes free ones.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Disk for updates and parameters, in GiB.
+    #[arg(long, value_name = "GIB", default_value = "64", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    disk_max: u64,
+}
+
+/// What tells a worker from a verifier.
+struct Part {
+    role: Role,
+    folder: &'static str,
+    load_max: f64,
+    stake: Option<Balance>,
+}
+
+pub(crate) async fn join(args: JoinArgs, output: Output, with_stdin: bool) -> Result<(), Failure> {
+    let part = Part {
+        role: Role::Worker,
+        folder: "worker",
+        load_max: args.max_load,
+        stake: args.stake.map(|amount| amount.0),
+    };
+    take_part(args.node, part, output, with_stdin).await
+}
+
+pub(crate) async fn verify(args: VerifyArgs, output: Output, with_stdin: bool) -> Result<(), Failure> {
+    let part = Part { role: Role::Verifier, folder: "verifier", load_max: 1.0, stake: None };
+    take_part(args.node, part, output, with_stdin).await
+}
+
+async fn take_part(
+    args: NodeArgs,
+    part: Part,
+    output: Output,
+    with_stdin: bool,
+) -> Result<(), Failure> {
+    let stop = stop::requested(with_stdin);
+    let invitation = run_reference::parse(&args.address)?.invitation;
+    let folder = folder::choose(args.dir.clone(), part.folder)?;
+    let (key, key_is_new) = folder::key(&folder)?;
+    let shown = serde_json::json!({
+        "event": "starting", "node": key.node_id(), "dir": folder, "key_is_new": key_is_new,
+        "run": invitation.run,
+    });
+    output.event(&shown, || {
+        let made = if key_is_new { ", made now" } else { "" };
+        Some(format!("node    0x{} (key in {}{made})", key.node_id(), folder.display()))
+    });
+    warn_of_idle_gpu(args.device, output)?;
+
+    let screen = Arc::new(Mutex::new(show::Screen::new(output, part.role)));
+    let told = Arc::clone(&screen);
+    let config = WorkerConfig {
+        folder,
+        key,
+        role: part.role,
+        device: args.device,
+        threads: args.threads.unwrap_or_else(all_cores),
+        load_max: part.load_max,
+        control_listen: control_addresses(listen(&args, &invitation)),
+        data_listen: next_port(listen(&args, &invitation)),
+        store_bytes_max: args.disk_max << 30,
+        chain_url: args.chain.chain,
+        stake: part.stake,
+        trainers: None,
+        on_event: Arc::new(move |event| {
+            told.lock().unwrap_or_else(PoisonError::into_inner).show(&event);
+        }),
+        invitation,
+    };
+    let exit = run(config, stop).await.map_err(failures::run)?;
+    let mut screen = screen.lock().unwrap_or_else(PoisonError::into_inner);
+    screen.ended(&exit)
+}
+
+fn listen(args: &NodeArgs, invitation: &Invitation) -> SocketAddr {
+    args.listen.unwrap_or_else(|| any_address(invitation))
+}
+
+/// Port 0 and the last one stay as they are: the one is any, the other has no next.
+fn next_port(mut address: SocketAddr) -> SocketAddr {
+    if address.port() > 0 {
+        address.set_port(address.port().saturating_add(1));
+    }
+    address
+}
+
+fn all_cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
+}
+
+/// A build for CPUs on a machine with a GPU works, but hardly as its owner meant.
+fn warn_of_idle_gpu(device: DeviceChoice, output: Output) -> Result<(), Failure> {
+    let resolved = device.resolve().map_err(|error| {
+        Failure::new("no_device", error, "choose another with --device; `manyhands doctor` tells what is there")
+    })?;
+    if device == DeviceChoice::Auto
+        && resolved == manyhands_model::Device::Cpu
+        && let Some(found) = gpu::found().first()
+    {
+        let shown = serde_json::json!({ "event": "idle_gpu", "gpu": found, "remedy": gpu::REBUILD });
+        output.event(&shown, || {
+            Some(format!("warning: this machine has a GPU ({}), this build does not use it: {}", found.name, gpu::REBUILD))
+        });
+    }
+    Ok(())
+}

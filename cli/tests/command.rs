@@ -1,0 +1,94 @@
+//! The program's answers: help, refusals, JSON.
+
+use std::process::{Command, Output};
+
+fn manyhands(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_manyhands"))
+        .args(arguments)
+        .env_remove("RUST_LOG")
+        .env_remove("MANYHANDS_CHAIN")
+        .output()
+        .expect("the program starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+#[test]
+fn help_lists_what_there_is_and_nothing_else() {
+    let help = text(&manyhands(&["--help"]).stdout);
+    for command in ["doctor", "launch", "join", "verify", "status", "audit", "claim", "export", "generate", "devnet", "keys", "prepare", "demo"] {
+        assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{command} in {help}");
+    }
+    let join = text(&manyhands(&["join", "--help"]).stdout);
+    for later in ["plan", "simulate", "--ask", "--bundle", "--offline"] {
+        assert!(!help.contains(later) && !join.contains(later), "{later}");
+    }
+}
+
+#[test]
+fn a_refusal_has_a_code_a_reason_and_a_remedy() {
+    let output = manyhands(&["status", "nonsense", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = &json(&output)["error"];
+    assert_eq!(error["code"], "invitation");
+    assert!(error["reason"].as_str().is_some_and(|reason| reason.contains("nonsense")), "{error}");
+    assert!(error["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{error}");
+    let output = manyhands(&["status", "nonsense"]);
+    assert!(text(&output.stderr).contains("error [invitation]"), "{output:?}");
+    assert!(text(&output.stderr).contains("what to do: "), "{output:?}");
+}
+
+#[test]
+fn a_key_is_made_once_and_shown() {
+    let folder = tempfile::tempdir().expect("folder");
+    let dir = folder.path().join("node");
+    let dir = dir.to_str().expect("a path");
+    assert_eq!(json(&manyhands(&["keys", "show", "--dir", dir, "--json"]))["error"]["code"], "no_key");
+    let made = json(&manyhands(&["keys", "new", "--dir", dir, "--json"]));
+    let shown = json(&manyhands(&["keys", "show", "--dir", dir, "--json"]));
+    assert_eq!(made["account"], shown["account"]);
+    assert_eq!(json(&manyhands(&["keys", "new", "--dir", dir, "--json"]))["error"]["code"], "key_exists");
+}
+
+#[cfg(feature = "coordinator")]
+#[test]
+fn a_run_file_with_an_unknown_field_is_refused_with_line_and_field() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("run.toml");
+    let recipe = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/1m.toml"));
+    let wrong = recipe.expect("a recipe").replace("layers = 4", "layer_count = 4");
+    std::fs::write(&path, wrong).expect("write");
+    let output = manyhands(&["launch", path.to_str().expect("a path"), "--json"]);
+    let error = &json(&output)["error"];
+    assert_eq!((output.status.code(), &error["code"]), (Some(1), &"run_file".into()));
+    let reason = error["reason"].as_str().expect("a reason");
+    assert!(reason.contains("line ") && reason.contains("layer_count"), "{reason}");
+}
+
+#[cfg(all(feature = "worker", feature = "coordinator"))]
+#[test]
+fn text_becomes_a_data_set_that_is_not_overwritten() {
+    let folder = tempfile::tempdir().expect("folder");
+    let text = folder.path().join("text");
+    std::fs::create_dir(&text).expect("folder");
+    for file in 0..200 {
+        let lines: String = (0..40).map(|line| format!("many hands make light work, {} of {file}\n", line * file)).collect();
+        std::fs::write(text.join(format!("{file}.txt")), lines).expect("write");
+    }
+    let (text, out) = (text, folder.path().join("data"));
+    let arguments = [
+        "prepare", "--text", text.to_str().expect("a path"), "--out", out.to_str().expect("a path"),
+        "--vocabulary", "300", "--held-out-per-mille", "100", "--json",
+    ];
+    let prepared = json(&manyhands(&arguments));
+    assert_eq!(prepared["documents"], 200);
+    assert!(prepared["train_tokens"].as_u64() > prepared["held_out_tokens"].as_u64(), "{prepared}");
+    assert!(prepared["unigram_loss"].as_f64().is_some_and(|loss| loss > 1.0 && loss < 6.0), "{prepared}");
+    assert_eq!(json(&manyhands(&arguments))["error"]["code"], "folder_exists");
+}

@@ -1,0 +1,4 @@
+//! The recipes in `configs/`, and the command as a program sees it.
+
+mod command;
+mod recipes;

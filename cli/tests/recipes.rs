@@ -1,0 +1,56 @@
+//! Every recipe is complete, and what its comments say of it is computed.
+
+use std::path::{Path, PathBuf};
+
+use manyhands_gradient::Layout;
+use manyhands_proto::run_file::RunFile;
+
+fn recipes() -> Vec<(PathBuf, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let mut recipes: Vec<_> = std::fs::read_dir(folder)
+        .expect("configs/")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .map(|path| (path.clone(), std::fs::read_to_string(path).expect("text")))
+        .collect();
+    recipes.sort();
+    recipes
+}
+
+/// The number after `# name: ` in a recipe's comments.
+fn stated(text: &str, name: &str) -> Option<u64> {
+    let prefix = format!("# {name}: ");
+    let rest = text.lines().find_map(|line| line.strip_prefix(&prefix))?;
+    rest.split(' ').next()?.trim_end_matches('.').parse().ok()
+}
+
+#[test]
+fn every_recipe_is_a_run_of_the_size_that_it_states() {
+    let mut sizes = Vec::new();
+    for (path, text) in recipes() {
+        let file = RunFile::parse(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let parameters = Layout::of(&file.model).expect("a layout").parameter_count().0;
+        assert_eq!(stated(&text, "parameters"), Some(parameters), "{}", path.display());
+        sizes.push(parameters);
+    }
+    for about in [1_000_000_u64, 10_000_000, 125_000_000, 350_000_000, 1_000_000_000] {
+        assert!(sizes.iter().any(|size| size.abs_diff(about) < about / 10), "no recipe of about {about}");
+    }
+}
+
+#[cfg(feature = "worker")]
+#[test]
+fn every_recipe_fits_the_gpu_that_it_names() {
+    use manyhands_model::device::MemoryNeed;
+    for (path, text) in recipes() {
+        let file = RunFile::parse(&text).expect("parsed by the other test");
+        let training = &file.training;
+        let need = MemoryNeed::of(&file.model, training.micro_batch_sequences, training.precision);
+        let need = need.expect("a layout").device_bytes();
+        assert_eq!(stated(&text, "device memory"), Some(need >> 20), "{}", path.display());
+        if let Some(gigabytes) = stated(&text, "Smallest GPU") {
+            // A card of 8 GB has a little less than 8 GiB.
+            assert!(need < (gigabytes << 30) / 100 * 95, "{}", path.display());
+        }
+    }
+}

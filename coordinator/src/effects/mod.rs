@@ -1,0 +1,121 @@
+//! What the machine wants done. Each effect ends with the input that answers it, or with an error that
+//! ends the service: trouble with peers or the chain is waited out in here, as long as the effect is
+//! wanted.
+
+mod anchor;
+mod codec_check;
+mod complete;
+mod fault;
+mod merge;
+mod payload;
+mod possession;
+pub(crate) mod settle;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use manyhands_network::data::{Source, StoreError};
+use manyhands_proto::NodeId;
+use manyhands_rules::coordinator::{Effect, Input};
+
+use crate::context::Context;
+use crate::journal::BlobNote;
+use crate::store::ReadBlobError;
+
+use settle::RecordFileError;
+
+
+/// What an effect came to.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) input: Input,
+    /// Blobs that it put into the store.
+    pub(crate) blobs: Vec<BlobNote>,
+}
+
+impl From<Input> for Done {
+    fn from(input: Input) -> Self {
+        Self { input, blobs: Vec::new() }
+    }
+}
+
+/// Why the service cannot go on. Nothing that was decided is lost: it is all in the journal.
+#[derive(Debug, thiserror::Error)]
+pub enum EffectError {
+    #[error("cannot store a blob: {0}")]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Read(#[from] ReadBlobError),
+    #[error(transparent)]
+    Record(#[from] RecordFileError),
+    #[error("round {round} cannot be merged: {reason}")]
+    Merge { round: manyhands_proto::Round, reason: String },
+    #[error("an effect panicked; this is a bug: {0}")]
+    Panicked(String),
+}
+
+/// Whose answer an effect waits for; none if it is the coordinator's or the chain's.
+pub(crate) fn peer(effect: &Effect) -> Option<NodeId> {
+    match effect {
+        Effect::FetchPayload { worker, .. } => Some(*worker),
+        Effect::CheckCodec(check) => Some(check.worker),
+        Effect::CheckPossession { .. }
+        | Effect::Merge(_)
+        | Effect::Anchor { .. }
+        | Effect::Settle(_)
+        | Effect::ReportFault { .. }
+        | Effect::CompleteRun { .. } => None,
+    }
+}
+
+/// For metrics and logs.
+pub(crate) const fn name(effect: &Effect) -> &'static str {
+    match effect {
+        Effect::FetchPayload { .. } => "fetch_payload",
+        Effect::CheckCodec(_) => "check_codec",
+        Effect::CheckPossession { .. } => "check_possession",
+        Effect::Merge(_) => "merge",
+        Effect::Anchor { .. } => "anchor",
+        Effect::Settle(_) => "settle",
+        Effect::ReportFault { .. } => "report_fault",
+        Effect::CompleteRun { .. } => "complete_run",
+    }
+}
+
+/// Performs one effect. Dropping the future stops it; performing it again does no harm.
+pub(crate) async fn perform(
+    context: Arc<Context>,
+    effect: Effect,
+    addresses: Vec<SocketAddr>,
+) -> Result<Done, EffectError> {
+    match effect {
+        Effect::FetchPayload { round, worker, payload, payload_bytes } => {
+            let order = payload::Order { round, worker, payload, payload_bytes };
+            payload::fetch(&context, order, Source { peer: worker, addresses }).await
+        }
+        Effect::CheckCodec(check) => {
+            let source = Source { peer: check.worker, addresses };
+            codec_check::check(&context, check, source).await
+        }
+        Effect::CheckPossession { round, worker, theta, proof } => {
+            possession::check(context, possession::Claim { round, worker, theta, proof }).await
+        }
+        Effect::Merge(order) => merge::merge(context, order).await,
+        Effect::Anchor { round, stage, digest } => {
+            Ok(anchor::anchor(&context, anchor::Anchored { round, stage, digest }).await.into())
+        }
+        Effect::Settle(record) => settle::settle(&context, *record).await,
+        Effect::ReportFault { round, worker, kind, evidence } => {
+            let fault = fault::Fault { round, worker, kind, evidence };
+            Ok(fault::carry_through(&context, fault).await.into())
+        }
+        Effect::CompleteRun { theta } => Ok(complete::complete(&context, theta).await.into()),
+    }
+}
+
+/// Runs what takes long on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, EffectError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| EffectError::Panicked(error.to_string()))
+}

@@ -1,0 +1,91 @@
+//! Fetching a committed update from its worker.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use manyhands_gradient::codec::{Update, payload_bytes_max};
+use manyhands_network::data::{Access, FetchError, FetchRequest, Source, SourceError};
+use manyhands_proto::{Digest, NodeId, Round};
+use manyhands_rules::coordinator::Input;
+
+use super::{Done, EffectError, blocking};
+use crate::context::Context;
+use crate::journal::{BlobKind, BlobNote};
+use crate::retry::Backoff;
+
+/// Which update.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Order {
+    pub(super) round: Round,
+    pub(super) worker: NodeId,
+    pub(super) payload: Digest,
+    /// As committed.
+    pub(super) payload_bytes: u64,
+}
+
+/// Fetches and parses the payload. A worker that cannot be reached is tried again until the machine
+/// closes the round without it; one that sends what the codec cannot have written is answered with
+/// the reason.
+pub(super) async fn fetch(
+    context: &Arc<Context>,
+    order: Order,
+    source: Source,
+) -> Result<Done, EffectError> {
+    let Order { round, worker, payload, payload_bytes } = order;
+    let arrived = |result| Input::PayloadArrived { round, worker, result };
+    let length_max = payload_bytes_max(&context.layout, context.spec.codec.profile) as u64;
+    if payload_bytes > length_max {
+        let reason =
+            format!("a payload has at most {length_max} bytes, it committed {payload_bytes}");
+        return Ok(arrived(Err(reason)).into());
+    }
+    let mut backoff = Backoff::for_peers();
+    let bytes = loop {
+        let request = FetchRequest::new(payload, vec![source.clone()], length_max);
+        match context.data.fetch_to_memory(request).await {
+            Ok((bytes, _)) => break bytes,
+            Err(error) => {
+                if let Some(length) = overlong(&error) {
+                    let reason = format!("a payload has at most {length_max} bytes, it has {length}");
+                    return Ok(arrived(Err(reason)).into());
+                }
+                tracing::debug!(%worker, %round, %error, "a payload is fetched again");
+            }
+        }
+        backoff.wait().await;
+    };
+    let (context, kept) = (context.clone(), bytes.clone());
+    let result = blocking(move || {
+        context.store.insert(&kept, Access::Nobody)?;
+        Ok::<_, EffectError>(judge(&context, &kept, payload_bytes))
+    })
+    .await??;
+    metrics::counter!(crate::metrics::PAYLOAD_BYTES).increment(bytes.len() as u64);
+    let note = BlobNote { digest: payload, kind: BlobKind::Payload, round };
+    Ok(Done { input: arrived(result), blobs: vec![note] })
+}
+
+fn judge(context: &Context, bytes: &Bytes, committed: u64) -> Result<(), String> {
+    if bytes.len() as u64 != committed {
+        return Err(format!("it committed a payload of {committed} bytes and sent {}", bytes.len()));
+    }
+    match Update::parse(bytes, &context.layout, context.spec.codec.profile) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The length of a blob that is too long to be a payload.
+fn overlong(error: &FetchError) -> Option<u64> {
+    let FetchError::NoSource { failures, .. } = error else { return None };
+    failures.iter().find_map(|failure| match failure.error {
+        SourceError::TooLarge { length, .. } => Some(length),
+        SourceError::Connect(_)
+        | SourceError::Refused(_)
+        | SourceError::Blame(_)
+        | SourceError::Stalled { .. }
+        | SourceError::TooSlow { .. }
+        | SourceError::Lost(_)
+        | SourceError::GroupCount { .. } => None,
+    })
+}

@@ -1,0 +1,106 @@
+//! Runs from the first round to the last.
+
+use manyhands_coordinator::{read_record, service::records_folder};
+use manyhands_gradient::{Layout, OuterUpdate, initial_theta, vector};
+use manyhands_proto::message::{Reply, Request, Role};
+use manyhands_proto::{Digest, NodeId, Round};
+use manyhands_rules::record::{Finding, Outcome, RoundRecord};
+use manyhands_rules::worker::Exit;
+
+use crate::peer::{Conduct, key};
+use crate::world::{World, run_file, within};
+
+/// The run's records in order, checked to be a chain from the specification.
+pub(crate) fn records(world: &World, rounds: Round) -> Vec<RoundRecord> {
+    let folder = records_folder(world.folder());
+    let records: Vec<_> =
+        (0..rounds.0).map(|round| read_record(&folder, Round(round)).expect("a record")).collect();
+    let mut previous = world.spec.digest();
+    for record in &records {
+        assert_eq!(record.previous, previous);
+        previous = record.digest();
+    }
+    records
+}
+
+/// θ at the end, from θ₀ and the merges that a stranger can fetch.
+pub(crate) async fn follow(world: &World, records: &[RoundRecord]) -> Digest {
+    let stranger = world.peer(200, Role::Worker, Conduct::Honest).await;
+    let layout = Layout::of(&world.spec.model).expect("layout");
+    let mut theta = initial_theta(&layout, &world.spec.model, world.spec.run.seed);
+    for record in records {
+        assert_eq!(vector::digest(&theta), record.theta);
+        if let Some(merge) = &record.merge {
+            let bytes = within("a merge", stranger.fetch(merge.aggregate)).await.expect("public");
+            OuterUpdate::parse(&bytes, &layout).expect("a merge").apply(&mut theta);
+        }
+        assert_eq!(vector::digest(&theta), record.theta_next);
+    }
+    vector::digest(&theta)
+}
+
+fn outcome(record: &RoundRecord, worker: NodeId) -> &Outcome {
+    let result = record.results.iter().find(|result| result.worker == worker);
+    &result.expect("it was a candidate").outcome
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_and_a_verifier_finish_a_run_that_anybody_can_follow() {
+    let world = World::new(run_file()).await;
+    let verifier = world.join(9, Role::Verifier, Conduct::Honest).await;
+    let workers = [
+        world.join(1, Role::Worker, Conduct::Honest).await,
+        world.join(2, Role::Worker, Conduct::Honest).await,
+    ];
+    let completed = within("the run", world.handle().wait_complete()).await.expect("complete");
+    for peer in workers.into_iter().chain([verifier]) {
+        let ended = within("a peer's end", peer).await.expect("no panic");
+        assert!(matches!(ended.exit, Exit::Complete { theta, .. } if theta == completed.theta));
+    }
+    let records = records(&world, completed.rounds);
+    assert_eq!(follow(&world, &records).await, completed.theta);
+    for record in &records[..2] {
+        assert_eq!(outcome(record, key(1).node_id()), &Outcome::Admitted);
+        assert_eq!(outcome(record, key(2).node_id()), &Outcome::Admitted);
+        let passed = record.checks.iter().filter(|check| check.finding == Finding::CodecPassed);
+        assert_eq!(passed.count(), 2);
+    }
+    let status = world.status().await;
+    assert!(status.problems.is_empty());
+    assert_eq!(status.run.history[0].held_out_loss, Some(5.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_error_buffer_and_a_garbage_payload_are_faults_and_the_round_merges_the_rest() {
+    let mut file = run_file();
+    (file.run.rounds, file.run.workers_min) = (1, 3);
+    let world = World::new(file).await;
+    let peers = [
+        world.join(9, Role::Verifier, Conduct::Honest).await,
+        world.join(1, Role::Worker, Conduct::Honest).await,
+        world.join(2, Role::Worker, Conduct::ForgesItsErrorBuffer).await,
+        world.join(3, Role::Worker, Conduct::SendsGarbage).await,
+    ];
+    let completed = within("the run", world.handle().wait_complete()).await.expect("complete");
+    let records = records(&world, completed.rounds);
+    assert_eq!(outcome(&records[0], key(1).node_id()), &Outcome::Admitted);
+    assert!(matches!(outcome(&records[0], key(2).node_id()), Outcome::CodecFault(_)));
+    assert!(matches!(outcome(&records[0], key(3).node_id()), Outcome::Malformed(_)));
+    let [_, honest, forger, garbage] = peers;
+    assert!(matches!(honest.await.expect("no panic").exit, Exit::Complete { .. }));
+    for cheat in [forger, garbage] {
+        assert!(matches!(within("its end", cheat).await.expect("no panic").exit, Exit::Refused(_)));
+    }
+    let faults = world.status().await.run.faults;
+    assert_eq!(faults.len(), 2);
+    assert_eq!(follow(&world, &records).await, completed.theta);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_is_described_to_whoever_asks() {
+    let world = World::new(run_file()).await;
+    let mut stranger = world.peer(1, Role::Worker, Conduct::Honest).await;
+    let reply = within("the answer", stranger.ask(&Request::Describe)).await.expect("answered");
+    let Reply::Description { spec, round } = reply else { panic!("got {reply:?}") };
+    assert_eq!((spec, round), (world.spec.canonical_bytes(), Round(0)));
+}

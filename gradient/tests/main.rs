@@ -1,0 +1,9 @@
+//! The crate's promises, from outside: bits that never change, orders that never matter, and bytes
+//! from strangers.
+
+mod aggregate;
+mod codec;
+mod layout;
+mod moments;
+mod outer_update;
+mod support;

@@ -1,0 +1,3 @@
+//! The parts together, on loopback.
+
+mod chain;

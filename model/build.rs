@@ -1,0 +1,7 @@
+//! Where this package's own tests and examples find libtorch when they run.
+
+include!("link_torch.rs");
+
+fn main() {
+    link_torch();
+}

@@ -1,0 +1,33 @@
+//! The only crate that links libtorch: the transformer, its inner optimiser, data loading, replay,
+//! evaluation, generation, and folders of Hugging Face `transformers`.
+//!
+//! θ enters and leaves as the canonical vector of [`manyhands_gradient::Layout`], the same bits on both
+//! sides. Nothing here knows about peers, rounds or the chain; the worker and the verifier know this
+//! crate by [`Trainer`], [`Replay`], [`evaluate()`] and [`data`].
+
+pub mod data;
+pub mod device;
+pub mod hugging_face;
+
+mod batch;
+mod evaluate;
+mod generate;
+mod metrics;
+mod optimizer;
+mod parameters;
+mod replay;
+mod schedule;
+mod torch;
+mod trainer;
+mod transformer;
+
+pub use evaluate::{EvaluateError, EvaluateTask, Evaluation, evaluate};
+pub use generate::{GenerateError, GenerateOptions, generate};
+pub use replay::{ClaimError, ClaimedChunk, Distances, EndState, Replay, compare};
+pub use schedule::learning_rate;
+pub use torch::TorchError;
+pub use trainer::{Control, LocalTrainer, Progress, TrainError, TrainOutcome, TrainTask, Trainer};
+pub use transformer::Transformer;
+
+/// A device that libtorch computes on.
+pub use tch::Device;

@@ -1,0 +1,192 @@
+//! What a peer asks.
+
+use super::MessageError;
+use super::field::{
+    address_texts, addresses, ascending, at_most, check, class, digest, explain, list, reason,
+    required, round, unexpected,
+};
+use crate::message::limits::{COUNT_MAX, HEAD_ROUNDS_MAX, STEPS_MAX};
+use crate::message::wire::request::Kind;
+use crate::message::wire::verdict::Outcome;
+use crate::message::{
+    Beat, Distances, Evaluation, Join, Possession, ReplayOutcome, Request, Role, SignedCommitment,
+    Verdict, wire,
+};
+use crate::{NodeId, Round, RunId};
+
+impl From<&Request> for wire::Request {
+    fn from(request: &Request) -> Self {
+        let kind = match request {
+            Request::Describe => Kind::Describe(wire::Empty {}),
+            Request::Join(join) => Kind::Join(join.into()),
+            Request::Beat(beat) => Kind::Beat(beat.into()),
+            Request::Commit(signed) => Kind::Commit(signed.into()),
+            Request::Verdict(verdict) => Kind::Verdict(verdict.into()),
+            Request::Evaluation(evaluation) => Kind::Evaluation(evaluation.into()),
+            Request::Leave => Kind::Leave(wire::Empty {}),
+            Request::Status => Kind::Status(wire::Empty {}),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+impl Request {
+    /// `run` and `signer` are the envelope's: a commitment is signed for both.
+    pub(in crate::message) fn parse(
+        wire: wire::Request,
+        run: RunId,
+        signer: NodeId,
+    ) -> Result<Self, MessageError> {
+        Ok(match required("request.kind", wire.kind)? {
+            Kind::Describe(wire::Empty {}) => Self::Describe,
+            Kind::Join(join) => Self::Join(join.try_into()?),
+            Kind::Beat(beat) => Self::Beat(beat.try_into()?),
+            Kind::Commit(signed) => Self::Commit(SignedCommitment::parse(signed, run, signer)?),
+            Kind::Verdict(verdict) => Self::Verdict(verdict.try_into()?),
+            Kind::Evaluation(evaluation) => Self::Evaluation(evaluation.try_into()?),
+            Kind::Leave(wire::Empty {}) => Self::Leave,
+            Kind::Status(wire::Empty {}) => Self::Status,
+        })
+    }
+}
+
+impl From<&Join> for wire::Join {
+    fn from(join: &Join) -> Self {
+        let Join { role, version, class, memory_bytes, tokens_per_second, addresses, head_rounds } =
+            join;
+        Self {
+            role: role.code(),
+            version: *version,
+            class: class.clone(),
+            memory_bytes: *memory_bytes,
+            tokens_per_second: *tokens_per_second,
+            addresses: address_texts(addresses),
+            head_rounds: head_rounds.iter().map(|round| round.0).collect(),
+        }
+    }
+}
+
+impl TryFrom<wire::Join> for Join {
+    type Error = MessageError;
+
+    fn try_from(wire: wire::Join) -> Result<Self, MessageError> {
+        let field = "join.head_rounds";
+        let heads = list(field, wire.head_rounds, HEAD_ROUNDS_MAX, |head| round(field, head))?;
+        ascending(field, heads.iter())?;
+        Ok(Self {
+            role: Role::of_code(wire.role)
+                .ok_or_else(|| unexpected("join.role", "a known role", wire.role))?,
+            version: wire.version,
+            class: class("join.class", wire.class)?,
+            memory_bytes: at_most("join.memory_bytes", wire.memory_bytes, COUNT_MAX)?,
+            tokens_per_second: at_most(
+                "join.tokens_per_second",
+                wire.tokens_per_second,
+                COUNT_MAX,
+            )?,
+            addresses: addresses("join.addresses", wire.addresses)?,
+            head_rounds: heads,
+        })
+    }
+}
+
+impl From<&Beat> for wire::Beat {
+    fn from(beat: &Beat) -> Self {
+        Self {
+            theta_round: beat.theta.map(|theta| theta.round.0),
+            possession: beat.theta.map(|theta| theta.proof.as_bytes().to_vec()).unwrap_or_default(),
+            steps_done: beat.steps_done,
+        }
+    }
+}
+
+impl TryFrom<wire::Beat> for Beat {
+    type Error = MessageError;
+
+    fn try_from(wire: wire::Beat) -> Result<Self, MessageError> {
+        let theta = match wire.theta_round {
+            Some(theta_round) => Some(Possession {
+                round: round("beat.theta_round", theta_round)?,
+                proof: digest("beat.possession", &wire.possession)?,
+            }),
+            None => {
+                let got = wire.possession.len();
+                check("beat.possession", "no bytes without a round", got, got == 0)?;
+                None
+            }
+        };
+        at_most("beat.steps_done", wire.steps_done.into(), STEPS_MAX.into())?;
+        Ok(Self { theta, steps_done: wire.steps_done })
+    }
+}
+
+impl From<&Verdict> for wire::Verdict {
+    fn from(verdict: &Verdict) -> Self {
+        let outcome = match &verdict.outcome {
+            ReplayOutcome::Compared(distances) => Outcome::Distances(distances.into()),
+            ReplayOutcome::Withheld(what) => Outcome::Withheld(explain(what)),
+            ReplayOutcome::Failed(why) => Outcome::Failed(explain(why)),
+        };
+        Self { id: verdict.id, outcome: Some(outcome) }
+    }
+}
+
+impl TryFrom<wire::Verdict> for Verdict {
+    type Error = MessageError;
+
+    fn try_from(wire: wire::Verdict) -> Result<Self, MessageError> {
+        let outcome = match required("verdict.outcome", wire.outcome)? {
+            Outcome::Distances(distances) => ReplayOutcome::Compared(distances.try_into()?),
+            Outcome::Withheld(what) => ReplayOutcome::Withheld(reason("verdict.withheld", what)?),
+            Outcome::Failed(why) => ReplayOutcome::Failed(reason("verdict.failed", why)?),
+        };
+        Ok(Self { id: wire.id, outcome })
+    }
+}
+
+impl From<&Distances> for wire::Distances {
+    fn from(distances: &Distances) -> Self {
+        Self {
+            delta: distances.delta,
+            first_moment: distances.first_moment,
+            second_moment: distances.second_moment,
+            theta: distances.theta.as_bytes().to_vec(),
+        }
+    }
+}
+
+impl TryFrom<wire::Distances> for Distances {
+    type Error = MessageError;
+
+    fn try_from(wire: wire::Distances) -> Result<Self, MessageError> {
+        let distance = |field, distance: f64| {
+            let holds = distance.is_finite() && distance >= 0.0;
+            check(field, "a finite number of at least 0", distance, holds)
+        };
+        Ok(Self {
+            delta: distance("distances.delta", wire.delta)?,
+            first_moment: distance("distances.first_moment", wire.first_moment)?,
+            second_moment: distance("distances.second_moment", wire.second_moment)?,
+            theta: digest("distances.theta", &wire.theta)?,
+        })
+    }
+}
+
+impl From<&Evaluation> for wire::Evaluation {
+    fn from(evaluation: &Evaluation) -> Self {
+        let Evaluation { round: Round(round), theta, loss } = evaluation;
+        Self { round: *round, theta: theta.as_bytes().to_vec(), loss: *loss }
+    }
+}
+
+impl TryFrom<wire::Evaluation> for Evaluation {
+    type Error = MessageError;
+
+    fn try_from(wire: wire::Evaluation) -> Result<Self, MessageError> {
+        Ok(Self {
+            round: round("evaluation.round", wire.round)?,
+            theta: digest("evaluation.theta", &wire.theta)?,
+            loss: check("evaluation.loss", "a finite number", wire.loss, wire.loss.is_finite())?,
+        })
+    }
+}

@@ -1,0 +1,82 @@
+//! What both requests and replies hold.
+
+use super::MessageError;
+use super::field::{
+    at_most, check, digest, explain, reason, required, round, signature, unexpected,
+};
+use crate::message::limits::{BLOB_BYTES_MAX, COUNT_MAX};
+use crate::message::{Commitment, Refusal, RefusalCode, SignedCommitment, wire};
+use crate::{NodeId, RunId, TokenCount};
+
+impl From<&Commitment> for wire::Commitment {
+    fn from(commitment: &Commitment) -> Self {
+        let Commitment { round, payload, payload_bytes, theta, moments, error, tokens, loss } =
+            commitment;
+        Self {
+            round: round.0,
+            payload: payload.as_bytes().to_vec(),
+            payload_bytes: *payload_bytes,
+            theta: theta.as_bytes().to_vec(),
+            moments: moments.as_bytes().to_vec(),
+            error: error.as_bytes().to_vec(),
+            tokens: tokens.0,
+            loss: *loss,
+        }
+    }
+}
+
+impl TryFrom<wire::Commitment> for Commitment {
+    type Error = MessageError;
+
+    fn try_from(wire: wire::Commitment) -> Result<Self, MessageError> {
+        let bytes = at_most("commitment.payload_bytes", wire.payload_bytes, BLOB_BYTES_MAX)?;
+        Ok(Self {
+            round: round("commitment.round", wire.round)?,
+            payload: digest("commitment.payload", &wire.payload)?,
+            payload_bytes: bytes,
+            theta: digest("commitment.theta", &wire.theta)?,
+            moments: digest("commitment.moments", &wire.moments)?,
+            error: digest("commitment.error", &wire.error)?,
+            tokens: TokenCount(at_most("commitment.tokens", wire.tokens, COUNT_MAX)?),
+            loss: check("commitment.loss", "a finite number", wire.loss, wire.loss.is_finite())?,
+        })
+    }
+}
+
+impl From<&SignedCommitment> for wire::SignedCommitment {
+    fn from(signed: &SignedCommitment) -> Self {
+        Self { commitment: Some((&signed.commitment).into()), signature: signed.signature.to_vec() }
+    }
+}
+
+impl SignedCommitment {
+    /// Of the run and worker that the envelope names.
+    pub(super) fn parse(
+        wire: wire::SignedCommitment,
+        run: RunId,
+        worker: NodeId,
+    ) -> Result<Self, MessageError> {
+        let commitment = required("commit.commitment", wire.commitment)?.try_into()?;
+        let signature = signature("commit.signature", &wire.signature)?;
+        let signed = Self { commitment, run, worker, signature };
+        let holds = signed.verify();
+        check("commit.signature", "the worker's over run, round and commitment", (), holds)?;
+        Ok(signed)
+    }
+}
+
+impl From<&Refusal> for wire::Refusal {
+    fn from(refusal: &Refusal) -> Self {
+        Self { code: refusal.code.code(), reason: explain(&refusal.reason) }
+    }
+}
+
+impl TryFrom<wire::Refusal> for Refusal {
+    type Error = MessageError;
+
+    fn try_from(wire: wire::Refusal) -> Result<Self, MessageError> {
+        let code = RefusalCode::of_code(wire.code)
+            .ok_or_else(|| unexpected("refusal.code", "a known code", wire.code))?;
+        Ok(Self { code, reason: reason("refusal.reason", wire.reason)? })
+    }
+}

@@ -1,0 +1,170 @@
+//! What the coordinator hands out: training and checks.
+
+use super::MessageError;
+use super::field::{
+    ascending, at_most, check, class, count, digest, list, node, required, round, some_at_most,
+};
+use crate::message::limits::{CHUNKS_MAX, COUNT_MAX, SEQUENCES_MAX, STEPS_MAX, TASKS_MAX};
+use crate::message::{Assignment, Commitment, Evaluate, Replay, Start, Tasks, wire};
+use crate::{ChunkIndex, Round};
+
+impl From<&Start> for wire::Start {
+    fn from(start: &Start) -> Self {
+        match *start {
+            Start::Fresh => Self::default(),
+            Start::Head { round, sent_values_returned, adam_step } => {
+                Self { head_round: Some(round.0), sent_values_returned, adam_step }
+            }
+        }
+    }
+}
+
+impl TryFrom<wire::Start> for Start {
+    type Error = MessageError;
+
+    fn try_from(wire: wire::Start) -> Result<Self, MessageError> {
+        let wire::Start { head_round, sent_values_returned, adam_step } = wire;
+        let Some(head_round) = head_round else {
+            let holds = !sent_values_returned && adam_step == 0;
+            let got = (sent_values_returned, adam_step);
+            check("start", "nothing returned and no steps without a head", got, holds)?;
+            return Ok(Self::Fresh);
+        };
+        Ok(Self::Head {
+            round: round("start.head_round", head_round)?,
+            sent_values_returned,
+            adam_step: at_most("start.adam_step", adam_step, COUNT_MAX)?,
+        })
+    }
+}
+
+impl From<&Assignment> for wire::Assignment {
+    fn from(assignment: &Assignment) -> Self {
+        Self {
+            round: assignment.round.0,
+            worker: assignment.worker.as_bytes().to_vec(),
+            theta: assignment.theta.as_bytes().to_vec(),
+            class: assignment.class.clone(),
+            first_sequence: assignment.first_sequence,
+            sequences: assignment.sequences,
+            steps: assignment.steps,
+            first_step: assignment.first_step,
+            start: Some((&assignment.start).into()),
+            commit_deadline_ms: assignment.commit_deadline_ms,
+        }
+    }
+}
+
+impl TryFrom<wire::Assignment> for Assignment {
+    type Error = MessageError;
+
+    /// Sums and products of the sequence and step fields cannot overflow: their limits are 2⁵⁰,
+    /// 2³⁰ and 10⁵.
+    fn try_from(wire: wire::Assignment) -> Result<Self, MessageError> {
+        let round = round("assignment.round", wire.round)?;
+        Ok(Self {
+            round,
+            worker: node("assignment.worker", &wire.worker)?,
+            theta: digest("assignment.theta", &wire.theta)?,
+            class: class("assignment.class", wire.class)?,
+            first_sequence: at_most("assignment.first_sequence", wire.first_sequence, COUNT_MAX)?,
+            sequences: some_at_most("assignment.sequences", wire.sequences, SEQUENCES_MAX)?,
+            steps: some_at_most("assignment.steps", wire.steps, STEPS_MAX)?,
+            first_step: at_most("assignment.first_step", wire.first_step, COUNT_MAX)?,
+            start: earlier_than(round, required("assignment.start", wire.start)?.try_into()?)?,
+            commit_deadline_ms: at_most(
+                "assignment.commit_deadline_ms",
+                wire.commit_deadline_ms,
+                COUNT_MAX,
+            )?,
+        })
+    }
+}
+
+fn earlier_than(round: Round, start: Start) -> Result<Start, MessageError> {
+    let holds = match start {
+        Start::Fresh => true,
+        Start::Head { round: head, .. } => head < round,
+    };
+    check("start.head_round", "a round before the assignment's", start, holds)
+}
+
+impl From<&Tasks> for wire::Tasks {
+    fn from(tasks: &Tasks) -> Self {
+        Self {
+            replays: tasks.replays.iter().map(Into::into).collect(),
+            evaluations: tasks.evaluations.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<wire::Tasks> for Tasks {
+    type Error = MessageError;
+
+    fn try_from(wire: wire::Tasks) -> Result<Self, MessageError> {
+        Ok(Self {
+            replays: list("tasks.replays", wire.replays, TASKS_MAX, TryInto::try_into)?,
+            evaluations: list("tasks.evaluations", wire.evaluations, TASKS_MAX, TryInto::try_into)?,
+        })
+    }
+}
+
+impl From<&Replay> for wire::Replay {
+    fn from(replay: &Replay) -> Self {
+        Self {
+            id: replay.id,
+            assignment: Some((&replay.assignment).into()),
+            commitment: Some((&replay.commitment).into()),
+            head_moments: replay
+                .head_moments
+                .map(|moments| moments.as_bytes().to_vec())
+                .unwrap_or_default(),
+            chunks: replay.chunks.iter().map(|chunk| chunk.0).collect(),
+            source: Some((&replay.source).into()),
+        }
+    }
+}
+
+impl TryFrom<wire::Replay> for Replay {
+    type Error = MessageError;
+
+    fn try_from(wire: wire::Replay) -> Result<Self, MessageError> {
+        let head_moments = (!wire.head_moments.is_empty())
+            .then(|| digest("replay.head_moments", &wire.head_moments))
+            .transpose()?;
+        count("replay.chunks", wire.chunks.len(), CHUNKS_MAX)?;
+        ascending("replay.chunks", wire.chunks.iter())?;
+        let assignment: Assignment = required("replay.assignment", wire.assignment)?.try_into()?;
+        let commitment: Commitment = required("replay.commitment", wire.commitment)?.try_into()?;
+        let same = commitment.round == assignment.round;
+        check("replay.commitment.round", "the assignment's round", commitment.round, same)?;
+        let from_head = assignment.start != Start::Fresh;
+        let holds = head_moments.is_some() == from_head;
+        check("replay.head_moments", "some if and only if there is a head", head_moments, holds)?;
+        Ok(Self {
+            id: wire.id,
+            assignment,
+            commitment,
+            head_moments,
+            chunks: wire.chunks.into_iter().map(ChunkIndex).collect(),
+            source: required("replay.source", wire.source)?.try_into()?,
+        })
+    }
+}
+
+impl From<&Evaluate> for wire::Evaluate {
+    fn from(evaluate: &Evaluate) -> Self {
+        Self { round: evaluate.round.0, theta: evaluate.theta.as_bytes().to_vec() }
+    }
+}
+
+impl TryFrom<wire::Evaluate> for Evaluate {
+    type Error = MessageError;
+
+    fn try_from(wire: wire::Evaluate) -> Result<Self, MessageError> {
+        Ok(Self {
+            round: round("evaluate.round", wire.round)?,
+            theta: digest("evaluate.theta", &wire.theta)?,
+        })
+    }
+}

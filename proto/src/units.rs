@@ -1,0 +1,66 @@
+//! Every number that has a unit, as a type of its own.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! unit {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+unit! {
+    /// Number of a round, from 0.
+    Round(u32)
+}
+unit! {
+    /// Milliseconds on the clock of whoever steps the machine; the only notion of time in `rules`.
+    Tick(u64)
+}
+unit! {
+    /// Number of a chunk (4,096 consecutive values) of the canonical vector.
+    ChunkIndex(u32)
+}
+unit! {
+    /// Number of scalar parameters.
+    ParameterCount(u64)
+}
+unit! {
+    /// Number of training tokens.
+    TokenCount(u64)
+}
+unit! {
+    /// Verified training tokens × the model's floating-point operations per token, in 10⁶ operations.
+    WorkUnits(u64)
+}
+unit! {
+    /// An amount in the chain's smallest unit (10⁻¹² of a token).
+    Balance(u128)
+}
+
+impl Round {
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl Tick {
+    pub const fn after_ms(self, ms: u64) -> Self {
+        Self(self.0.saturating_add(ms))
+    }
+
+    /// Milliseconds from `earlier` to `self`, 0 if `earlier` is later.
+    pub const fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}

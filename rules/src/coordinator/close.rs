@@ -1,0 +1,513 @@
+//! How a round ends: outcomes, merge, record, later audits, faults; and what is wanted meanwhile.
+
+use std::collections::BTreeMap;
+
+use manyhands_proto::message::{
+    Assignment, Refusal, RefusalCode, Replay, SignedCommitment, Source,
+};
+use manyhands_proto::run_file::RunSpec;
+use manyhands_proto::{Balance, Digest, NodeId, Round, Tick, TokenCount, WorkUnits};
+use serde::{Deserialize, Serialize};
+
+use super::input::{
+    CodecCheck, Contribution, Effect, ErrorBuffer, FaultKind, MergeOrder, MergeResult,
+    RevocationOrder, Stage,
+};
+use super::membership::Head;
+use super::round::{OpenRound, Phase};
+use super::Coordinator;
+use crate::draw::Beacon;
+use crate::record::{
+    Draw, Earning, Entropy, Outcome, Revocation, RoundRecord, WorkerResult, admitted_set,
+};
+use crate::reward;
+
+/// A merged round, kept while its evidence is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct ClosedRound {
+    pub(super) assignments: BTreeMap<NodeId, Assignment>,
+    pub(super) heads: BTreeMap<NodeId, Head>,
+    pub(super) commitments: BTreeMap<NodeId, SignedCommitment>,
+    pub(super) results: Vec<WorkerResult>,
+    /// Workers that were replayed before the merge.
+    pub(super) replayed: Vec<NodeId>,
+    pub(super) verified: bool,
+    pub(super) commit_set: Digest,
+    pub(super) admitted_set: Digest,
+    /// Known once the admitted set is anchored and two blocks have followed.
+    pub(super) entropy: Option<Entropy>,
+    pub(super) outer_learning_rate: f32,
+}
+
+impl ClosedRound {
+    fn contributions(&self) -> Vec<Contribution> {
+        let admitted = |worker: &NodeId| {
+            self.results.iter().any(|r| r.worker == *worker && r.outcome == Outcome::Admitted)
+        };
+        self.commitments
+            .iter()
+            .filter(|(worker, _)| admitted(worker))
+            .map(|(&worker, signed)| contribution(worker, signed))
+            .collect()
+    }
+}
+
+fn contribution(worker: NodeId, signed: &SignedCommitment) -> Contribution {
+    let commitment = &signed.commitment;
+    Contribution { worker, payload: commitment.payload, tokens: commitment.tokens }
+}
+
+/// A fault that the chain has not dealt with yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct PendingFault {
+    pub(super) round: Round,
+    pub(super) worker: NodeId,
+    pub(super) kind: FaultKind,
+    pub(super) evidence: Digest,
+}
+
+impl Coordinator {
+    pub(super) fn replay_of(
+        &self,
+        assignment: Assignment,
+        signed: &SignedCommitment,
+        head: Option<&Head>,
+        beacon: Beacon,
+    ) -> Replay {
+        let worker = assignment.worker;
+        let addresses =
+            self.membership.get(worker).map(|member| member.addresses.clone()).unwrap_or_default();
+        let head_moments = head.map(|head| head.commitment.moments);
+        let chunks =
+            beacon.replay_chunks(worker, self.spec.verification.replay_chunks, self.chunk_count);
+        Replay {
+            id: 0,
+            assignment,
+            commitment: signed.commitment.clone(),
+            head_moments,
+            chunks,
+            source: Source { node: worker, addresses },
+        }
+    }
+
+    /// The checks have ended: says what became of everybody and orders the merge.
+    pub(super) fn close_checks(&mut self, now: Tick) {
+        self.audits.end_before_merge();
+        self.checks.extend(self.round.codec_checks());
+        let workers: Vec<NodeId> = self.round.candidates.iter().map(|c| c.worker).collect();
+        let results: Vec<_> = workers.into_iter().map(|worker| self.result(worker)).collect();
+        for result in &results {
+            self.settle_member(now, result);
+        }
+        let round = &self.round;
+        let closed = ClosedRound {
+            assignments: round.assignments.clone(),
+            heads: round.heads.clone(),
+            commitments: round.commitments.clone(),
+            replayed: round.replayed.keys().copied().collect(),
+            verified: round.verified,
+            commit_set: round.commit_set().digest(),
+            admitted_set: admitted_set(round.number, &results),
+            entropy: None,
+            outer_learning_rate: outer_learning_rate(&self.spec, round.number),
+            results,
+        };
+        self.closed.insert(round.number, closed);
+        self.enter_merge(now);
+    }
+
+    fn enter_merge(&mut self, now: Tick) {
+        self.round.enter(Phase::Merging, now);
+        if self.merge_order().is_none() {
+            self.finish_merge(now, None);
+        }
+    }
+
+    fn result(&self, worker: NodeId) -> WorkerResult {
+        let outcome = self.round.outcome(worker);
+        let tokens =
+            self.round.commitments.get(&worker).map_or(TokenCount(0), |c| c.commitment.tokens);
+        let full = reward::work(&self.spec.model, tokens);
+        let paid = reward::reward(&self.spec, full);
+        let (work, reward) = match outcome {
+            Outcome::Admitted => (full, paid),
+            Outcome::Late => (full, reward::late(paid)),
+            Outcome::NotCommitted
+            | Outcome::NotUploaded
+            | Outcome::Malformed(_)
+            | Outcome::CodecFault(_)
+            | Outcome::ReplayFault(_)
+            | Outcome::Withheld(_)
+            | Outcome::Unverified => (WorkUnits(0), Balance(0)),
+        };
+        WorkerResult { worker, outcome, work, reward }
+    }
+
+    /// What an outcome means for the worker: its pay, its trust and the state it goes on from.
+    fn settle_member(&mut self, now: Tick, result: &WorkerResult) {
+        let number = self.round.number;
+        let Some(member) = self.membership.get_mut(result.worker) else { return };
+        member.work.0 += result.work.0;
+        member.earned.0 += result.reward.0;
+        match &result.outcome {
+            Outcome::Admitted => member.rounds_admitted += 1,
+            Outcome::NotCommitted => {}
+            Outcome::Late | Outcome::Unverified => {
+                if let Some(head) = &mut member.head {
+                    head.sent_values_returned = true;
+                }
+            }
+            Outcome::NotUploaded | Outcome::Withheld(_) => {
+                member.head = None;
+                member.credibility.failed();
+            }
+            fault @ (Outcome::Malformed(_) | Outcome::CodecFault(_) | Outcome::ReplayFault(_)) => {
+                let fault = fault.clone();
+                self.bar(now, number, result.worker, &fault);
+            }
+        }
+        self.history.note_outcome(now, number, result);
+    }
+
+    fn bar(&mut self, now: Tick, round: Round, worker: NodeId, outcome: &Outcome) {
+        let (kind, what) = match outcome {
+            Outcome::CodecFault(reason) => (FaultKind::Codec, reason.clone()),
+            Outcome::ReplayFault(distances) => (
+                FaultKind::Replay,
+                format!("the replayed update is at a relative distance of {:.3}", distances.delta),
+            ),
+            Outcome::Malformed(reason) => (FaultKind::Malformed, reason.clone()),
+            Outcome::Admitted
+            | Outcome::Late
+            | Outcome::NotCommitted
+            | Outcome::NotUploaded
+            | Outcome::Withheld(_)
+            | Outcome::Unverified => return,
+        };
+        if let Some(member) = self.membership.get_mut(worker) {
+            member.head = None;
+            member.credibility.failed();
+            member.barred = Some(Refusal {
+                code: RefusalCode::Barred,
+                reason: format!("fault in round {round}: {what}"),
+            });
+        }
+        let evidence = serde_json::to_vec(&(self.run, round, worker, outcome))
+            .expect("ids and an outcome serialise");
+        let evidence = Digest::of(&evidence);
+        self.history.note(now, format!("worker {} is barred, fault in round {round}: {what}", worker.short()));
+        self.history.note_fault(round, worker, what);
+        self.faults.push(PendingFault { round, worker, kind, evidence });
+    }
+
+    /// A fault of a merged round: the reward is forfeit and the update is to be taken back.
+    pub(super) fn find_fault_after_merge(
+        &mut self,
+        now: Tick,
+        round: Round,
+        worker: NodeId,
+        outcome: Outcome,
+    ) {
+        let Some(closed) = self.closed.get_mut(&round) else { return };
+        let Some(result) = closed.results.iter().find(|result| result.worker == worker) else {
+            return;
+        };
+        let (was, reward, work) = (result.outcome.clone(), result.reward, result.work);
+        if let Some(member) = self.membership.get_mut(worker) {
+            member.earned.0 = member.earned.0.saturating_sub(reward.0);
+            member.work.0 = member.work.0.saturating_sub(work.0);
+        }
+        if was == Outcome::Admitted {
+            self.revocations.push(Revocation { round, worker });
+        }
+        if outcome.is_fault() {
+            self.bar(now, round, worker, &outcome);
+        } else if let Some(member) = self.membership.get_mut(worker) {
+            member.head = None;
+            member.credibility.failed();
+        }
+    }
+
+    /// The audit draw over a merged round, once its randomness is known.
+    pub(super) fn draw_audits(&mut self, now: Tick, round: Round, entropy: Entropy) {
+        let Some(closed) = self.closed.get_mut(&round) else { return };
+        if closed.entropy.is_some() {
+            return;
+        }
+        closed.entropy = Some(entropy);
+        if !closed.verified {
+            return;
+        }
+        let closed = self.closed[&round].clone();
+        let beacon = late_beacon(closed.commit_set, closed.admitted_set, entropy);
+        let rate = self.spec.verification.audit_rate_per_mille;
+        let drawn: Vec<NodeId> = closed
+            .results
+            .iter()
+            .filter(|result| !closed.replayed.contains(&result.worker))
+            .filter(|result| {
+                let member = self.membership.get(result.worker);
+                let drawn = member.is_some_and(|m| beacon.audits(result.worker, m.credibility, rate));
+                match result.outcome {
+                    Outcome::Admitted => drawn,
+                    Outcome::Late => true,
+                    Outcome::NotCommitted
+                    | Outcome::NotUploaded
+                    | Outcome::Malformed(_)
+                    | Outcome::CodecFault(_)
+                    | Outcome::ReplayFault(_)
+                    | Outcome::Withheld(_)
+                    | Outcome::Unverified => false,
+                }
+            })
+            .map(|result| result.worker)
+            .collect();
+        for worker in &drawn {
+            let assignment = closed.assignments[worker].clone();
+            let signed = &closed.commitments[worker];
+            let replay = self.replay_of(assignment, signed, closed.heads.get(worker), beacon);
+            self.audits.ask_replay(replay, false);
+            self.history.note(now, format!("round {round} of worker {} is audited", worker.short()));
+        }
+        self.draws.push(Draw { round, entropy, drawn });
+    }
+
+    /// The merge is done (or there was nothing to merge): records the round and opens the next.
+    pub(super) fn finish_merge(&mut self, now: Tick, result: Option<MergeResult>) {
+        let number = self.round.number;
+        let merge = result.map(|result| result.merge);
+        let theta_next = result.map_or(self.round.theta, |result| result.theta);
+        let revocations =
+            if result.is_some() { std::mem::take(&mut self.revocations) } else { Vec::new() };
+        let record = self.record(theta_next, merge, revocations);
+        self.last_record = record.digest();
+        self.history.note_round(now, &self.round, &record);
+        self.unsettled.push_back(record);
+        self.last_merge = merge;
+
+        let assigned: u64 = self.round.assignments.values().map(|a| u64::from(a.sequences)).sum();
+        let first_sequence = self.round.first_sequence + assigned;
+        let next = number.next();
+        let deadline = now.after_ms(self.spec.round.sync_ms);
+        self.round = OpenRound::new(next, theta_next, first_sequence, now, deadline);
+        let last = next.0 >= self.spec.run.rounds;
+        if last {
+            let deadline = now.after_ms(self.spec.round.check_ms.saturating_mul(2));
+            self.round.enter(Phase::Finishing { deadline }, now);
+        }
+        if last || next.0.is_multiple_of(self.spec.verification.evaluate_every_rounds) {
+            self.audits.ask_evaluation(next, theta_next);
+        }
+        let oldest = next.0.saturating_sub(self.spec.run.evidence_rounds);
+        self.closed.retain(|round, _| round.0 >= oldest);
+    }
+
+    fn record(
+        &mut self,
+        theta_next: Digest,
+        merge: Option<manyhands_proto::message::Merge>,
+        revocations: Vec<Revocation>,
+    ) -> RoundRecord {
+        let verifier_work = std::mem::take(&mut self.verifier_work);
+        for (verifier, work) in &verifier_work {
+            if let Some(member) = self.membership.get_mut(*verifier) {
+                member.work.0 += work.0;
+                member.earned.0 += reward::reward(&self.spec, *work).0;
+            }
+        }
+        let round = &self.round;
+        let results =
+            self.closed.get(&round.number).map(|closed| closed.results.clone()).unwrap_or_default();
+        let earnings = self
+            .membership
+            .iter()
+            .filter(|(_, member)| member.earned.0 > 0)
+            .map(|(account, member)| {
+                let trained = results.iter().find(|result| result.worker == account);
+                let work = trained.map(|result| result.work).or_else(|| verifier_work.get(&account).copied());
+                Earning { account, work: work.unwrap_or_default(), cumulative: member.earned }
+            })
+            .collect();
+        RoundRecord {
+            run: self.run,
+            round: round.number,
+            previous: self.last_record,
+            theta: round.theta,
+            theta_next,
+            first_sequence: round.first_sequence,
+            candidates: round.candidates.clone(),
+            verified: round.verified,
+            commitments: round.commitments.values().cloned().collect(),
+            commitments_entropy: round.commitments_entropy,
+            results,
+            merge,
+            revocations,
+            checks: std::mem::take(&mut self.checks),
+            draws: std::mem::take(&mut self.draws),
+            evaluations: std::mem::take(&mut self.evaluations),
+            earnings,
+        }
+    }
+
+    pub(super) fn handle_fault_settled(
+        &mut self,
+        now: Tick,
+        round: Round,
+        worker: NodeId,
+        slashed: Balance,
+    ) {
+        self.faults.retain(|fault| (fault.round, fault.worker) != (round, worker));
+        self.history.note_slash(now, round, worker, slashed);
+    }
+
+    /// After the last merge: waits for audits and evaluations, then for the chain.
+    pub(super) fn finish(&mut self, now: Tick, over: bool) -> bool {
+        let draws_known = self.closed.values().all(|closed| closed.entropy.is_some());
+        if over {
+            self.audits.end_all();
+        } else if !draws_known || !self.audits.is_idle() {
+            return false;
+        }
+        if !self.revocations.is_empty() {
+            // A round of its own, without workers, takes back what was found last.
+            self.enter_merge(now);
+        } else if !self.checks.is_empty() || !self.draws.is_empty() || !self.evaluations.is_empty() || !self.verifier_work.is_empty() {
+            // And what was found without a fault belongs on record too.
+            self.finish_merge(now, None);
+            self.audits.evaluated(self.round.number, self.round.theta);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    fn may_complete(&self) -> bool {
+        matches!(self.round.phase, Phase::Finishing { .. })
+            && self.audits.is_idle()
+            && self.unsettled.is_empty()
+            && self.faults.is_empty()
+            && self.revocations.is_empty()
+            && self.closed.values().all(|closed| closed.entropy.is_some())
+    }
+
+    /// What the open round merges; none if there is nothing.
+    fn merge_order(&self) -> Option<MergeOrder> {
+        let round = &self.round;
+        let contributions =
+            self.closed.get(&round.number).map(ClosedRound::contributions).unwrap_or_default();
+        let revocations: Vec<_> = self
+            .revocations
+            .iter()
+            .filter_map(|&revocation| {
+                let closed = self.closed.get(&revocation.round)?;
+                Some(RevocationOrder {
+                    revocation,
+                    contributions: closed.contributions(),
+                    outer_learning_rate: closed.outer_learning_rate,
+                })
+            })
+            .collect();
+        let anything = !contributions.is_empty() || !revocations.is_empty();
+        anything.then(|| MergeOrder {
+            round: round.number,
+            theta: round.theta,
+            contributions,
+            revocations,
+            outer_learning_rate: outer_learning_rate(&self.spec, round.number),
+        })
+    }
+
+    /// Everything that is wanted now, read off the state.
+    fn wanted(&self) -> Vec<Effect> {
+        let round = &self.round;
+        let mut wanted = Vec::new();
+        let claims = self.membership.claims().filter(|(_, claimed, _)| *claimed == round.number);
+        wanted.extend(claims.map(|(worker, claimed, proof)| Effect::CheckPossession {
+            round: claimed,
+            worker,
+            theta: round.theta,
+            proof,
+        }));
+        if matches!(round.phase, Phase::Uploading { .. } | Phase::Checking { .. }) {
+            self.want_evidence(&mut wanted);
+        }
+        if round.phase == Phase::Merging {
+            wanted.extend(self.merge_order().map(Effect::Merge));
+        }
+        for (&number, closed) in self.closed.iter().filter(|(_, closed)| closed.entropy.is_none()) {
+            let stage = Stage::Admitted;
+            wanted.push(Effect::Anchor { round: number, stage, digest: closed.admitted_set });
+        }
+        wanted.extend(self.unsettled.front().map(|record| Effect::Settle(Box::new(record.clone()))));
+        wanted.extend(self.faults.iter().map(|fault| Effect::ReportFault {
+            round: fault.round,
+            worker: fault.worker,
+            kind: fault.kind,
+            evidence: fault.evidence,
+        }));
+        if self.may_complete() {
+            wanted.push(Effect::CompleteRun { theta: round.theta });
+        }
+        wanted
+    }
+
+    fn want_evidence(&self, wanted: &mut Vec<Effect>) {
+        let round = &self.round;
+        wanted.extend(round.uploads_missing().map(|(worker, signed)| Effect::FetchPayload {
+            round: round.number,
+            worker,
+            payload: signed.commitment.payload,
+            payload_bytes: signed.commitment.payload_bytes,
+        }));
+        let commit_set = round.commit_set().digest();
+        let Some(entropy) = round.commitments_entropy else {
+            let stage = Stage::Commitments;
+            wanted.push(Effect::Anchor { round: round.number, stage, digest: commit_set });
+            return;
+        };
+        let beacon = Beacon::new(commit_set, entropy.value);
+        for worker in round.codec_missing() {
+            let commitment = &round.commitments[&worker].commitment;
+            let error = round.heads.get(&worker).map(|head| ErrorBuffer {
+                digest: head.commitment.error,
+                returned_payload: head.sent_values_returned.then_some(head.commitment.payload),
+            });
+            wanted.push(Effect::CheckCodec(CodecCheck {
+                round: round.number,
+                worker,
+                beacon,
+                theta: round.theta,
+                payload: commitment.payload,
+                theta_end: commitment.theta,
+                error_next: commitment.error,
+                error,
+            }));
+        }
+    }
+
+    /// What is newly wanted since the last call. An effect that is no longer wanted needs no answer;
+    /// [`Self::is_wanted`] tells.
+    pub fn poll_effects(&mut self) -> Vec<Effect> {
+        let wanted = self.wanted();
+        self.asked.retain(|effect| wanted.contains(effect));
+        let new: Vec<_> =
+            wanted.into_iter().filter(|effect| !self.asked.contains(effect)).collect();
+        self.asked.extend(new.iter().cloned());
+        new
+    }
+
+    pub fn is_wanted(&self, effect: &Effect) -> bool {
+        self.asked.contains(effect)
+    }
+}
+
+fn outer_learning_rate(spec: &RunSpec, round: Round) -> f32 {
+    manyhands_gradient::outer_learning_rate(&spec.aggregation, round, spec.run.rounds)
+}
+
+/// The beacon of audits after the merge: later than both sets.
+pub fn late_beacon(commit_set: Digest, admitted_set: Digest, entropy: Entropy) -> Beacon {
+    let mut sets = commit_set.as_bytes().to_vec();
+    sets.extend_from_slice(admitted_set.as_bytes());
+    Beacon::new(Digest::derive("manyhands 2026 both sets", &sets), entropy.value)
+}

@@ -1,0 +1,146 @@
+//! What the coordinator's machine is told, and what it wants done.
+
+use std::net::SocketAddr;
+
+use manyhands_proto::message::{Merge, Request};
+use manyhands_proto::{Balance, Digest, NodeId, Round, TokenCount};
+use serde::{Deserialize, Serialize};
+
+use crate::draw::Beacon;
+use crate::record::{Entropy, Revocation, RoundRecord};
+
+/// Everything that can change the machine. Inputs carry digests and findings, never blobs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Input {
+    Message {
+        from: NodeId,
+        nonce: u64,
+        request: Request,
+        facts: Facts,
+    },
+    /// A payload was fetched, verified and decoded.
+    PayloadArrived { round: Round, worker: NodeId, result: Result<(), String> },
+    CodecChecked { round: Round, worker: NodeId, result: CodecResult },
+    PossessionChecked { round: Round, worker: NodeId, proof: Digest, holds: bool },
+    Merged { round: Round, result: MergeResult },
+    /// A set was anchored, and randomness later than that is known.
+    Entropy { round: Round, stage: Stage, entropy: Entropy },
+    /// The chain has taken the round's record.
+    Settled { round: Round },
+    /// A fault was reported and carried through on the chain.
+    FaultSettled { round: Round, worker: NodeId, slashed: Balance },
+    /// The final θ is on the chain.
+    RunCompleted,
+    /// A deadline that [`super::Coordinator::poll_timeout`] named has passed.
+    Timeout,
+}
+
+/// What the shell looked up for a request.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Facts {
+    /// What the chain holds for the sender as stake or bond.
+    pub stake: Balance,
+    /// Where the sender was seen.
+    pub observed: Vec<SocketAddr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum CodecResult {
+    Passed,
+    /// The opened chunks do not encode to the payload.
+    Fault(String),
+    /// The worker opened something else than it committed to.
+    Withheld(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MergeResult {
+    pub merge: Merge,
+    /// θ_{t+1}.
+    pub theta: Digest,
+}
+
+/// The two moments of a round that are anchored on chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    Commitments,
+    Admitted,
+}
+
+/// What the machine wants done. It is read off the state, so it is wanted until the input that
+/// answers it has come, also after a restart; doing it twice must do no harm.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Effect {
+    /// Answered by [`Input::PayloadArrived`]; tried until it is no longer wanted.
+    FetchPayload { round: Round, worker: NodeId, payload: Digest, payload_bytes: u64 },
+    CheckCodec(CodecCheck),
+    CheckPossession { round: Round, worker: NodeId, theta: Digest, proof: Digest },
+    Merge(MergeOrder),
+    /// Anchor `digest`, and answer with entropy that is later.
+    Anchor { round: Round, stage: Stage, digest: Digest },
+    Settle(Box<RoundRecord>),
+    ReportFault { round: Round, worker: NodeId, kind: FaultKind, evidence: Digest },
+    CompleteRun { theta: Digest },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CodecCheck {
+    pub round: Round,
+    pub worker: NodeId,
+    pub beacon: Beacon,
+    /// θ_t.
+    pub theta: Digest,
+    pub payload: Digest,
+    /// Committed θ_H and e_next.
+    pub theta_end: Digest,
+    pub error_next: Digest,
+    /// e_in: none for a fresh start, which is all zeros.
+    pub error: Option<ErrorBuffer>,
+}
+
+/// What e_in follows from.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ErrorBuffer {
+    /// The head's e_next.
+    pub digest: Digest,
+    /// The head's payload, if its values return to the error buffer.
+    pub returned_payload: Option<Digest>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MergeOrder {
+    pub round: Round,
+    /// θ_t.
+    pub theta: Digest,
+    /// In worker order; not empty unless there are revocations.
+    pub contributions: Vec<Contribution>,
+    pub revocations: Vec<RevocationOrder>,
+    /// α of this round.
+    pub outer_learning_rate: f32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Contribution {
+    pub worker: NodeId,
+    pub payload: Digest,
+    pub tokens: TokenCount,
+}
+
+/// Everything needed to take back one worker's effect on an earlier merge.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RevocationOrder {
+    pub revocation: Revocation,
+    /// Of that round, the revoked one included.
+    pub contributions: Vec<Contribution>,
+    /// α of that round.
+    pub outer_learning_rate: f32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultKind {
+    Malformed,
+    Codec,
+    Replay,
+}

@@ -1,0 +1,171 @@
+//! Who takes part: addresses, measured speed, credibility, and what each holds.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use manyhands_proto::message::{Commitment, Join, Possession, Refusal, RefusalCode, Role, Start};
+use manyhands_proto::{Balance, Digest, NodeId, Round, Tick, WorkUnits};
+use serde::{Deserialize, Serialize};
+
+use crate::credibility::Credibility;
+
+/// A worker's last commitment in a CommitSet: its next round's error buffer and moments follow
+/// from it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Head {
+    pub(super) commitment: Commitment,
+    /// Optimiser steps since the moments were zero, this round's included.
+    pub(super) adam_step: u64,
+    /// The sent values were not merged through no fault of the worker.
+    pub(super) sent_values_returned: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Member {
+    pub(super) role: Role,
+    pub(super) class: String,
+    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) tokens_per_second: u64,
+    pub(super) last_seen: Tick,
+    /// Neither left nor silent.
+    pub(super) present: bool,
+    /// The round whose θ it proved to hold.
+    pub(super) theta: Option<Round>,
+    /// A proof that the shell is checking.
+    pub(super) claimed: Option<Possession>,
+    /// Its last proof was wrong; said once, with the next reply.
+    pub(super) wrong_theta: bool,
+    pub(super) credibility: Credibility,
+    pub(super) head: Option<Head>,
+    pub(super) barred: Option<Refusal>,
+    pub(super) steps_done: u32,
+    pub(super) work: WorkUnits,
+    pub(super) earned: Balance,
+    pub(super) rounds_admitted: u32,
+}
+
+impl Member {
+    pub(super) fn is_worker(&self) -> bool {
+        self.role == Role::Worker && self.barred.is_none()
+    }
+
+    pub(super) fn start(&self) -> Start {
+        match &self.head {
+            None => Start::Fresh,
+            Some(head) => Start::Head {
+                round: head.commitment.round,
+                sent_values_returned: head.sent_values_returned,
+                adam_step: head.adam_step,
+            },
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Membership {
+    members: BTreeMap<NodeId, Member>,
+    /// The highest nonce of each member: a request that was seen before is refused.
+    nonces: BTreeMap<NodeId, u64>,
+}
+
+impl Membership {
+    pub(super) fn get(&self, node: NodeId) -> Option<&Member> {
+        self.members.get(&node)
+    }
+
+    pub(super) fn get_mut(&mut self, node: NodeId) -> Option<&mut Member> {
+        self.members.get_mut(&node)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (NodeId, &Member)> {
+        self.members.iter().map(|(&node, member)| (node, member))
+    }
+
+    pub(super) fn present_workers(&self) -> impl Iterator<Item = (NodeId, &Member)> {
+        self.iter().filter(|(_, member)| member.present && member.is_worker())
+    }
+
+    pub(super) fn present_verifiers(&self) -> impl Iterator<Item = (NodeId, &Member)> {
+        self.iter().filter(|(_, member)| member.present && member.role == Role::Verifier)
+    }
+
+    /// Workers that are there and proved θ of `round`.
+    pub(super) fn ready_workers(&self, round: Round) -> impl Iterator<Item = (NodeId, &Member)> {
+        self.present_workers().filter(move |(_, member)| member.theta == Some(round))
+    }
+
+    /// Notes a request's nonce.
+    ///
+    /// # Errors
+    /// A nonce that does not grow is a repeated or a reordered request.
+    pub(super) fn note_nonce(&mut self, node: NodeId, nonce: u64) -> Result<(), Refusal> {
+        match self.nonces.get_mut(&node) {
+            Some(last) if nonce <= *last => Err(Refusal {
+                code: RefusalCode::Replayed,
+                reason: format!("expected a nonce above {last}, got {nonce}"),
+            }),
+            Some(last) => {
+                *last = nonce;
+                Ok(())
+            }
+            // Strangers are not remembered: their number is theirs to choose.
+            None => Ok(()),
+        }
+    }
+
+    /// Lets `node` in, or back in. What it earned and how it is trusted stays; its optimiser state
+    /// counts only if it still has it.
+    pub(super) fn join(&mut self, now: Tick, node: NodeId, nonce: u64, join: Join, probation: u32) {
+        self.nonces.insert(node, nonce);
+        let Join { role, class, addresses, tokens_per_second, head_rounds, .. } = join;
+        let earlier = self.members.remove(&node);
+        let was_barred = earlier.as_ref().is_some_and(|member| member.barred.is_some());
+        let head = earlier
+            .as_ref()
+            .and_then(|member| member.head.clone())
+            .filter(|head| !was_barred && head_rounds.contains(&head.commitment.round));
+        let member = Member {
+            role,
+            class,
+            addresses,
+            tokens_per_second,
+            last_seen: now,
+            present: true,
+            theta: None,
+            claimed: None,
+            wrong_theta: false,
+            credibility: earlier
+                .as_ref()
+                .map_or(Credibility::on_probation(probation), |member| member.credibility),
+            head,
+            barred: None,
+            steps_done: 0,
+            work: earlier.as_ref().map_or(WorkUnits(0), |member| member.work),
+            earned: earlier.as_ref().map_or(Balance(0), |member| member.earned),
+            rounds_admitted: earlier.as_ref().map_or(0, |member| member.rounds_admitted),
+        };
+        self.members.insert(node, member);
+    }
+
+    /// Marks who was silent for longer than `silence_ms` as gone.
+    pub(super) fn expire(&mut self, now: Tick, silence_ms: u64) {
+        for member in self.members.values_mut() {
+            if member.present && now.since(member.last_seen) >= silence_ms {
+                member.present = false;
+            }
+        }
+    }
+
+    /// When the next member will have been silent for too long.
+    pub(super) fn next_expiry(&self, silence_ms: u64) -> Option<Tick> {
+        let seen = self.members.values().filter(|member| member.present);
+        seen.map(|member| member.last_seen.after_ms(silence_ms)).min()
+    }
+
+    /// What the possession of θ has to be checked against.
+    pub(super) fn claims(&self) -> impl Iterator<Item = (NodeId, Round, Digest)> {
+        self.iter().filter_map(|(node, member)| {
+            member.claimed.map(|claim| (node, claim.round, claim.proof))
+        })
+    }
+}

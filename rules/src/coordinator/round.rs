@@ -1,0 +1,208 @@
+//! The round that is open: who trains what, what came in, and why it may not close yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use manyhands_proto::message::{Assignment, CommitSet, SignedCommitment, WaitReason};
+use manyhands_proto::{Digest, NodeId, Round, Tick};
+use serde::{Deserialize, Serialize};
+
+use super::input::CodecResult;
+use super::membership::Head;
+use crate::assignment::Candidate;
+use crate::record::{Check, Entropy, Finding, Outcome, commit_set};
+
+/// Where a round stands. A deadline is when the phase ends whoever is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "phase")]
+pub enum Phase {
+    /// Members fetch θ_t and prove that they hold it.
+    Gathering { deadline: Tick },
+    Training { deadline: Tick },
+    Uploading { deadline: Tick },
+    /// The deadline runs from when the draw is known.
+    Checking { deadline: Option<Tick> },
+    Merging,
+    /// All rounds are merged; audits, evaluations and settlement come to their end.
+    Finishing { deadline: Tick },
+    Complete,
+}
+
+impl Phase {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gathering { .. } => "gathering",
+            Self::Training { .. } => "training",
+            Self::Uploading { .. } => "uploading",
+            Self::Checking { .. } => "checking",
+            Self::Merging => "merging",
+            Self::Finishing { .. } => "finishing",
+            Self::Complete => "complete",
+        }
+    }
+
+    pub(super) const fn deadline(self) -> Option<Tick> {
+        match self {
+            Self::Gathering { deadline }
+            | Self::Training { deadline }
+            | Self::Uploading { deadline }
+            | Self::Finishing { deadline } => Some(deadline),
+            Self::Checking { deadline } => deadline,
+            Self::Merging | Self::Complete => None,
+        }
+    }
+
+    /// What a member without a duty waits for.
+    pub(super) const fn wait_reason(self) -> WaitReason {
+        match self {
+            Self::Gathering { .. } => WaitReason::Others,
+            Self::Training { .. } => WaitReason::Commitments,
+            Self::Uploading { .. } => WaitReason::Uploads,
+            Self::Checking { .. } => WaitReason::Checks,
+            Self::Merging => WaitReason::Merge,
+            Self::Finishing { .. } | Self::Complete => WaitReason::Tasks,
+        }
+    }
+}
+
+/// A payload that was asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) enum Upload {
+    InTime,
+    Late,
+    Malformed(String),
+}
+
+/// One round, from its opening until its record is settled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct OpenRound {
+    pub(super) number: Round,
+    /// θ_t.
+    pub(super) theta: Digest,
+    pub(super) first_sequence: u64,
+    pub(super) phase: Phase,
+    pub(super) phase_since: Tick,
+    pub(super) opened_at: Tick,
+    /// How long the training phase took.
+    pub(super) train_ms: u64,
+    pub(super) candidates: Vec<Candidate>,
+    pub(super) verified: bool,
+    pub(super) assignments: BTreeMap<NodeId, Assignment>,
+    /// The heads that the assignments start from.
+    pub(super) heads: BTreeMap<NodeId, Head>,
+    pub(super) commitments: BTreeMap<NodeId, SignedCommitment>,
+    pub(super) uploads: BTreeMap<NodeId, Upload>,
+    pub(super) codec: BTreeMap<NodeId, CodecResult>,
+    /// Results of replays before the merge: none if it passed.
+    pub(super) replayed: BTreeMap<NodeId, Option<Outcome>>,
+    /// Workers whose update waits for a replay.
+    pub(super) probation: Vec<NodeId>,
+    /// Those whose replay has been asked for.
+    pub(super) replay_asked: BTreeSet<NodeId>,
+    pub(super) commitments_entropy: Option<Entropy>,
+}
+
+impl OpenRound {
+    pub(super) fn new(number: Round, theta: Digest, first_sequence: u64, now: Tick, deadline: Tick) -> Self {
+        Self {
+            number,
+            theta,
+            first_sequence,
+            phase: Phase::Gathering { deadline },
+            phase_since: now,
+            opened_at: now,
+            train_ms: 0,
+            candidates: Vec::new(),
+            verified: false,
+            assignments: BTreeMap::new(),
+            heads: BTreeMap::new(),
+            commitments: BTreeMap::new(),
+            uploads: BTreeMap::new(),
+            codec: BTreeMap::new(),
+            replayed: BTreeMap::new(),
+            probation: Vec::new(),
+            replay_asked: BTreeSet::new(),
+            commitments_entropy: None,
+        }
+    }
+
+    pub(super) fn enter(&mut self, phase: Phase, now: Tick) {
+        if matches!(self.phase, Phase::Training { .. }) {
+            self.train_ms = now.since(self.phase_since);
+        }
+        self.phase = phase;
+        self.phase_since = now;
+    }
+
+    pub(super) fn commit_set(&self) -> CommitSet {
+        let commitments: Vec<_> = self.commitments.values().cloned().collect();
+        commit_set(self.number, &commitments)
+    }
+
+    /// Committed workers whose payload has neither come nor been refused.
+    pub(super) fn uploads_missing(&self) -> impl Iterator<Item = (NodeId, &SignedCommitment)> {
+        self.commitments
+            .iter()
+            .filter(|(worker, _)| !self.uploads.contains_key(worker))
+            .map(|(&worker, commitment)| (worker, commitment))
+    }
+
+    /// Workers whose payload is here and well-formed.
+    pub(super) fn uploaded(&self) -> impl Iterator<Item = NodeId> {
+        self.uploads
+            .iter()
+            .filter(|(_, upload)| !matches!(upload, Upload::Malformed(_)))
+            .map(|(&worker, _)| worker)
+    }
+
+    pub(super) fn codec_missing(&self) -> impl Iterator<Item = NodeId> {
+        self.uploaded().filter(|worker| !self.codec.contains_key(worker))
+    }
+
+    /// Whether every check that the merge waits for has ended.
+    pub(super) fn is_checked(&self) -> bool {
+        self.codec_missing().next().is_none()
+            && self
+                .uploaded()
+                .filter(|worker| self.probation.contains(worker))
+                .filter(|worker| self.codec.get(worker) == Some(&CodecResult::Passed))
+                .all(|worker| self.replayed.contains_key(&worker))
+    }
+
+    /// What became of `worker`, from all that is known when the checks end.
+    pub(super) fn outcome(&self, worker: NodeId) -> Outcome {
+        if !self.commitments.contains_key(&worker) {
+            return Outcome::NotCommitted;
+        }
+        let late = match self.uploads.get(&worker) {
+            None => return Outcome::NotUploaded,
+            Some(Upload::Malformed(reason)) => return Outcome::Malformed(reason.clone()),
+            Some(Upload::Late) => true,
+            Some(Upload::InTime) => false,
+        };
+        match self.codec.get(&worker) {
+            None => return Outcome::Withheld("did not open the drawn chunks in time".to_owned()),
+            Some(CodecResult::Fault(reason)) => return Outcome::CodecFault(reason.clone()),
+            Some(CodecResult::Withheld(reason)) => return Outcome::Withheld(reason.clone()),
+            Some(CodecResult::Passed) => {}
+        }
+        match self.replayed.get(&worker) {
+            Some(Some(outcome)) => outcome.clone(),
+            None if self.probation.contains(&worker) => Outcome::Unverified,
+            Some(None) | None if late => Outcome::Late,
+            Some(None) | None => Outcome::Admitted,
+        }
+    }
+
+    pub(super) fn codec_checks(&self) -> impl Iterator<Item = Check> {
+        self.codec.iter().map(|(&worker, result)| Check {
+            round: self.number,
+            worker,
+            verifier: None,
+            finding: match result {
+                CodecResult::Passed => Finding::CodecPassed,
+                CodecResult::Fault(reason) => Finding::CodecFault(reason.clone()),
+                CodecResult::Withheld(reason) => Finding::Withheld(reason.clone()),
+            },
+        })
+    }
+}

@@ -1,0 +1,349 @@
+//! The coordinator's machine, told as runs of a few workers whose world always answers.
+
+use std::collections::BTreeSet;
+
+use manyhands_proto::keys::NodeKey;
+use manyhands_proto::message::{
+    Commitment, Distances, Duty, PROTOCOL_VERSION, Possession, Role, Situation,
+};
+use manyhands_proto::{Balance, TokenCount};
+
+use super::*;
+use crate::record::tests_support;
+use crate::record::Entropy;
+
+const RUN: RunId = RunId::new([5; 32]);
+const PASSED: Distances =
+    Distances { delta: 0.0, first_moment: 0.0, second_moment: 0.0, theta: Digest::new([0; 32]) };
+
+fn key(id: u8) -> NodeKey {
+    NodeKey::from_seed([id; 32])
+}
+
+fn node(id: u8) -> NodeId {
+    key(id).node_id()
+}
+
+/// A coordinator and the world around it.
+struct World {
+    machine: Coordinator,
+    now: Tick,
+    nonce: u64,
+    inputs: Vec<(Tick, Input)>,
+    /// Who is silent.
+    dead: BTreeSet<u8>,
+    /// Whose update a replay refutes.
+    cheats: BTreeSet<NodeId>,
+    records: Vec<RoundRecord>,
+    reports: Vec<NodeId>,
+    merges: Vec<MergeOrder>,
+}
+
+impl World {
+    fn new(spec: RunSpec) -> Self {
+        Self {
+            machine: Coordinator::new(RUN, spec, Tick(0)),
+            now: Tick(0),
+            nonce: 0,
+            inputs: Vec::new(),
+            dead: BTreeSet::new(),
+            cheats: BTreeSet::new(),
+            records: Vec::new(),
+            reports: Vec::new(),
+            merges: Vec::new(),
+        }
+    }
+
+    fn handle(&mut self, input: Input) -> Option<Reply> {
+        self.inputs.push((self.now, input.clone()));
+        self.machine.handle(self.now, input)
+    }
+
+    fn ask(&mut self, id: u8, request: Request) -> Reply {
+        self.nonce += 1;
+        let facts = Facts { stake: Balance(u128::MAX), observed: Vec::new() };
+        let (from, nonce) = (node(id), self.nonce);
+        self.handle(Input::Message { from, nonce, request, facts }).expect("a message is answered")
+    }
+
+    fn join(&mut self, id: u8, role: Role) -> Reply {
+        let join = Join {
+            role,
+            version: PROTOCOL_VERSION,
+            class: "cpu".to_owned(),
+            memory_bytes: 1 << 40,
+            tokens_per_second: 10_000,
+            addresses: Vec::new(),
+            head_rounds: (0..100).map(Round).collect(),
+        };
+        self.ask(id, Request::Join(join))
+    }
+
+    /// Everybody who lives does what it is told, once; then the shell answers what is wanted.
+    fn turn(&mut self, workers: &[u8], verifiers: &[u8]) {
+        for &id in workers.iter().chain(verifiers) {
+            if !self.dead.contains(&id) {
+                self.obey(id);
+            }
+        }
+        loop {
+            let effects = self.machine.poll_effects();
+            if effects.is_empty() {
+                break;
+            }
+            effects.into_iter().for_each(|effect| self.perform(effect));
+        }
+        self.now = self.now.after_ms(100);
+        self.handle(Input::Timeout);
+    }
+
+    fn obey(&mut self, id: u8) {
+        let proof = Possession { round: self.machine.round(), proof: Digest::of(&[id]) };
+        let beat = Request::Beat(Beat { theta: Some(proof), steps_done: 0 });
+        let Reply::Situation(Situation { duty, .. }) = self.ask(id, beat) else { return };
+        match duty {
+            Duty::Train(assignment) => {
+                let blob = Digest::of(&[id, assignment.round.0 as u8]);
+                let commitment = Commitment {
+                    round: assignment.round,
+                    payload: blob,
+                    payload_bytes: 100,
+                    theta: blob,
+                    moments: blob,
+                    error: blob,
+                    tokens: TokenCount(u64::from(assignment.sequences) * 32),
+                    loss: 3.0,
+                };
+                self.ask(id, Request::Commit(SignedCommitment::sign(&key(id), RUN, commitment)));
+            }
+            Duty::Tasks(tasks) => {
+                for replay in tasks.replays {
+                    let cheated = self.cheats.contains(&replay.assignment.worker);
+                    let distances = if cheated { Distances { delta: 0.2, ..PASSED } } else { PASSED };
+                    let outcome = ReplayOutcome::Compared(distances);
+                    self.ask(id, Request::Verdict(Verdict { id: replay.id, outcome }));
+                }
+                for asked in tasks.evaluations {
+                    let evaluation = Evaluation { round: asked.round, theta: asked.theta, loss: 5.0 };
+                    self.ask(id, Request::Evaluation(evaluation));
+                }
+            }
+            Duty::Gathering { .. }
+            | Duty::Upload(_)
+            | Duty::Wait { .. }
+            | Duty::Sync(_)
+            | Duty::Complete { .. }
+            | Duty::Dismissed(_) => {}
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        let entropy = |digest: Digest| Entropy { value: digest, block: Some(1) };
+        let input = match effect {
+            Effect::FetchPayload { round, worker, .. } => {
+                Input::PayloadArrived { round, worker, result: Ok(()) }
+            }
+            Effect::CheckCodec(CodecCheck { round, worker, .. }) => {
+                Input::CodecChecked { round, worker, result: CodecResult::Passed }
+            }
+            Effect::CheckPossession { round, worker, proof, .. } => {
+                Input::PossessionChecked { round, worker, proof, holds: true }
+            }
+            Effect::Merge(order) => {
+                let round = order.round;
+                let theta = Digest::of(&serde_json::to_vec(&order).expect("serialises"));
+                let merge = Merge {
+                    aggregate: theta,
+                    aggregate_bytes: 7,
+                    outer_learning_rate: order.outer_learning_rate,
+                };
+                self.merges.push(order);
+                Input::Merged { round, result: MergeResult { merge, theta } }
+            }
+            Effect::Anchor { round, stage, digest } => {
+                Input::Entropy { round, stage, entropy: entropy(digest) }
+            }
+            Effect::Settle(record) => {
+                let round = record.round;
+                self.records.push(*record);
+                Input::Settled { round }
+            }
+            Effect::ReportFault { round, worker, .. } => {
+                self.reports.push(worker);
+                Input::FaultSettled { round, worker, slashed: Balance(50) }
+            }
+            Effect::CompleteRun { .. } => Input::RunCompleted,
+        };
+        self.handle(input);
+    }
+
+    fn run(&mut self, workers: &[u8], verifiers: &[u8], turns: usize) {
+        for _ in 0..turns {
+            if self.machine.phase() == Phase::Complete {
+                break;
+            }
+            self.turn(workers, verifiers);
+        }
+    }
+
+    fn outcome(&self, round: usize, id: u8) -> &Outcome {
+        let results = &self.records[round].results;
+        let result = results.iter().find(|result| result.worker == node(id));
+        &result.expect("the worker was a candidate").outcome
+    }
+}
+
+#[test]
+fn two_workers_and_a_verifier_finish_a_run_and_everybody_is_paid() {
+    let mut world = World::new(tests_support::spec());
+    for id in [1, 2] {
+        world.join(id, Role::Worker);
+    }
+    world.join(9, Role::Verifier);
+    world.run(&[1, 2], &[9], 300);
+    assert_eq!(world.machine.phase(), Phase::Complete);
+    assert!(world.records.len() >= 3);
+    for round in 0..3 {
+        assert_eq!(world.outcome(round, 1), &Outcome::Admitted);
+        assert_eq!(world.outcome(round, 2), &Outcome::Admitted);
+    }
+    let last = &world.records.last().expect("a record").earnings;
+    let accounts: BTreeSet<_> = last.iter().map(|earning| earning.account).collect();
+    assert!(accounts.contains(&node(1)) && accounts.contains(&node(2)));
+    let losses = world.machine.held_out_losses();
+    assert_eq!(losses.keys().map(|r| r.0).collect::<Vec<_>>(), [0, 1, 2, 3]);
+}
+
+#[test]
+fn records_form_a_chain_from_the_specification_and_positions_never_overlap() {
+    let spec = tests_support::spec();
+    let mut previous = spec.digest();
+    let mut world = World::new(spec);
+    world.join(1, Role::Worker);
+    world.join(2, Role::Worker);
+    world.run(&[1, 2], &[], 300);
+    let mut first_sequence = 0;
+    for record in &world.records {
+        assert_eq!(record.previous, previous);
+        assert_eq!(record.first_sequence, first_sequence);
+        let opening = Opening { round: record.round, theta: record.theta, first_sequence };
+        let assignments = plan(world.machine.spec(), opening, &record.candidates);
+        first_sequence += assignments.iter().map(|a| u64::from(a.sequences)).sum::<u64>();
+        previous = record.digest();
+        assert_eq!(RoundRecord::parse(&record.canonical_bytes()).expect("parses"), *record);
+    }
+}
+
+#[test]
+fn a_cheater_on_probation_is_kept_out_reported_and_barred() {
+    let mut world = World::new(tests_support::spec());
+    for id in [1, 2, 3] {
+        world.join(id, Role::Worker);
+    }
+    world.join(9, Role::Verifier);
+    world.cheats.insert(node(2));
+    world.run(&[1, 2, 3], &[9], 300);
+    assert!(matches!(world.outcome(0, 2), Outcome::ReplayFault(_)));
+    assert_eq!(world.outcome(0, 1), &Outcome::Admitted);
+    assert_eq!(world.reports, [node(2)]);
+    assert!(world.merges.iter().all(|merge| merge.contributions.iter().all(|c| c.worker != node(2))));
+    assert!(world.records.last().expect("a record").earnings.iter().all(|e| e.account != node(2)));
+}
+
+#[test]
+fn a_fault_found_after_the_merge_is_revoked_and_its_reward_forfeit() {
+    let mut spec = tests_support::spec();
+    spec.verification.probation_checks = 0;
+    spec.verification.audit_rate_per_mille = 1_000;
+    let mut world = World::new(spec);
+    world.join(1, Role::Worker);
+    world.join(2, Role::Worker);
+    world.join(9, Role::Verifier);
+    world.cheats.insert(node(2));
+    world.run(&[1, 2], &[9], 300);
+    assert_eq!(world.outcome(0, 2), &Outcome::Admitted, "the merge did not wait");
+    let revoked: Vec<_> = world.merges.iter().flat_map(|merge| &merge.revocations).collect();
+    assert_eq!(revoked[0].revocation, Revocation { round: Round(0), worker: node(2) });
+    assert_eq!(revoked[0].contributions.len(), 2);
+    assert!(world.reports.contains(&node(2)));
+    assert!(world.records.last().expect("a record").earnings.iter().all(|e| e.account != node(2)));
+}
+
+#[test]
+fn the_round_closes_without_a_worker_that_died_and_takes_it_back() {
+    let mut spec = tests_support::spec();
+    spec.run.rounds = 6;
+    spec.round.silence_ms = 1_000;
+    spec.round.sync_ms = 500;
+    let mut world = World::new(spec);
+    world.join(1, Role::Worker);
+    world.join(2, Role::Worker);
+    while world.machine.round() < Round(1) {
+        world.turn(&[1, 2], &[]);
+    }
+    world.dead.insert(2);
+    while world.machine.round() < Round(3) {
+        world.turn(&[1, 2], &[]);
+    }
+    assert_eq!(world.outcome(1, 1), &Outcome::Admitted);
+    world.dead.clear();
+    world.join(2, Role::Worker);
+    world.run(&[1, 2], &[], 300);
+    assert_eq!(world.outcome(5, 2), &Outcome::Admitted);
+}
+
+#[test]
+fn the_journal_alone_gives_the_same_machine_byte_for_byte() {
+    let spec = tests_support::spec();
+    let mut world = World::new(spec.clone());
+    world.join(1, Role::Worker);
+    world.join(2, Role::Worker);
+    world.join(9, Role::Verifier);
+    world.cheats.insert(node(1));
+    world.run(&[1, 2], &[9], 60);
+    let mut again = Coordinator::new(RUN, spec, Tick(0));
+    for (now, input) in &world.inputs {
+        again.handle(*now, input.clone());
+    }
+    let bytes = |machine: &Coordinator| serde_json::to_vec(machine).expect("serialises");
+    assert_eq!(bytes(&again), bytes(&world.machine));
+    let restored: Coordinator = serde_json::from_slice(&bytes(&again)).expect("parses");
+    assert_eq!(bytes(&restored), bytes(&again));
+}
+
+#[test]
+fn a_repeated_message_and_a_second_commitment_are_refused_with_their_codes() {
+    let mut world = World::new(tests_support::spec());
+    world.join(1, Role::Worker);
+    world.join(2, Role::Worker);
+    let stranger = world.ask(7, Request::Leave);
+    assert!(matches!(stranger, Reply::Refused(r) if r.code == RefusalCode::NotAMember));
+    let input = Input::Message {
+        from: node(1),
+        nonce: 1,
+        request: Request::Leave,
+        facts: Facts::default(),
+    };
+    let reply = world.handle(input).expect("answered");
+    assert!(matches!(reply, Reply::Refused(r) if r.code == RefusalCode::Replayed));
+    while !matches!(world.machine.phase(), Phase::Training { .. }) {
+        world.turn(&[1, 2], &[]);
+    }
+    world.obey(1);
+    let digest = Digest::of(b"another");
+    let commitment = Commitment {
+        round: Round(0),
+        payload: digest,
+        payload_bytes: 1,
+        theta: digest,
+        moments: digest,
+        error: digest,
+        tokens: TokenCount(1),
+        loss: 0.0,
+    };
+    let signed = SignedCommitment::sign(&key(1), RUN, commitment);
+    let second = world.ask(1, Request::Commit(signed.clone()));
+    assert!(matches!(second, Reply::Refused(r) if r.code == RefusalCode::AlreadyCommitted));
+    let another = world.ask(2, Request::Commit(signed));
+    assert!(matches!(another, Reply::Refused(r) if r.code == RefusalCode::Malformed));
+}

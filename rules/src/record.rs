@@ -1,0 +1,233 @@
+//! What is kept of a round, so that anybody can recompute it: the evidence behind the chain's
+//! contributions root. Records form a hash chain that starts at the run's specification.
+
+use manyhands_proto::message::{CommitSet, Distances, Evaluation, Merge, SignedCommitment};
+use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, WorkUnits};
+use serde::{Deserialize, Serialize};
+
+use crate::assignment::Candidate;
+
+/// Everything about a round that is not in a blob named by it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoundRecord {
+    pub run: RunId,
+    pub round: Round,
+    /// Digest of the record before; of the run's specification for the first.
+    pub previous: Digest,
+    /// θ_t.
+    pub theta: Digest,
+    /// θ_{t+1}.
+    pub theta_next: Digest,
+    /// Where the round starts in the run's sequence order.
+    pub first_sequence: u64,
+    /// In worker order; assignments follow from them ([`crate::assignment::plan`]).
+    pub candidates: Vec<Candidate>,
+    /// Whether a verifier was there. Without one nothing is replayed, and the run says so.
+    pub verified: bool,
+    /// In worker order.
+    pub commitments: Vec<SignedCommitment>,
+    pub commitments_entropy: Option<Entropy>,
+    /// What became of each candidate, in worker order.
+    pub results: Vec<WorkerResult>,
+    /// None if nothing was admitted: θ stays.
+    pub merge: Option<Merge>,
+    /// Earlier updates whose effect this merge takes back.
+    pub revocations: Vec<Revocation>,
+    /// Checks that ended since the previous record, of this round or earlier ones.
+    pub checks: Vec<Check>,
+    /// Draws made since the previous record, of earlier rounds.
+    pub draws: Vec<Draw>,
+    /// Held-out losses measured since the previous record.
+    pub evaluations: Vec<Evaluation>,
+    /// Every account that ever earned, in account order.
+    pub earnings: Vec<Earning>,
+}
+
+impl RoundRecord {
+    /// Compact JSON, fields in the order of their declaration.
+    pub fn canonical_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain structs with string keys serialise")
+    }
+
+    pub fn digest(&self) -> Digest {
+        Digest::of(&self.canonical_bytes())
+    }
+
+    /// # Errors
+    /// [`ParseRecordError`] unless `bytes` are the canonical form of a record.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseRecordError> {
+        let record: Self = serde_json::from_slice(bytes)?;
+        if record.canonical_bytes() != bytes {
+            return Err(ParseRecordError::NotCanonical);
+        }
+        Ok(record)
+    }
+
+    /// The closed commitments, as anchored on chain.
+    pub fn commit_set(&self) -> CommitSet {
+        commit_set(self.round, &self.commitments)
+    }
+
+    /// Digest of the updates that were merged, as anchored on chain.
+    pub fn admitted_set(&self) -> Digest {
+        admitted_set(self.round, &self.results)
+    }
+}
+
+/// Why bytes are not a record.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseRecordError {
+    #[error("not a round record: {0}")]
+    Syntax(#[from] serde_json::Error),
+    #[error("not the canonical form of a round record")]
+    NotCanonical,
+}
+
+pub(crate) fn commit_set(round: Round, commitments: &[SignedCommitment]) -> CommitSet {
+    let entries = commitments.iter().map(|signed| (signed.worker, signed.digest())).collect();
+    CommitSet { round, entries }
+}
+
+pub(crate) fn admitted_set(round: Round, results: &[WorkerResult]) -> Digest {
+    let mut material = round.0.to_le_bytes().to_vec();
+    for result in results.iter().filter(|result| result.outcome == Outcome::Admitted) {
+        material.extend_from_slice(result.worker.as_bytes());
+    }
+    Digest::derive("manyhands 2026 admitted set", &material)
+}
+
+/// Randomness that came after what it is used on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entropy {
+    pub value: Digest,
+    /// The finalised block whose hash it is; none in a run without a chain.
+    pub block: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerResult {
+    pub worker: NodeId,
+    pub outcome: Outcome,
+    /// Of this round.
+    pub work: WorkUnits,
+    pub reward: Balance,
+}
+
+/// What became of one worker's round, with the reason.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", content = "detail")]
+pub enum Outcome {
+    Admitted,
+    /// Uploaded after the deadline: not merged, paid half.
+    Late,
+    NotCommitted,
+    NotUploaded,
+    /// The payload is not what the codec can have written.
+    Malformed(String),
+    /// The opened chunks do not encode to the payload.
+    CodecFault(String),
+    /// A replay came out elsewhere.
+    ReplayFault(Distances),
+    /// Drawn chunks were not opened.
+    Withheld(String),
+    /// No verifier answered in time. Nobody is blamed.
+    Unverified,
+}
+
+impl Outcome {
+    /// Whether the worker is at fault and forfeits more than this round.
+    pub fn is_fault(&self) -> bool {
+        match self {
+            Self::Malformed(_) | Self::CodecFault(_) | Self::ReplayFault(_) => true,
+            Self::Admitted
+            | Self::Late
+            | Self::NotCommitted
+            | Self::NotUploaded
+            | Self::Withheld(_)
+            | Self::Unverified => false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Revocation {
+    pub round: Round,
+    pub worker: NodeId,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    pub round: Round,
+    pub worker: NodeId,
+    /// None for the coordinator's codec check.
+    pub verifier: Option<NodeId>,
+    pub finding: Finding,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", content = "detail")]
+pub enum Finding {
+    CodecPassed,
+    CodecFault(String),
+    ReplayPassed(Distances),
+    ReplayFault(Distances),
+    Withheld(String),
+}
+
+/// Who of a merged round is replayed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Draw {
+    pub round: Round,
+    pub entropy: Entropy,
+    pub drawn: Vec<NodeId>,
+}
+
+/// What an account earned up to a round.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Earning {
+    pub account: NodeId,
+    /// Of this round alone.
+    pub work: WorkUnits,
+    pub cumulative: Balance,
+}
+
+#[cfg(test)]
+pub(crate) mod tests_support {
+    use manyhands_proto::Digest;
+    use manyhands_proto::run_file::{DataSet, RunFile, RunSpec};
+
+    /// A tiny run whose deadlines are short.
+    pub(crate) fn spec() -> RunSpec {
+        let text = r#"
+            [run]
+            name = "tiny"
+            rounds = 3
+            workers_min = 2
+            [model]
+            vocabulary_size = 512
+            hidden_size = 32
+            layers = 2
+            heads = 4
+            key_value_heads = 2
+            feed_forward_size = 64
+            context_length = 32
+            [training]
+            steps_per_round = 4
+            batch_sequences = 4
+            micro_batch_sequences = 2
+            learning_rate = 1e-3
+            [data]
+            dataset = "data"
+            [verification]
+            probation_checks = 1
+        "#;
+        RunFile::parse(text).expect("a good file").resolve(DataSet {
+            manifest: Digest::of(b"manifest"),
+            train_sequences: 10_000,
+            held_out_sequences: 2,
+            theta: Digest::of(b"theta 0"),
+            theta_is_given: false,
+        })
+    }
+}

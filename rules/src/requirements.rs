@@ -1,0 +1,101 @@
+//! Who may work for a run: a typed predicate, so that a refusal says what was expected and what came.
+
+use crate::reward::layout;
+use manyhands_proto::message::{Join, PROTOCOL_VERSION, Refusal, RefusalCode, Role};
+use manyhands_proto::run_file::{ChainKind, RunSpec};
+use manyhands_proto::{Balance, NodeId};
+
+/// Bytes a worker needs on its device: θ, gradient, two moments, θ_t, error buffer and the
+/// vectors of a round, each f32, and the activations of one micro-batch (about 16 hidden-sized and
+/// 4 vocabulary-sized values for each token).
+pub fn memory_bytes_min(spec: &RunSpec) -> u64 {
+    let parameters = layout(&spec.model).parameter_count().0;
+    let tokens = u64::from(spec.training.micro_batch_sequences) * u64::from(spec.model.context_length);
+    let hidden = u64::from(spec.model.layers) * u64::from(spec.model.hidden_size) * 16;
+    let vocabulary = u64::from(spec.model.vocabulary_size) * 4;
+    parameters * 4 * 8 + tokens * 4 * (hidden + vocabulary)
+}
+
+/// Whether `node` may take part, with `stake` on hold for it.
+///
+/// # Errors
+/// The first requirement that is not met.
+pub fn admit(spec: &RunSpec, node: NodeId, join: &Join, stake: Balance) -> Result<(), Refusal> {
+    if join.version != PROTOCOL_VERSION {
+        return refuse(
+            RefusalCode::VersionMismatch,
+            format!("this run speaks protocol {PROTOCOL_VERSION}, you speak {}", join.version),
+        );
+    }
+    if !spec.run.allow.is_empty() && join.role == Role::Worker && !spec.run.allow.contains(&node) {
+        return refuse(RefusalCode::NotAllowed, format!("node {node} is not on the run's list"));
+    }
+    let memory_min = memory_bytes_min(spec);
+    if join.memory_bytes < memory_min {
+        return refuse(
+            RefusalCode::TooLittleMemory,
+            format!("this run needs {memory_min} bytes of memory, you have {}", join.memory_bytes),
+        );
+    }
+    let (stake_min, what) = match join.role {
+        Role::Worker => (spec.chain.stake_min, "stake"),
+        Role::Verifier => (spec.chain.verifier_bond, "bond"),
+    };
+    if spec.chain.kind == ChainKind::Substrate && stake < stake_min {
+        return refuse(
+            RefusalCode::StakeTooSmall,
+            format!("this run asks for a {what} of {stake_min}, the chain holds {stake} for you"),
+        );
+    }
+    // Two sequences in half of the commitment deadline are the least that makes a step.
+    let tokens_min = 2 * u64::from(spec.model.context_length) * 2_000 / spec.round.commit_ms.max(1);
+    if join.tokens_per_second < tokens_min {
+        return refuse(
+            RefusalCode::TooSlow,
+            format!("this run needs {tokens_min} tokens per second, you measured {}", join.tokens_per_second),
+        );
+    }
+    Ok(())
+}
+
+fn refuse(code: RefusalCode, reason: String) -> Result<(), Refusal> {
+    Err(Refusal { code, reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests_support::spec;
+
+    fn join() -> Join {
+        Join {
+            role: Role::Worker,
+            version: PROTOCOL_VERSION,
+            class: "cpu".to_owned(),
+            memory_bytes: 1 << 40,
+            tokens_per_second: 1_000_000,
+            addresses: Vec::new(),
+            head_rounds: Vec::new(),
+        }
+    }
+
+    fn code(spec: &RunSpec, join: &Join, stake: u128) -> Option<RefusalCode> {
+        admit(spec, NodeId::new([1; 32]), join, Balance(stake)).err().map(|refusal| refusal.code)
+    }
+
+    #[test]
+    fn each_requirement_is_refused_with_its_own_code() {
+        let mut spec = spec();
+        let stake = spec.chain.stake_min.0;
+        assert_eq!(code(&spec, &join(), stake), None);
+        assert_eq!(code(&spec, &join(), stake - 1), Some(RefusalCode::StakeTooSmall));
+        let other = Join { version: 99, ..join() };
+        assert_eq!(code(&spec, &other, stake), Some(RefusalCode::VersionMismatch));
+        let small = Join { memory_bytes: 1 << 10, ..join() };
+        assert_eq!(code(&spec, &small, stake), Some(RefusalCode::TooLittleMemory));
+        let slow = Join { tokens_per_second: 0, ..join() };
+        assert_eq!(code(&spec, &slow, stake), Some(RefusalCode::TooSlow));
+        spec.run.allow = vec![NodeId::new([2; 32])];
+        assert_eq!(code(&spec, &join(), stake), Some(RefusalCode::NotAllowed));
+    }
+}

@@ -1,0 +1,429 @@
+//! The machine of a worker or a verifier.
+//!
+//! # Contract
+//! The driver sends what [`Worker::poll_request`] gives and hands the answer to
+//! [`Worker::handle_reply`]; it starts what [`Worker::poll_effects`] gives and hands each result to
+//! [`Worker::handle`]. At most one heavy effect runs at a time: training, a replay, an evaluation
+//! or a synchronisation all need the device. What a result names must be on disk before the result
+//! is handed in.
+
+use manyhands_proto::message::{
+    Assignment, Beat, Duty, Evaluate, Evaluation, Join, Possession, Refusal, RefusalCode, Replay,
+    Reply, Request, SignedCommitment, Situation, Sync, Verdict,
+};
+use manyhands_proto::{Digest, NodeId, Round, Tick};
+use serde::{Deserialize, Serialize};
+
+/// What a node knows of itself when it starts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    pub join: Join,
+    /// Milliseconds between two beats.
+    pub beat_ms: u64,
+}
+
+/// What the driver has to do. Nothing is repeated until its result has come.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Effect {
+    /// Get to θ of a round and prove it. Answered by [`Input::Synced`] or [`Input::Failed`].
+    Sync(Sync),
+    /// Train, write the end state and the commitment to disk. Answered by [`Input::Trained`] or
+    /// [`Input::Failed`].
+    Train(Assignment),
+    /// From now on the payload may be fetched, and drawn evidence opened by these nodes.
+    Publish { round: Round, verifiers: Vec<NodeId> },
+    /// Answered by [`Input::Replayed`].
+    Replay(Replay),
+    /// Answered by [`Input::Evaluated`] or [`Input::Failed`].
+    Evaluate(Evaluate),
+    /// Stop training: the round went on without us.
+    Abort { round: Round },
+    /// The end, with its reason.
+    Exit(Exit),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Exit {
+    Complete { round: Round, theta: Digest },
+    Refused(Refusal),
+    /// Asked to leave, and said so to the coordinator.
+    Left,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Input {
+    Synced(Possession),
+    Trained(Trained),
+    Replayed(Verdict),
+    Evaluated(Evaluation),
+    /// The running effect could not be done; it is asked for again as long as it is a duty.
+    Failed,
+    Progress { steps_done: u32 },
+    /// The coordinator announced something: ask at once what it is.
+    Announced,
+    /// Leave when no evidence is owed any more.
+    Stop,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Doing {
+    Nothing,
+    Sync,
+    Train(Round),
+    Replay(u64),
+    Evaluate(Round),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Membership {
+    Outside,
+    Member,
+    /// Said goodbye or was turned away.
+    Gone,
+}
+
+/// Work that is done and on disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Trained {
+    pub assignment: Assignment,
+    pub commitment: SignedCommitment,
+}
+
+/// The state of a worker or verifier. A value, like the coordinator's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Worker {
+    node: NodeId,
+    identity: Identity,
+    membership: Membership,
+    doing: Doing,
+    theta: Option<Possession>,
+    /// The last commitment made, sent until the coordinator has it.
+    trained: Option<Trained>,
+    commitment_is_known: bool,
+    published: Option<(Round, Vec<NodeId>)>,
+    verdicts: Vec<Verdict>,
+    evaluations: Vec<Evaluation>,
+    steps_done: u32,
+    stopping: bool,
+    situation: Option<Situation>,
+    next_beat: Tick,
+    effects: Vec<Effect>,
+}
+
+impl Worker {
+    /// `trained`: the last work on disk, so that a restart does not do the same round twice.
+    pub fn new(node: NodeId, identity: Identity, trained: Option<Trained>) -> Self {
+        Self {
+            node,
+            identity,
+            membership: Membership::Outside,
+            doing: Doing::Nothing,
+            theta: None,
+            trained,
+            commitment_is_known: true,
+            published: None,
+            verdicts: Vec::new(),
+            evaluations: Vec::new(),
+            steps_done: 0,
+            stopping: false,
+            situation: None,
+            next_beat: Tick(0),
+            effects: Vec::new(),
+        }
+    }
+
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// What the coordinator last told this node, for display.
+    pub fn situation(&self) -> Option<&Situation> {
+        self.situation.as_ref()
+    }
+
+    fn duty(&self) -> Option<&Duty> {
+        self.situation.as_ref().map(|situation| &situation.duty)
+    }
+
+    pub fn is_member(&self) -> bool {
+        self.membership == Membership::Member
+    }
+
+    /// Whether an effect that needs the device is running.
+    pub fn is_busy(&self) -> bool {
+        self.doing != Doing::Nothing
+    }
+
+    /// The next thing to say to the coordinator, if it is time to say something.
+    pub fn poll_request(&mut self, now: Tick) -> Option<Request> {
+        match self.membership {
+            Membership::Gone => return None,
+            Membership::Outside if now < self.next_beat => return None,
+            Membership::Outside => {
+                self.next_beat = now.after_ms(self.identity.beat_ms);
+                return Some(Request::Join(self.identity.join.clone()));
+            }
+            Membership::Member => {}
+        }
+        if self.may_leave() {
+            return Some(Request::Leave);
+        }
+        if let Some(trained) = self.trained.as_ref().filter(|_| !self.commitment_is_known) {
+            return Some(Request::Commit(trained.commitment.clone()));
+        }
+        if let Some(verdict) = self.verdicts.first() {
+            return Some(Request::Verdict(verdict.clone()));
+        }
+        if let Some(evaluation) = self.evaluations.first() {
+            return Some(Request::Evaluation(evaluation.clone()));
+        }
+        if now < self.next_beat {
+            return None;
+        }
+        self.next_beat = now.after_ms(self.identity.beat_ms);
+        Some(Request::Beat(Beat { theta: self.theta, steps_done: self.steps_done }))
+    }
+
+    /// When [`Self::poll_request`] will next have something to say on its own.
+    pub fn poll_timeout(&self) -> Option<Tick> {
+        (self.membership != Membership::Gone).then_some(self.next_beat)
+    }
+
+    pub fn poll_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// The coordinator's answer to `request`.
+    pub fn handle_reply(&mut self, now: Tick, request: &Request, reply: Reply) {
+        match reply {
+            Reply::Situation(situation) => {
+                self.sent(request);
+                if matches!(request, Request::Leave) {
+                    self.exit(Exit::Left);
+                    return;
+                }
+                self.membership = Membership::Member;
+                self.take_situation(situation);
+            }
+            Reply::Refused(refusal) => self.take_refusal(now, request, refusal),
+            // Answers to questions that this machine does not ask.
+            Reply::Description { .. } | Reply::Status(_) => {}
+        }
+    }
+
+    /// The request did not arrive or was not answered: it is made again a beat later.
+    pub fn handle_no_reply(&mut self, now: Tick) {
+        self.next_beat = now.after_ms(self.identity.beat_ms);
+    }
+
+    /// Notes that the coordinator has what `request` carried.
+    fn sent(&mut self, request: &Request) {
+        match request {
+            Request::Commit(_) => self.commitment_is_known = true,
+            Request::Verdict(verdict) => self.verdicts.retain(|kept| kept.id != verdict.id),
+            Request::Evaluation(evaluation) => {
+                self.evaluations.retain(|kept| kept.round != evaluation.round);
+            }
+            Request::Describe
+            | Request::Join(_)
+            | Request::Beat(_)
+            | Request::Leave
+            | Request::Status => {}
+        }
+    }
+
+    fn take_refusal(&mut self, now: Tick, request: &Request, refusal: Refusal) {
+        self.sent(request);
+        match refusal.code {
+            RefusalCode::NotAMember => {
+                self.membership = Membership::Outside;
+                self.next_beat = now;
+                if matches!(request, Request::Leave) {
+                    self.exit(Exit::Left);
+                }
+            }
+            RefusalCode::WrongTheta => self.theta = None,
+            RefusalCode::AlreadyCommitted
+            | RefusalCode::WrongRound
+            | RefusalCode::TooLate
+            | RefusalCode::NotAssigned
+            | RefusalCode::NotYourTask
+            | RefusalCode::Replayed => {}
+            RefusalCode::NotReady => self.next_beat = now.after_ms(self.identity.beat_ms),
+            RefusalCode::WrongRun
+            | RefusalCode::VersionMismatch
+            | RefusalCode::TooLittleMemory
+            | RefusalCode::StakeTooSmall
+            | RefusalCode::NotAllowed
+            | RefusalCode::RunIsFull
+            | RefusalCode::Malformed
+            | RefusalCode::RunIsComplete
+            | RefusalCode::Barred
+            | RefusalCode::ImplausibleTokens
+            | RefusalCode::TooSlow => self.exit(Exit::Refused(refusal)),
+        }
+    }
+
+    fn take_situation(&mut self, situation: Situation) {
+        self.follow(&situation.duty, situation.verifiers.clone());
+        self.situation = Some(situation);
+    }
+
+    fn follow(&mut self, duty: &Duty, verifiers: Vec<NodeId>) {
+        if let Doing::Train(round) = self.doing {
+            let still = matches!(duty, Duty::Train(assignment) if assignment.round == round);
+            if !still {
+                self.effects.push(Effect::Abort { round });
+            }
+        }
+        match duty {
+            Duty::Gathering { .. } | Duty::Wait { .. } => {}
+            Duty::Train(assignment) => self.follow_assignment(assignment),
+            Duty::Upload(commit_set) => {
+                let round = commit_set.round;
+                if self.published.as_ref() != Some(&(round, verifiers.clone())) {
+                    self.published = Some((round, verifiers.clone()));
+                    self.effects.push(Effect::Publish { round, verifiers });
+                }
+            }
+            Duty::Sync(sync) => {
+                let held = self.theta.is_some_and(|theta| theta.round == sync.round);
+                if !held && self.doing == Doing::Nothing {
+                    self.start(Doing::Sync, Effect::Sync(sync.clone()));
+                }
+            }
+            Duty::Tasks(tasks) => {
+                let replay = tasks
+                    .replays
+                    .iter()
+                    .find(|replay| self.verdicts.iter().all(|verdict| verdict.id != replay.id));
+                let evaluation = tasks
+                    .evaluations
+                    .iter()
+                    .find(|asked| self.evaluations.iter().all(|done| done.round != asked.round));
+                if self.doing != Doing::Nothing {
+                    return;
+                }
+                // A merge may wait for a replay; nothing waits for an evaluation.
+                if let Some(replay) = replay {
+                    self.start(Doing::Replay(replay.id), Effect::Replay(replay.clone()));
+                } else if let Some(asked) = evaluation {
+                    self.start(Doing::Evaluate(asked.round), Effect::Evaluate(asked.clone()));
+                }
+            }
+            Duty::Complete { round, theta } => {
+                self.exit(Exit::Complete { round: *round, theta: *theta });
+            }
+            Duty::Dismissed(refusal) => self.exit(Exit::Refused(refusal.clone())),
+        }
+    }
+
+    fn follow_assignment(&mut self, assignment: &Assignment) {
+        let round = assignment.round;
+        if self.doing != Doing::Nothing || self.stopping {
+            return;
+        }
+        if self.trained.as_ref().is_some_and(|trained| trained.assignment == *assignment) {
+            // Trained before a restart, or the commitment was lost on its way.
+            self.commitment_is_known = false;
+        } else {
+            self.start(Doing::Train(round), Effect::Train(assignment.clone()));
+        }
+    }
+
+    fn start(&mut self, doing: Doing, effect: Effect) {
+        self.doing = doing;
+        self.steps_done = 0;
+        self.effects.push(effect);
+    }
+
+    /// What came of an effect, or from outside.
+    pub fn handle(&mut self, now: Tick, input: Input) {
+        match input {
+            Input::Synced(possession) => {
+                self.theta = Some(possession);
+                self.done(now);
+            }
+            Input::Trained(trained) => {
+                let round = trained.assignment.round;
+                self.identity.join.head_rounds = recent(&self.identity.join.head_rounds, round);
+                self.trained = Some(trained);
+                self.commitment_is_known = false;
+                self.done(now);
+            }
+            Input::Replayed(verdict) => {
+                self.verdicts.push(verdict);
+                self.done(now);
+            }
+            Input::Evaluated(evaluation) => {
+                self.evaluations.push(evaluation);
+                self.done(now);
+            }
+            Input::Failed => {
+                self.doing = Doing::Nothing;
+                self.next_beat = now.after_ms(self.identity.beat_ms);
+            }
+            Input::Progress { steps_done } => self.steps_done = steps_done,
+            Input::Announced => self.next_beat = now,
+            Input::Stop => {
+                self.stopping = true;
+                self.next_beat = now;
+                if let Doing::Train(round) = self.doing {
+                    self.effects.push(Effect::Abort { round });
+                }
+                if self.membership == Membership::Outside {
+                    self.exit(Exit::Left);
+                }
+            }
+        }
+    }
+
+    fn done(&mut self, now: Tick) {
+        self.doing = Doing::Nothing;
+        // Say so at once: the next duty may be waiting.
+        self.next_beat = now;
+    }
+
+    /// A worker that asked to stop stays while its evidence is wanted: leaving in the middle would
+    /// cost it the round.
+    fn may_leave(&self) -> bool {
+        let owes = match self.duty() {
+            None => false,
+            Some(Duty::Upload(_)) => true,
+            Some(Duty::Wait { .. }) => self.round_is_open(),
+            Some(
+                Duty::Gathering { .. }
+                | Duty::Train(_)
+                | Duty::Sync(_)
+                | Duty::Tasks(_)
+                | Duty::Complete { .. }
+                | Duty::Dismissed(_),
+            ) => false,
+        };
+        self.stopping && self.doing == Doing::Nothing && !owes && self.commitment_is_known
+    }
+
+    /// Whether our commitment belongs to the round that the coordinator is in.
+    fn round_is_open(&self) -> bool {
+        let committed = self.trained.as_ref().map(|trained| trained.assignment.round);
+        matches!(self.duty(), Some(Duty::Wait { round, .. }) if committed == Some(*round))
+    }
+
+    fn exit(&mut self, exit: Exit) {
+        if self.membership != Membership::Gone {
+            self.membership = Membership::Gone;
+            self.effects.push(Effect::Exit(exit));
+        }
+    }
+}
+
+/// The two newest rounds.
+fn recent(rounds: &[Round], new: Round) -> Vec<Round> {
+    let mut rounds: Vec<_> = rounds.iter().copied().filter(|round| *round != new).collect();
+    rounds.push(new);
+    rounds.sort_unstable();
+    rounds.split_off(rounds.len().saturating_sub(2))
+}
+
+#[cfg(test)]
+mod tests;

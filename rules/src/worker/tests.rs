@@ -1,0 +1,160 @@
+//! What a worker does, told as conversations with its coordinator.
+
+use manyhands_proto::keys::NodeKey;
+use manyhands_proto::message::{CommitSet, Commitment, Merge, PROTOCOL_VERSION, Role, Start, WaitReason};
+use manyhands_proto::{RunId, TokenCount};
+
+use super::*;
+
+const RUN: RunId = RunId::new([5; 32]);
+
+fn key() -> NodeKey {
+    NodeKey::from_seed([3; 32])
+}
+
+fn worker(trained: Option<Trained>) -> Worker {
+    let join = Join {
+        role: Role::Worker,
+        version: PROTOCOL_VERSION,
+        class: "cpu".to_owned(),
+        memory_bytes: 1 << 30,
+        tokens_per_second: 100,
+        addresses: Vec::new(),
+        head_rounds: Vec::new(),
+    };
+    Worker::new(key().node_id(), Identity { join, beat_ms: 100 }, trained)
+}
+
+fn assignment(round: u32) -> Assignment {
+    Assignment {
+        round: Round(round),
+        worker: key().node_id(),
+        theta: Digest::of(b"theta"),
+        class: "cpu".to_owned(),
+        first_sequence: 0,
+        sequences: 8,
+        steps: 4,
+        first_step: 0,
+        start: Start::Fresh,
+        commit_deadline_ms: 1_000,
+    }
+}
+
+fn trained(round: u32) -> Trained {
+    let digest = Digest::of(b"some blob");
+    let commitment = Commitment {
+        round: Round(round),
+        payload: digest,
+        payload_bytes: 9,
+        theta: digest,
+        moments: digest,
+        error: digest,
+        tokens: TokenCount(8 * 32),
+        loss: 1.0,
+    };
+    let commitment = SignedCommitment::sign(&key(), RUN, commitment);
+    Trained { assignment: assignment(round), commitment }
+}
+
+fn situation(duty: Duty) -> Reply {
+    Reply::Situation(Situation { duty, verifiers: Vec::new() })
+}
+
+/// Lets the worker speak once and answers with `duty`.
+fn tell(worker: &mut Worker, now: u64, duty: Duty) -> (Request, Vec<Effect>) {
+    let request = worker.poll_request(Tick(now)).expect("it is time to speak");
+    worker.handle_reply(Tick(now), &request, situation(duty));
+    (request, worker.poll_effects())
+}
+
+#[test]
+fn a_round_from_joining_to_the_upload() {
+    let mut worker = worker(None);
+    let sync = Sync {
+        round: Round(0),
+        theta: Digest::of(b"theta"),
+        theta_bytes: 4,
+        merge: None::<Merge>,
+        sources: Vec::new(),
+    };
+    let (request, effects) = tell(&mut worker, 0, Duty::Sync(sync.clone()));
+    assert!(matches!(request, Request::Join(_)));
+    assert_eq!(effects, [Effect::Sync(sync)]);
+
+    let possession = Possession::prove(Round(0), key().node_id(), b"theta");
+    worker.handle(Tick(10), Input::Synced(possession));
+    let (request, effects) = tell(&mut worker, 10, Duty::Train(assignment(0)));
+    assert!(matches!(request, Request::Beat(beat) if beat.theta == Some(possession)));
+    assert_eq!(effects, [Effect::Train(assignment(0))]);
+
+    worker.handle(Tick(500), Input::Trained(trained(0)));
+    let wait = Duty::Wait { round: Round(0), reason: WaitReason::Commitments };
+    let (request, effects) = tell(&mut worker, 500, wait);
+    assert_eq!(request, Request::Commit(trained(0).commitment));
+    assert!(effects.is_empty(), "nothing is published before the commitments are closed");
+
+    let set = CommitSet { round: Round(0), entries: Vec::new() };
+    let (_, effects) = tell(&mut worker, 600, Duty::Upload(set.clone()));
+    assert_eq!(effects, [Effect::Publish { round: Round(0), verifiers: Vec::new() }]);
+    let (_, effects) = tell(&mut worker, 700, Duty::Upload(set));
+    assert!(effects.is_empty(), "once is enough");
+}
+
+#[test]
+fn a_restart_after_training_commits_what_is_on_disk_instead_of_training_again() {
+    let mut worker = worker(Some(trained(0)));
+    let (_, effects) = tell(&mut worker, 0, Duty::Train(assignment(0)));
+    assert!(effects.is_empty());
+    assert!(matches!(worker.poll_request(Tick(0)), Some(Request::Commit(_))));
+
+    let mut other = self::worker(Some(trained(0)));
+    let (_, effects) = tell(&mut other, 0, Duty::Train(assignment(1)));
+    assert_eq!(effects, [Effect::Train(assignment(1))]);
+}
+
+#[test]
+fn a_lost_reply_is_asked_for_again_a_beat_later() {
+    let mut worker = worker(None);
+    assert!(worker.poll_request(Tick(0)).is_some());
+    worker.handle_no_reply(Tick(0));
+    assert_eq!(worker.poll_request(Tick(99)), None);
+    assert_eq!(worker.poll_timeout(), Some(Tick(100)));
+    assert!(worker.poll_request(Tick(100)).is_some());
+}
+
+#[test]
+fn training_is_aborted_when_the_round_goes_on_without_us() {
+    let mut worker = worker(None);
+    tell(&mut worker, 0, Duty::Train(assignment(0)));
+    let wait = Duty::Wait { round: Round(0), reason: WaitReason::Checks };
+    let (_, effects) = tell(&mut worker, 200, wait);
+    assert_eq!(effects, [Effect::Abort { round: Round(0) }]);
+}
+
+#[test]
+fn a_worker_that_is_asked_to_stop_stays_until_its_evidence_is_no_longer_wanted() {
+    let mut worker = worker(Some(trained(0)));
+    let set = CommitSet { round: Round(0), entries: Vec::new() };
+    tell(&mut worker, 0, Duty::Upload(set.clone()));
+    worker.handle(Tick(50), Input::Stop);
+    let (request, _) = tell(&mut worker, 50, Duty::Upload(set));
+    assert!(matches!(request, Request::Beat(_)));
+    let merging = Duty::Wait { round: Round(0), reason: WaitReason::Merge };
+    let (request, _) = tell(&mut worker, 200, merging);
+    assert!(matches!(request, Request::Beat(_)));
+    let next = Duty::Wait { round: Round(1), reason: WaitReason::Others };
+    let (_, effects) = tell(&mut worker, 400, next.clone());
+    assert!(effects.is_empty());
+    let (request, effects) = tell(&mut worker, 400, next);
+    assert_eq!((request, effects), (Request::Leave, vec![Effect::Exit(Exit::Left)]));
+    assert_eq!(worker.poll_request(Tick(9_999)), None);
+}
+
+#[test]
+fn a_refusal_that_cannot_be_mended_ends_the_worker_with_its_reason() {
+    let mut worker = worker(None);
+    let request = worker.poll_request(Tick(0)).expect("joins");
+    let refusal = Refusal { code: RefusalCode::StakeTooSmall, reason: "too small".to_owned() };
+    worker.handle_reply(Tick(0), &request, Reply::Refused(refusal.clone()));
+    assert_eq!(worker.poll_effects(), [Effect::Exit(Exit::Refused(refusal))]);
+}

@@ -1,0 +1,111 @@
+//! Stories of whole runs.
+
+use manyhands_rules::record::Outcome as RoundOutcome;
+use manyhands_rules::worker::Exit;
+use manyhands_simulation::{Adversary, Simulation};
+
+#[test]
+fn nine_workers_of_different_speed_finish_and_hold_the_same_parameters() {
+    let outcome = Simulation::new(1).workers(9).rounds(6).run();
+    outcome.assert_invariants();
+    assert_eq!(outcome.rounds_merged(), 6);
+    for worker in &outcome.honest {
+        assert_eq!(outcome.admitted(*worker), 6);
+        assert!(outcome.earned(*worker).0 > 0);
+        assert!(matches!(outcome.exits[worker], Exit::Complete { .. }));
+    }
+}
+
+#[test]
+fn the_same_seed_twice_gives_the_same_journal() {
+    let play = |seed| {
+        Simulation::new(seed).workers(4).adversary(Adversary::SkipsSteps).losing_percent(10).rounds(4).run()
+    };
+    assert_eq!(play(3).journal, play(3).journal);
+    assert_ne!(play(3).journal, play(4).journal);
+}
+
+#[test]
+fn each_adversary_is_kept_out_and_only_provable_faults_are_slashed() {
+    let cases = [
+        (Adversary::SkipsSteps, true),
+        (Adversary::ForgesPayload, true),
+        (Adversary::SendsNonsense, true),
+        (Adversary::NeverUploads, false),
+        (Adversary::NeverOpens, false),
+    ];
+    for (adversary, provable) in cases {
+        let outcome = Simulation::new(5).workers(3).adversary(adversary).rounds(3).run();
+        outcome.assert_invariants();
+        let [liar] = outcome.adversaries[..] else { panic!("one adversary") };
+        assert_eq!(outcome.admitted(liar), 0, "{adversary:?} was merged");
+        assert_eq!(outcome.slashed().contains(&liar), provable, "{adversary:?}");
+        assert_eq!(outcome.earned(liar).0, 0, "{adversary:?} was paid");
+        assert_eq!(outcome.rounds_merged(), 3);
+    }
+}
+
+#[test]
+fn who_claims_another_theta_never_gets_work() {
+    let simulation = Simulation::new(6).workers(2).adversary(Adversary::ClaimsOtherTheta).rounds(2);
+    let outcome = simulation.terms(|spec| spec.run.workers_max = 8).run_without_waiting_for_adversaries();
+    outcome.assert_invariants();
+    let [liar] = outcome.adversaries[..] else { panic!("one adversary") };
+    assert_eq!(outcome.outcomes(liar).count(), 0);
+    assert_eq!(outcome.rounds_merged(), 2);
+}
+
+#[test]
+fn a_crashed_worker_misses_its_round_and_goes_on_with_what_its_disk_holds() {
+    let outcome = Simulation::new(8).workers(3).crash_in_round(2).rounds(6).run();
+    outcome.assert_invariants();
+    let crashed = outcome.honest[0];
+    assert_eq!(outcome.rounds_merged(), 6);
+    assert!(outcome.outcomes(crashed).any(|outcome| *outcome == RoundOutcome::NotCommitted));
+    assert!(outcome.admitted(crashed) >= 3);
+}
+
+#[test]
+fn a_coordinator_that_is_killed_all_the_time_loses_nothing() {
+    let undisturbed = Simulation::new(9).workers(3).rounds(4).run();
+    let disturbed = Simulation::new(9).workers(3).rounds(4).restarting_coordinator_every(7).run();
+    disturbed.assert_invariants();
+    assert_eq!(disturbed.rounds_merged(), undisturbed.rounds_merged());
+}
+
+#[test]
+fn lost_messages_and_latecomers_do_no_harm() {
+    for seed in 10..16 {
+        let outcome = Simulation::new(seed).workers(3).latecomers(2).losing_percent(20).rounds(5).run();
+        outcome.assert_invariants();
+        assert_eq!(outcome.rounds_merged(), 5, "seed {seed}");
+        let late = outcome.honest[4];
+        assert!(outcome.admitted(late) > 0, "seed {seed}: the latecomer worked");
+    }
+}
+
+#[test]
+fn a_run_without_a_verifier_ends_and_says_that_nothing_was_replayed() {
+    let outcome = Simulation::new(20).workers(2).verifiers(0).rounds(3).run();
+    outcome.assert_invariants();
+    assert!(outcome.records.iter().all(|record| !record.verified));
+    assert_eq!(outcome.rounds_merged(), 3);
+}
+
+#[test]
+fn after_probation_a_cheater_is_found_by_audits_and_revoked() {
+    let simulation = Simulation::new(21).workers(3).adversary(Adversary::SkipsSteps).rounds(12);
+    let outcome = simulation
+        .terms(|spec| {
+            spec.verification.probation_checks = 0;
+            spec.verification.audit_rate_per_mille = 500;
+        })
+        .run();
+    outcome.assert_invariants();
+    let [liar] = outcome.adversaries[..] else { panic!("one adversary") };
+    assert!(outcome.slashed().contains(&liar));
+    let found = outcome.reported.iter().filter(|(_, worker)| *worker == liar).count();
+    let revoked = outcome.records.iter().flat_map(|record| &record.revocations);
+    assert_eq!(revoked.filter(|revocation| revocation.worker == liar).count(), found);
+    assert_eq!(outcome.earned(liar).0, 0);
+}

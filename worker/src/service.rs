@@ -1,0 +1,474 @@
+//! The loop: what the machine wants to say is sent, what it wants done is started, and what comes of
+//! either is handed back to it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use manyhands_chain_client::{ChainClient, ConnectError};
+use manyhands_model::device::{DeviceError, NumericClass, SpeedError, SpeedTask, measure_speed};
+use manyhands_network::control::{
+    Control, ControlConfig, ControlEvent, ControlEvents, ControlHandle, RequestError,
+    Role as SearchRole, StartControlError,
+};
+use manyhands_network::data::{
+    Data, DataConfig, DataHandle, FileStore, Source, StartDataError, StoreError,
+};
+use manyhands_proto::keys::NodeKey;
+use manyhands_proto::message::{
+    Heading, Join, OpenError, PROTOCOL_VERSION, Possession, Reply, Request, SealError,
+    open_announcement, open_reply, request_digest, seal_request,
+};
+use manyhands_proto::run_file::{ChainKind, RunSpec, RunSpecError};
+use manyhands_proto::{Round, RunId, Tick};
+use manyhands_rules::reward::layout;
+use manyhands_rules::run_id::run_id;
+use manyhands_rules::worker::{Effect, Exit, Identity, Input, Worker};
+use tokio::sync::{mpsc, watch};
+
+use crate::chain::{EnrolError, enrol};
+use crate::context::{Context, WorkerConfig, WorkerEvent, describe};
+use crate::data::{DataError, RunData};
+use crate::disk::{DiskError, WorkerDisk};
+use crate::sync::{Theta, restore, sync};
+use crate::train::{Reins, publish, restore_access, train};
+use crate::verify::{evaluation, replay};
+
+/// A beat a second; announcements make it speak at once when something changed.
+const BEAT_MS: u64 = 1_000;
+/// How long the speed measurement trains on made-up tokens.
+const MEASURE: Duration = Duration::from_secs(2);
+/// The coordinator may be starting, or restarting.
+const FIRST_CONTACT_ATTEMPTS: u32 = 20;
+
+/// Why a worker could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunWorkerError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Control(#[from] StartControlError),
+    #[error(transparent)]
+    Data(#[from] StartDataError),
+    #[error("cannot reach the coordinator: {0}; check the invitation and that the run is still up")]
+    Unreachable(String),
+    #[error("the run's specification is refused: {0}")]
+    Spec(#[from] RunSpecError),
+    #[error("the coordinator's specification belongs to run {got}, the invitation is for {expected}")]
+    WrongRun { expected: RunId, got: RunId },
+    #[error("the chain at {url} is {got}, the run is on {expected}; name a node of its chain with --chain")]
+    WrongChain { url: String, expected: String, got: String },
+    #[error("this run is on a chain and the invitation names no node of it; name one with --chain")]
+    NoChain,
+    #[error("cannot reach the chain: {0}")]
+    Chain(#[from] ConnectError),
+    #[error(transparent)]
+    Enrol(#[from] EnrolError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error("cannot measure this machine's speed: {0}")]
+    Speed(#[from] SpeedError),
+    #[error("cannot tell how much memory this machine has: {0}")]
+    Memory(String),
+    #[error("{0}")]
+    RunData(String),
+    #[error("the worker's state cannot be used: {0}")]
+    State(String),
+}
+
+impl From<DataError> for RunWorkerError {
+    fn from(error: DataError) -> Self {
+        Self::RunData(error.to_string())
+    }
+}
+
+/// Takes part in a run until it is complete, the node is turned away, or `stop` says true: then it
+/// leaves as soon as it owes nobody any evidence.
+///
+/// # Errors
+/// [`RunWorkerError`]: what kept the node from taking part.
+pub async fn run(config: WorkerConfig, stop: watch::Receiver<bool>) -> Result<Exit, RunWorkerError> {
+    let store = Arc::new(FileStore::open(config.folder.join("blobs"), config.store_bytes_max)?);
+    let data_config = DataConfig::new(config.key.clone(), config.data_listen, Arc::clone(&store) as _);
+    let data = Data::start(data_config)?;
+    let control_config =
+        ControlConfig::new(config.key.clone(), config.control_listen.clone(), SearchRole::Worker);
+    let (control, events) = Control::start(control_config).await?;
+    let outcome = take_part(config, store, data.clone(), control.clone(), events, stop).await;
+    control.shutdown().await;
+    data.shutdown().await;
+    outcome
+}
+
+async fn take_part(
+    config: WorkerConfig,
+    store: Arc<FileStore>,
+    data: DataHandle,
+    control: ControlHandle,
+    events: ControlEvents,
+    stop: watch::Receiver<bool>,
+) -> Result<Exit, RunWorkerError> {
+    let mut line = Line {
+        key: config.key.clone(),
+        run: config.invitation.run,
+        coordinator: config.invitation.coordinator,
+        addresses: config.invitation.control.clone(),
+        control: control.clone(),
+        last_nonce: 0,
+    };
+    let spec = describe_run(&mut line, &config).await?;
+    let chain = open_chain(&config, &spec).await?;
+    let device = config.device.resolve()?;
+    let coordinator =
+        Source { peer: config.invitation.coordinator, addresses: config.invitation.data.clone() };
+    let context = Arc::new(Context {
+        key: config.key,
+        run: config.invitation.run,
+        spec,
+        coordinator,
+        control,
+        data,
+        store,
+        disk: WorkerDisk::open(&config.folder)?,
+        folder: config.folder,
+        device,
+        threads: config.threads,
+        load_max: config.load_max,
+        trainers: config.trainers,
+        chain,
+        on_event: config.on_event,
+    });
+    let identity = introduce(&context, config.role).await?;
+    if let Some(chain) = &context.chain {
+        let enrolment =
+            enrol(chain, &context.key, context.run, &context.spec, config.role, config.stake).await?;
+        context.tell(WorkerEvent::Enrolled {
+            stake: enrolment.stake,
+            development: chain.is_development(),
+            funded: enrolment.funded,
+        });
+    }
+    restore_access(&context).map_err(|error| RunWorkerError::State(error.to_string()))?;
+    let trained = context.disk.rounds()?.pop().map(|state| state.trained);
+    let data = Arc::new(RunData::open(&context).await?);
+    // Known to the coordinator's data plane before it wants to fetch from us.
+    let (node, addresses) = (context.coordinator.peer, &context.coordinator.addresses);
+    if let Err(error) = context.data.connect(node, addresses).await {
+        context.trouble(format!("no data connection to the coordinator yet: {error}"));
+    }
+    context.control.subscribe(context.run).await;
+    let machine = Worker::new(context.key.node_id(), identity, trained);
+    Ok(Service::new(context, data, machine, line).run(events, stop).await)
+}
+
+/// The specification from the coordinator, checked against the run's id.
+async fn describe_run(line: &mut Line, config: &WorkerConfig) -> Result<RunSpec, RunWorkerError> {
+    let mut attempt = 0;
+    let bytes = loop {
+        match line.ask(&Request::Describe).await {
+            Ok(Reply::Description { spec, .. }) => break spec,
+            Ok(other) => return Err(RunWorkerError::Unreachable(format!("it answered {other:?}"))),
+            Err(error) if attempt >= FIRST_CONTACT_ATTEMPTS => {
+                return Err(RunWorkerError::Unreachable(error.to_string()));
+            }
+            Err(error) => tracing::info!(%error, "the coordinator does not answer yet"),
+        }
+        attempt += 1;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    };
+    let spec = RunSpec::parse(&bytes)?;
+    let invitation = &config.invitation;
+    let got = run_id(invitation.chain_genesis, invitation.coordinator, spec.digest());
+    if got != invitation.run {
+        return Err(RunWorkerError::WrongRun { expected: invitation.run, got });
+    }
+    (config.on_event)(WorkerEvent::Described {
+        run: invitation.run,
+        name: spec.run.name.clone(),
+        parameters: layout(&spec.model).parameter_count().0,
+        rounds: spec.run.rounds,
+    });
+    Ok(spec)
+}
+
+async fn open_chain(
+    config: &WorkerConfig,
+    spec: &RunSpec,
+) -> Result<Option<ChainClient>, RunWorkerError> {
+    if spec.chain.kind == ChainKind::None {
+        return Ok(None);
+    }
+    let named = config.chain_url.clone().or_else(|| config.invitation.chain_url.clone());
+    let url = named.ok_or(RunWorkerError::NoChain)?;
+    let chain = ChainClient::connect(&url).await?;
+    let expected = manyhands_proto::Digest::new(config.invitation.chain_genesis);
+    if chain.genesis_hash() != expected {
+        let got = chain.genesis_hash().to_string();
+        return Err(RunWorkerError::WrongChain { url, expected: expected.to_string(), got });
+    }
+    Ok(Some(chain))
+}
+
+/// Measures this machine on the run's own model.
+async fn introduce(
+    context: &Arc<Context>,
+    role: manyhands_proto::message::Role,
+) -> Result<Identity, RunWorkerError> {
+    let shared = Arc::clone(context);
+    let measuring = tokio::task::spawn_blocking(move || {
+        measure_speed(&SpeedTask {
+            architecture: &shared.spec.model,
+            training: &shared.spec.training,
+            device: shared.device,
+            threads: shared.threads,
+            duration: MEASURE,
+        })
+    });
+    let speed = measuring.await.expect("a measuring thread does not panic")?;
+    let tokens_per_second = (speed.tokens_per_second * context.load_max) as u64;
+    let class =
+        NumericClass::of(context.device, context.spec.training.precision, context.threads).to_string();
+    let memory_bytes = memory_bytes()?;
+    context.tell(WorkerEvent::Measured { class: class.clone(), tokens_per_second, memory_bytes });
+    let head_rounds =
+        context.disk.rounds()?.iter().map(|state| state.trained.assignment.round).collect();
+    let join = Join {
+        role,
+        version: PROTOCOL_VERSION,
+        class,
+        memory_bytes,
+        tokens_per_second,
+        addresses: data_addresses(context),
+        head_rounds,
+    };
+    Ok(Identity { join, beat_ms: BEAT_MS })
+}
+
+/// Memory of the machine; a GPU's own is not asked for yet, so the machine's stands for it.
+fn memory_bytes() -> Result<u64, RunWorkerError> {
+    let mut system =
+        sysinfo::System::new().map_err(|error| RunWorkerError::Memory(error.to_string()))?;
+    system.refresh_memory();
+    Ok(system.available_memory())
+}
+
+/// Where others can reach our data plane: a wildcard address says nothing to them, and what the
+/// coordinator sees of us is added by itself.
+fn data_addresses(context: &Context) -> Vec<std::net::SocketAddr> {
+    let local = context.data.local_addr();
+    if local.ip().is_unspecified() { Vec::new() } else { vec![local] }
+}
+
+/// The line to the coordinator: every message signed, every answer checked.
+struct Line {
+    key: NodeKey,
+    run: RunId,
+    coordinator: manyhands_proto::NodeId,
+    addresses: Vec<manyhands_network::Multiaddr>,
+    control: ControlHandle,
+    last_nonce: u64,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+impl Line {
+    async fn ask(&mut self, request: &Request) -> Result<Reply, AskError> {
+        // Microseconds grow over restarts too, without being kept anywhere.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let nonce = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+        self.last_nonce = nonce.max(self.last_nonce + 1);
+        let heading = Heading { run: self.run, round: Round(0), nonce: self.last_nonce };
+        let sealed = seal_request(&self.key, heading, request)?;
+        let digest = request_digest(&sealed);
+        let reply = self.control.request(self.coordinator, &self.addresses, sealed).await?;
+        let reply = open_reply(&reply, self.run, self.coordinator, digest)?;
+        Ok(reply.message)
+    }
+}
+
+/// What came of an effect, for the loop.
+enum Done {
+    Input(Input),
+    Synced(Theta, Possession),
+}
+
+struct Service {
+    context: Arc<Context>,
+    data: Arc<RunData>,
+    machine: Worker,
+    line: Line,
+    theta: Option<Theta>,
+    reins: Arc<Reins>,
+    done: mpsc::Sender<Done>,
+    results: mpsc::Receiver<Done>,
+    duty: String,
+    joined: bool,
+}
+
+impl Service {
+    fn new(context: Arc<Context>, data: Arc<RunData>, machine: Worker, line: Line) -> Self {
+        // One heavy effect runs at a time.
+        let (done, results) = mpsc::channel(4);
+        let theta = restore(&context);
+        let reins = Arc::new(Reins::default());
+        let duty = String::new();
+        Self { context, data, machine, line, theta, reins, done, results, duty, joined: false }
+    }
+
+    async fn run(mut self, mut events: ControlEvents, mut stop: watch::Receiver<bool>) -> Exit {
+        let mut stopping = false;
+        loop {
+            while let Some(request) = self.machine.poll_request(now()) {
+                self.say(request).await;
+                if let Some(exit) = self.start_effects() {
+                    return exit;
+                }
+            }
+            if let Some(exit) = self.start_effects() {
+                return exit;
+            }
+            let wake = self.machine.poll_timeout().map_or(BEAT_MS, |tick| tick.since(now()));
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(wake.max(1))) => {}
+                Some(done) = self.results.recv() => self.take(done),
+                event = events.next() => self.hear(event),
+                _ = stop.wait_for(|stop| *stop), if !stopping => {
+                    stopping = true;
+                    self.machine.handle(now(), Input::Stop);
+                }
+            }
+            if self.machine.is_busy() {
+                let steps_done = self.reins.steps_done.load(Ordering::Relaxed);
+                self.machine.handle(now(), Input::Progress { steps_done });
+            }
+        }
+    }
+
+    async fn say(&mut self, request: Request) {
+        match self.line.ask(&request).await {
+            Ok(reply) => self.machine.handle_reply(now(), &request, reply),
+            Err(error) => {
+                tracing::info!(%error, "the coordinator did not answer");
+                self.machine.handle_no_reply(now());
+                // What waits to be said would be said again at once.
+                tokio::time::sleep(Duration::from_millis(BEAT_MS / 2)).await;
+            }
+        }
+        if self.machine.is_member() && !self.joined {
+            self.joined = true;
+            self.context.tell(WorkerEvent::Joined { round: self.theta.as_ref().map_or(Round(0), |t| t.round) });
+        }
+        if let Some(situation) = self.machine.situation() {
+            let duty = describe(situation);
+            if duty != self.duty {
+                self.context.tell(WorkerEvent::Duty { duty: duty.clone() });
+                self.duty = duty;
+            }
+        }
+    }
+
+    fn take(&mut self, done: Done) {
+        match done {
+            Done::Input(input) => self.machine.handle(now(), input),
+            Done::Synced(theta, possession) => {
+                self.theta = Some(theta);
+                self.machine.handle(now(), Input::Synced(possession));
+            }
+        }
+    }
+
+    fn hear(&mut self, event: Option<ControlEvent>) {
+        match event {
+            Some(ControlEvent::Announcement(announcement)) => {
+                let opened =
+                    open_announcement(&announcement.bytes, self.line.run, self.line.coordinator);
+                match opened {
+                    Ok(_) => {
+                        announcement.accept();
+                        self.machine.handle(now(), Input::Announced);
+                    }
+                    Err(error) => announcement.reject(&error.to_string()),
+                }
+            }
+            // A worker answers no requests; dropping the responder refuses.
+            Some(
+                ControlEvent::Request { .. }
+                | ControlEvent::Connected { .. }
+                | ControlEvent::Disconnected { .. },
+            )
+            | None => {}
+        }
+    }
+
+    fn start_effects(&mut self) -> Option<Exit> {
+        for effect in self.machine.poll_effects() {
+            match effect {
+                Effect::Exit(exit) => return Some(exit),
+                Effect::Abort { .. } => self.reins.stop.store(true, Ordering::Relaxed),
+                Effect::Publish { round, verifiers } => {
+                    if let Err(error) = publish(&self.context, round, &verifiers) {
+                        self.context.trouble(format!("cannot serve round {round}: {error}"));
+                    }
+                }
+                Effect::Sync(wanted) => {
+                    let (context, held) = (Arc::clone(&self.context), self.theta.clone());
+                    self.spawn(async move {
+                        let synced = sync(&context, &wanted, held).await;
+                        synced.map(|(theta, proof)| Done::Synced(theta, proof)).map_err(|e| e.to_string())
+                    });
+                }
+                Effect::Train(assignment) => {
+                    self.reins = Arc::new(Reins::default());
+                    let (context, data) = (Arc::clone(&self.context), Arc::clone(&self.data));
+                    let (theta, reins) = (self.theta.clone(), Arc::clone(&self.reins));
+                    self.spawn(async move {
+                        let trained = train(context, data, theta, assignment, reins).await;
+                        trained.map(|t| Done::Input(Input::Trained(t))).map_err(|e| e.to_string())
+                    });
+                }
+                Effect::Replay(task) => {
+                    let (context, data) = (Arc::clone(&self.context), Arc::clone(&self.data));
+                    self.spawn(async move {
+                        Ok(Done::Input(Input::Replayed(replay(context, data, task).await)))
+                    });
+                }
+                Effect::Evaluate(task) => {
+                    let (context, data) = (Arc::clone(&self.context), Arc::clone(&self.data));
+                    self.spawn(async move {
+                        let evaluated = evaluation(context, data, task).await;
+                        evaluated.map(|evaluation| Done::Input(Input::Evaluated(evaluation)))
+                    });
+                }
+            }
+        }
+        None
+    }
+
+    fn spawn(&self, work: impl Future<Output = Result<Done, String>> + Send + 'static) {
+        let (done, context) = (self.done.clone(), Arc::clone(&self.context));
+        tokio::spawn(async move {
+            let outcome = work.await.unwrap_or_else(|reason| {
+                context.trouble(reason);
+                Done::Input(Input::Failed)
+            });
+            // Closed only when the service has ended.
+            let _ = done.send(outcome).await;
+        });
+    }
+}
+
+fn now() -> Tick {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Tick(u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+}
