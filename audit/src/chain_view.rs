@@ -62,7 +62,11 @@ impl ChainView for ChainClient {
         Self::read_proof(self, keys, block).await
     }
 
-    async fn accused(&self, run: &RunId, block: &Digest) -> Result<Vec<(NodeId, Round)>, ReadError> {
+    async fn accused(
+        &self,
+        run: &RunId,
+        block: &Digest,
+    ) -> Result<Vec<(NodeId, Round)>, ReadError> {
         let faults = self.state_at(block).await?.faults(run).await?;
         Ok(faults.into_iter().map(|(accused, _)| accused).collect())
     }

@@ -22,7 +22,8 @@ fn uses(records: &Records) -> impl Iterator<Item = (Round, Stage, Option<Entropy
     records.all.iter().flat_map(|record| {
         let trained = !record.candidates.is_empty();
         let own = trained.then_some((record.round, Stage::Commit, record.commitments_entropy));
-        let draws = record.draws.iter().map(|draw| (draw.round, Stage::Admitted, Some(draw.entropy)));
+        let draws =
+            record.draws.iter().map(|draw| (draw.round, Stage::Admitted, Some(draw.entropy)));
         own.into_iter().chain(draws)
     })
 }
@@ -76,7 +77,11 @@ pub(crate) fn without_chain(spec: &RunSpec, records: &Records, findings: &mut Fi
     for (round, _, entropy) in uses(records) {
         let at = Link::EntropyBlock.at(round);
         if entropy.is_none_or(|entropy| entropy.block.is_some()) {
-            findings.failed(at, "randomness without a block, as there is no chain", "none, or a block's");
+            findings.failed(
+                at,
+                "randomness without a block, as there is no chain",
+                "none, or a block's",
+            );
         }
     }
     let why = "without a chain it is the coordinator's word that randomness came later";

@@ -31,9 +31,7 @@ use manyhands_rules::run_id::run_id;
 pub use chain_view::ChainView;
 pub use entropy::ENTROPY_DELAY_BLOCKS;
 pub use evidence::{Evidence, EvidenceError, FolderEvidence, newest_record};
-pub use report::{
-    AuditReport, AuditedBlock, Counts, Finding, Link, LinkSummary, Status, Verdict,
-};
+pub use report::{AuditReport, AuditedBlock, Counts, Finding, Link, LinkSummary, Status, Verdict};
 
 use on_chain::{OnChain, Reader, Stopped};
 use parameters::Parameters;
@@ -205,7 +203,8 @@ impl Audit {
         };
 
         let tip = on_chain.as_ref().and_then(|(_, on_chain)| on_chain.standing().last());
-        let tip = tip.map(|commit| (commit.commitment.last_round, commit.commitment.evidence_digest));
+        let tip =
+            tip.map(|commit| (commit.commitment.last_round, commit.commitment.evidence_digest));
         let Some((round, newest)) =
             options.newest_record.map(|newest| (None, newest)).or(tip.map(|(r, d)| (Some(r), d)))
         else {

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use manyhands_chain_client::types::{Anchor, Fault, RoundRecord as Commit, RoundState, Run, RunState, Stage};
+use manyhands_chain_client::types::{
+    Anchor, Fault, RoundRecord as Commit, RoundState, Run, RunState, Stage,
+};
 use manyhands_chain_client::{BlockRef, ReadError, StorageKey, VerifyProofError};
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId};
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use manyhands_gradient::aggregate::WorkerUpdate;
 use manyhands_gradient::codec::{Update, payload_bytes_max};
 use manyhands_gradient::{
-    Admitted, CHUNK, Layout, OuterUpdate, Revoked, initial_theta, merge, outer_learning_rate, vector,
+    Admitted, CHUNK, Layout, OuterUpdate, Revoked, initial_theta, merge, outer_learning_rate,
+    vector,
 };
 use manyhands_proto::message::Merge;
 use manyhands_proto::run_file::RunSpec;
@@ -180,18 +181,19 @@ impl<E: Evidence> Parameters<'_, E> {
             };
             let commitment = &signed.commitment;
             let bytes_max = payload_bytes_max(&self.layout, self.spec.codec.profile) as u64;
-            let bytes = match fetch(self.evidence, findings, at, (commitment.payload, bytes_max)).await? {
-                Fetched::Bytes(bytes) => bytes,
-                Fetched::Gone => {
-                    self.gone(at, record.round, commitment.payload, findings);
-                    complete = false;
-                    continue;
-                }
-                Fetched::Wrong => {
-                    complete = false;
-                    continue;
-                }
-            };
+            let bytes =
+                match fetch(self.evidence, findings, at, (commitment.payload, bytes_max)).await? {
+                    Fetched::Bytes(bytes) => bytes,
+                    Fetched::Gone => {
+                        self.gone(at, record.round, commitment.payload, findings);
+                        complete = false;
+                        continue;
+                    }
+                    Fetched::Wrong => {
+                        complete = false;
+                        continue;
+                    }
+                };
             findings.same(at, "bytes", (commitment.payload_bytes, bytes.len() as u64));
             match Update::parse(&bytes, &self.layout, self.spec.codec.profile) {
                 Ok(update) => updates.push((result.worker, update, commitment.tokens)),
@@ -216,7 +218,11 @@ impl<E: Evidence> Parameters<'_, E> {
         } else if self.chosen.contains(&round) {
             findings.expired(at, expected);
         } else {
-            findings.unchecked(at, expected, "nothing: it is no longer kept, and was not asked for");
+            findings.unchecked(
+                at,
+                expected,
+                "nothing: it is no longer kept, and was not asked for",
+            );
         }
     }
 
@@ -270,7 +276,8 @@ impl<E: Evidence> Parameters<'_, E> {
         let at = Link::Aggregate.at(record.round);
         let alphas = self.alphas(record);
         // A value and its index take at most as much as twice the value, and framing little more.
-        let bytes_max = alphas.len() as u64 * self.layout.chunk_count() as u64 * CHUNK as u64 * 8 + 4_096;
+        let bytes_max =
+            alphas.len() as u64 * self.layout.chunk_count() as u64 * CHUNK as u64 * 8 + 4_096;
         let named = (merge.aggregate, merge.aggregate_bytes.min(bytes_max));
         let bytes = match fetch(self.evidence, findings, at, named).await? {
             Fetched::Bytes(bytes) => bytes,

@@ -25,7 +25,12 @@ impl<'a> Pay<'a> {
         Self { spec, earned, revocations: Vec::new(), work }
     }
 
-    pub(crate) fn step(&mut self, records: &Records, record: &RoundRecord, findings: &mut Findings) {
+    pub(crate) fn step(
+        &mut self,
+        records: &Records,
+        record: &RoundRecord,
+        findings: &mut Findings,
+    ) {
         self.pay_workers(records, record, findings);
         self.take_back(records, record);
         self.check_revocations(records, record, findings);
@@ -77,7 +82,12 @@ impl<'a> Pay<'a> {
     }
 
     /// What waits is taken back by the next merge, all of it.
-    fn check_revocations(&mut self, records: &Records, record: &RoundRecord, findings: &mut Findings) {
+    fn check_revocations(
+        &mut self,
+        records: &Records,
+        record: &RoundRecord,
+        findings: &mut Findings,
+    ) {
         let at = Link::Revocations.at(record.round);
         let admitted = record.results.iter().any(|result| result.outcome == Outcome::Admitted);
         let kept = effective(self.spec, records, record, &self.revocations);
@@ -88,7 +98,8 @@ impl<'a> Pay<'a> {
             || if merges { "a merge" } else { "no merge" },
             || if merges { "none" } else { "one" },
         );
-        let due = if record.merge.is_some() { std::mem::take(&mut self.revocations) } else { Vec::new() };
+        let due =
+            if record.merge.is_some() { std::mem::take(&mut self.revocations) } else { Vec::new() };
         findings.require(
             at,
             record.revocations == due,
@@ -136,11 +147,13 @@ impl<'a> Pay<'a> {
             .map(|(&account, &cumulative)| {
                 let trained = record.results.iter().find(|result| result.worker == account);
                 let work = trained.map(|result| result.work);
-                let work = work.or_else(|| verifier_work.get(&account).copied()).unwrap_or_default();
+                let work =
+                    work.or_else(|| verifier_work.get(&account).copied()).unwrap_or_default();
                 Earning { account, work, cumulative }
             })
             .collect();
-        let accounts = |earnings: &[Earning]| earnings.iter().map(|e| e.account).collect::<Vec<_>>();
+        let accounts =
+            |earnings: &[Earning]| earnings.iter().map(|e| e.account).collect::<Vec<_>>();
         let same = findings.require(
             at,
             accounts(&expected) == accounts(&record.earnings),

@@ -1,7 +1,5 @@
 //! The chain of records, walked from the newest back to the specification.
 
-use std::collections::BTreeSet;
-
 use manyhands_chain_client::types::Stage;
 use manyhands_proto::message::SignedCommitment;
 use manyhands_proto::run_file::RunSpec;
@@ -74,8 +72,7 @@ impl Records {
 /// Where in `record.checks` the checks ended and the outcomes were decided: the coordinator's codec
 /// checks are recorded at that moment. None if there was none: nobody had uploaded.
 pub(crate) fn close_of(record: &RoundRecord) -> Option<usize> {
-    let of_codec =
-        |check: &Check| check.verifier.is_none() && check.round == record.round;
+    let of_codec = |check: &Check| check.verifier.is_none() && check.round == record.round;
     record.checks.iter().position(of_codec)
 }
 
@@ -181,8 +178,7 @@ pub(crate) async fn walk<E: Evidence>(
         match number.0.checked_sub(1) {
             Some(before) => (expected, digest) = (Some(Round(before)), previous),
             None => {
-                let rooted =
-                    findings.same(at, "specification", (walk.spec.digest(), previous));
+                let rooted = findings.same(at, "specification", (walk.spec.digest(), previous));
                 backwards.reverse();
                 let (all, digests) = backwards.into_iter().unzip();
                 return Ok(rooted.then_some(Records { all, digests }));
@@ -215,5 +211,5 @@ pub(crate) fn check_anchors(records: &Records, on_chain: &OnChain, findings: &mu
 
 /// Rounds whose anchors are wanted.
 pub(crate) fn anchored_rounds(records: &Records) -> Vec<Round> {
-    records.trained().map(|record| record.round).collect::<BTreeSet<_>>().into_iter().collect()
+    records.trained().map(|record| record.round).collect()
 }

@@ -357,7 +357,12 @@ impl Findings {
         self.list(at, Status::Expired, expected.into(), "nothing: it is no longer kept".to_owned());
     }
 
-    pub(crate) fn unchecked(&mut self, at: At, expected: impl Into<String>, why: impl Into<String>) {
+    pub(crate) fn unchecked(
+        &mut self,
+        at: At,
+        expected: impl Into<String>,
+        why: impl Into<String>,
+    ) {
         self.counts.entry(at.link).or_default().unchecked += 1;
         self.list(at, Status::Unchecked, expected.into(), why.into());
     }

@@ -36,7 +36,12 @@ impl<'a> Walker<'a> {
     }
 
     /// Checks one record and goes on from what it says.
-    pub(crate) fn step(&mut self, records: &Records, record: &RoundRecord, findings: &mut Findings) {
+    pub(crate) fn step(
+        &mut self,
+        records: &Records,
+        record: &RoundRecord,
+        findings: &mut Findings,
+    ) {
         let round = record.round;
         findings.same(Link::Theta.at(round), "θ of the round before", (self.theta, record.theta));
         let assignments = self.assignments(record, findings);
@@ -69,7 +74,11 @@ impl<'a> Walker<'a> {
             & findings.require(
                 at,
                 ascending && candidates.len() <= limits && enough,
-                || format!("at most {limits} candidates in worker order, none after the last round"),
+                || {
+                    format!(
+                        "at most {limits} candidates in worker order, none after the last round"
+                    )
+                },
                 || format!("{} candidates", candidates.len()),
             )
             & stranger.is_none_or(|candidate| {
@@ -120,7 +129,12 @@ impl<'a> Walker<'a> {
     ) {
         let ascending = record.commitments.is_sorted_by(|left, right| left.worker < right.worker);
         let order = Link::CommitmentSignature.at(record.round);
-        findings.require(order, ascending, || "one commitment per worker, in worker order", || "another order");
+        findings.require(
+            order,
+            ascending,
+            || "one commitment per worker, in worker order",
+            || "another order",
+        );
         for signed in &record.commitments {
             let at = order.of(signed.worker);
             let commitment = &signed.commitment;
@@ -266,7 +280,9 @@ impl Known<'_> {
             (Some(Finding::CodecPassed), Some(Finding::ReplayFault(distances))) => {
                 *outcome == Outcome::ReplayFault(*distances)
             }
-            (_, Some(_)) | (Some(Finding::ReplayPassed(_) | Finding::ReplayFault(_)), None) => false,
+            (_, Some(_)) | (Some(Finding::ReplayPassed(_) | Finding::ReplayFault(_)), None) => {
+                false
+            }
         }
     }
 
@@ -312,9 +328,10 @@ fn check_verdict(
         (None, Finding::CodecPassed | Finding::CodecFault(_) | Finding::Withheld(_)) => {
             check.round == record.round && committed.contains(&check.worker)
         }
-        (Some(verifier), Finding::ReplayPassed(_) | Finding::ReplayFault(_) | Finding::Withheld(_)) => {
-            verifier != check.worker && check.round <= record.round
-        }
+        (
+            Some(verifier),
+            Finding::ReplayPassed(_) | Finding::ReplayFault(_) | Finding::Withheld(_),
+        ) => verifier != check.worker && check.round <= record.round,
         (None, Finding::ReplayPassed(_) | Finding::ReplayFault(_))
         | (Some(_), Finding::CodecPassed | Finding::CodecFault(_)) => false,
     };

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use manyhands_chain_client::types::{
-    Attribution, CloseReason, FaultKind, FaultState, RoundRecord as Commit, RoundState, Run, RunState,
+    Attribution, CloseReason, FaultKind, FaultState, RoundRecord as Commit, RoundState, Run,
+    RunState,
 };
 use manyhands_proto::leaf::{RewardLeaf, merkle_root};
 use manyhands_proto::run_file::RunSpec;
@@ -42,7 +43,12 @@ pub(crate) fn check_specification(
 
 /// The leaves of a commit: in account order, what each account earned up to its last round, with the
 /// work of all its rounds.
-fn leaves(genesis: Digest, run: RunId, rounds: &[RoundRecord], evidence: Digest) -> Vec<RewardLeaf> {
+fn leaves(
+    genesis: Digest,
+    run: RunId,
+    rounds: &[RoundRecord],
+    evidence: Digest,
+) -> Vec<RewardLeaf> {
     let Some(last) = rounds.last() else { return Vec::new() };
     let mut work: BTreeMap<NodeId, u64> = BTreeMap::new();
     for earning in rounds.iter().flat_map(|record| &record.earnings) {
@@ -165,7 +171,8 @@ pub(crate) fn check_money(settled: &Settled, on_chain: &OnChain, findings: &mut 
 
     let at = Link::Escrow.of_run();
     let came_in = Balance(funded.0.saturating_add(recovered.0));
-    let accounted = [escrow, claimed, refunded].iter().fold(0_u128, |sum, b| sum.saturating_add(b.0));
+    let accounted =
+        [escrow, claimed, refunded].iter().fold(0_u128, |sum, b| sum.saturating_add(b.0));
     findings.same(at, "funded and recovered", (came_in, Balance(accounted)));
     findings.require(
         at,
@@ -213,11 +220,16 @@ pub(crate) fn check_slashes(
             FaultState::Reported { .. } | FaultState::Contested { .. } => None,
             FaultState::Executed { slashed } => Some(slashed),
         };
-        let verdict = recorded.get(&(worker, round)).filter(|outcome| kind_of(outcome) == Some(fault.kind));
+        let verdict =
+            recorded.get(&(worker, round)).filter(|outcome| kind_of(outcome) == Some(fault.kind));
         match (verdict, slashed) {
             (Some(_), _) => findings.passed(at),
             (None, Some(_)) => {
-                findings.failed(at, format!("a verdict of the kind {:?}", fault.kind), "none on record");
+                findings.failed(
+                    at,
+                    format!("a verdict of the kind {:?}", fault.kind),
+                    "none on record",
+                );
             }
             (None, None) => findings.unchecked(at, "a verdict", "reported, and not on record yet"),
         }
@@ -235,7 +247,8 @@ pub(crate) fn check_slashes(
                 FaultKind::Withheld => terms.withheld,
                 FaultKind::Equivocation => terms.equivocation,
             };
-            let (expected, found) = (|| format!("a slash of at most {most}"), || slashed.to_string());
+            let (expected, found) =
+                (|| format!("a slash of at most {most}"), || slashed.to_string());
             findings.require(at, slashed <= most, expected, found);
         }
     }

@@ -38,7 +38,12 @@ impl<'a> Trust<'a> {
         Self { spec, members: BTreeMap::new(), drawn: BTreeSet::new() }
     }
 
-    pub(crate) fn step(&mut self, records: &Records, record: &RoundRecord, findings: &mut Findings) {
+    pub(crate) fn step(
+        &mut self,
+        records: &Records,
+        record: &RoundRecord,
+        findings: &mut Findings,
+    ) {
         for candidate in &record.candidates {
             let newcomer = Credibility::on_probation(self.spec.verification.probation_checks);
             self.members.entry(candidate.worker).or_insert(newcomer);
@@ -174,7 +179,9 @@ impl<'a> Trust<'a> {
             .map(|check| (check.round, check.worker))
             .collect();
         for draw in records.all.iter().flat_map(|record| &record.draws) {
-            for &worker in draw.drawn.iter().filter(|worker| !judged.contains(&(draw.round, **worker))) {
+            for &worker in
+                draw.drawn.iter().filter(|worker| !judged.contains(&(draw.round, **worker)))
+            {
                 let why = "no verdict on record: it is not done yet, or no verifier could do it";
                 findings.unchecked(Link::AuditDraw.at(draw.round).of(worker), "a replay", why);
             }
@@ -206,7 +213,8 @@ fn follow(
             apply(members, events[moment - 1]);
         }
         probation |= moment <= *closed_at && fits_probation(record, members);
-        while draws.get(next).is_some_and(|draw| drawn(spec, records, draw, members) == draw.drawn) {
+        while draws.get(next).is_some_and(|draw| drawn(spec, records, draw, members) == draw.drawn)
+        {
             next += 1;
         }
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use codec::Encode;
 use manyhands_audit::ChainView;
-use manyhands_chain_client::{BlockRef, ReadError, ReadProof, StorageKey};
 use manyhands_chain_client::types::Stage;
+use manyhands_chain_client::{BlockRef, ReadError, ReadProof, StorageKey};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, RunId};
 use sp_core::H256;
@@ -115,7 +115,9 @@ impl TestChain {
         )
             .encode();
         // Stakes and bonds, no named verifiers, quorums, slashes and the reporters' share.
-        bytes.extend((chain.stake_min.0, [1_u128; 4], Vec::<[u8; 32]>::new(), 0_u32, 1_u32).encode());
+        bytes.extend(
+            (chain.stake_min.0, [1_u128; 4], Vec::<[u8; 32]>::new(), 0_u32, 1_u32).encode(),
+        );
         bytes.extend(([50_u128; 5], 20_u8).encode());
         match self.final_theta {
             None => bytes.push(0),
@@ -141,10 +143,14 @@ impl TestChain {
             let totals = (c.work, c.total, c.evidence.as_bytes(), 0_u128, 0_u128);
             let state = if c.finalized { 2_u8 } else { 0 };
             let rest = (1_u32, HEAD + 9, Vec::<[u8; 32]>::new(), state);
-            entries.insert(StorageKey::round(run, Round(round)).0, (commitment, totals, rest).encode());
+            entries.insert(
+                StorageKey::round(run, Round(round)).0,
+                (commitment, totals, rest).encode(),
+            );
         }
         for ((worker, round), fault) in &self.faults {
-            let opened = (fault.kind, fault.evidence.as_bytes(), self.owner.as_bytes(), 3_u8, 1_u128);
+            let opened =
+                (fault.kind, fault.evidence.as_bytes(), self.owner.as_bytes(), 3_u8, 1_u128);
             let state = (Vec::<[u8; 32]>::new(), 1_u32, 2_u8, fault.slashed);
             let key = StorageKey::fault(run, worker, Round(*round));
             entries.insert(key.0, (opened, state).encode());

@@ -72,8 +72,7 @@ impl ChainClient {
         let me = key.node_id();
         let same = async |state: &ChainState| {
             Ok(state.worker(&me).await?.is_some_and(|worker| {
-                worker.peer_id == card.peer_id
-                    && worker.capability_digest == card.capability_digest
+                worker.peer_id == card.peer_id && worker.capability_digest == card.capability_digest
             }))
         };
         let peer_id = Convert::convert(card.peer_id.clone());
@@ -175,15 +174,13 @@ impl ChainClient {
     ) -> Result<Submission, SubmitError> {
         let me = key.node_id();
         let created = async |state: &ChainState| {
-            Ok(state.run(run).await?.is_some_and(|record| {
-                record.owner == me && record.terms == terms
-            }))
+            Ok(state
+                .run(run)
+                .await?
+                .is_some_and(|record| record.owner == me && record.terms == terms))
         };
-        let created_by = call().create_run(
-            *run.as_bytes(),
-            Convert::convert(terms.clone()),
-            budget.0,
-        );
+        let created_by =
+            call().create_run(*run.as_bytes(), Convert::convert(terms.clone()), budget.0);
         self.submit_unless(key, &created_by, created).await
     }
 
@@ -245,10 +242,8 @@ impl ChainClient {
     /// Closes a run whose coordinator has committed nothing for its idle timeout. Anybody may.
     pub async fn timeout_run(&self, key: &NodeKey, run: &RunId) -> Result<Submission, SubmitError> {
         let over = async |state: &ChainState| {
-            is_in(state, run, |state| {
-                matches!(state, RunState::Closed { .. } | RunState::Settled)
-            })
-            .await
+            is_in(state, run, |state| matches!(state, RunState::Closed { .. } | RunState::Settled))
+                .await
         };
         self.submit_unless(key, &call().timeout_run(*run.as_bytes()), over).await
     }
@@ -319,8 +314,7 @@ impl ChainClient {
     ) -> Result<Submission, SubmitError> {
         let committed = async |state: &ChainState| {
             Ok(state.round(run, commitment.last_round).await?.is_some_and(|record| {
-                record.commitment == commitment
-                    && !matches!(record.state, RoundState::Rejected(_))
+                record.commitment == commitment && !matches!(record.state, RoundState::Rejected(_))
             }))
         };
         let commit = call().commit_round(*run.as_bytes(), Convert::convert(commitment));
@@ -342,11 +336,8 @@ impl ChainClient {
                     && record.attestations.contains(&me)
             }))
         };
-        let attest = call().attest_round(
-            *run.as_bytes(),
-            round.0,
-            Convert::convert(contributions_root),
-        );
+        let attest =
+            call().attest_round(*run.as_bytes(), round.0, Convert::convert(contributions_root));
         self.submit_unless(key, &attest, attested).await
     }
 
@@ -424,8 +415,7 @@ impl ChainClient {
         let run = RunId::new(claim.leaf.run);
         let worker = NodeId::new(claim.leaf.worker);
         let earned = Balance(claim.leaf.cumulative_reward);
-        let paid =
-            async |state: &ChainState| Ok(state.claimed(&run, &worker).await? >= earned);
+        let paid = async |state: &ChainState| Ok(state.claimed(&run, &worker).await? >= earned);
         let claim = call().claim_reward(
             Convert::convert(claim.leaf),
             claim.leaf_index,

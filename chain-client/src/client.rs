@@ -125,7 +125,12 @@ impl ChainClient {
             .map_err(|failure| unreachable(failure.to_string()))?;
         let connection = RpcClient::new(connection);
         tokio::time::timeout(REQUEST_TIMEOUT, Self::introduce(url, connection)).await.map_err(
-            |_| unreachable(format!("it took the connection and was silent for {} s", REQUEST_TIMEOUT.as_secs())),
+            |_| {
+                unreachable(format!(
+                    "it took the connection and was silent for {} s",
+                    REQUEST_TIMEOUT.as_secs()
+                ))
+            },
         )?
     }
 

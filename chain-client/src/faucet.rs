@@ -41,10 +41,7 @@ impl ChainClient {
         amount: Balance,
     ) -> Result<Submission, FaucetError> {
         if !self.is_development() {
-            return Err(FaucetError::NotDevelopment {
-                url: self.url().to_owned(),
-                account: *node,
-            });
+            return Err(FaucetError::NotDevelopment { url: self.url().to_owned(), account: *node });
         }
         let state = self.state().await?;
         let free = state.balance(node).await?.free;

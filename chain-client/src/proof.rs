@@ -159,10 +159,8 @@ mod tests {
         };
         let keys = [here.to_vec(), vec![absent]].concat();
         let proof = prove_read(state, keys.iter().map(|key| &key.0)).expect("a whole state");
-        let proof = ReadProof {
-            header: header.encode(),
-            nodes: proof.iter_nodes().cloned().collect(),
-        };
+        let proof =
+            ReadProof { header: header.encode(), nodes: proof.iter_nodes().cloned().collect() };
         (Digest::new(sp_runtime::traits::Header::hash(&header).0), keys, proof)
     }
 

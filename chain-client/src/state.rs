@@ -1,8 +1,8 @@
 //! Reading the chain's state, all of it as of one block.
 
+use futures::StreamExt;
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId};
 use sp_crypto_hashing::{blake2_128, twox_128};
-use futures::StreamExt;
 use subxt::storage::{Address, PrefixOf};
 
 use crate::chain;
@@ -98,17 +98,12 @@ impl ChainState {
 
     /// The run's verifiers, in the order of their ids.
     pub async fn verifiers(&self, run: &RunId) -> Result<Vec<(NodeId, Verifier)>, ReadError> {
-        let all =
-            self.collect(chain::storage().training().verifiers(), (*run.as_bytes(),)).await?;
+        let all = self.collect(chain::storage().training().verifiers(), (*run.as_bytes(),)).await?;
         Ok(sorted(all.into_iter().map(|((_, who), value)| (node(&who), Verifier::convert(value)))))
     }
 
     /// The commit whose last round is `round`.
-    pub async fn round(
-        &self,
-        run: &RunId,
-        round: Round,
-    ) -> Result<Option<RoundRecord>, ReadError> {
+    pub async fn round(&self, run: &RunId, round: Round) -> Result<Option<RoundRecord>, ReadError> {
         let keys = (*run.as_bytes(), round.0);
         let found = self.fetch(chain::storage().training().rounds(), keys).await?;
         Ok(found.map(RoundRecord::convert))
@@ -134,10 +129,7 @@ impl ChainState {
     }
 
     /// The run's anchors, in order of round and stage.
-    pub async fn anchors(
-        &self,
-        run: &RunId,
-    ) -> Result<Vec<((Round, Stage), Anchor)>, ReadError> {
+    pub async fn anchors(&self, run: &RunId) -> Result<Vec<((Round, Stage), Anchor)>, ReadError> {
         let all = self.collect(chain::storage().training().anchors(), (*run.as_bytes(),)).await?;
         Ok(sorted(all.into_iter().map(|((_, (round, stage)), value)| {
             ((Round(round), Stage::convert(stage)), Anchor::convert(value))

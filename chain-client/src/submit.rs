@@ -333,7 +333,9 @@ fn failure_in(
             (pallet.to_owned(), error.to_owned())
         }
         Ok(other) => ("Runtime".to_owned(), format!("{other:?}")),
-        Err(failure) => ("Runtime".to_owned(), format!("an error that does not decode ({failure})")),
+        Err(failure) => {
+            ("Runtime".to_owned(), format!("an error that does not decode ({failure})"))
+        }
     };
     SubmitError::Failed { block, pallet, error }
 }
@@ -383,7 +385,10 @@ mod tests {
             (1014, ""),
             (1016, ""),
         ] {
-            assert!(matches!(understand(&refusal(code, detail)), Offer::Unknown), "{code} {detail}");
+            assert!(
+                matches!(understand(&refusal(code, detail)), Offer::Unknown),
+                "{code} {detail}"
+            );
         }
     }
 }

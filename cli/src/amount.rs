@@ -26,7 +26,10 @@ impl FromStr for Amount {
         if whole.is_empty() || !digits(whole) || !digits(part) || part.len() > DECIMALS {
             return Err(wrong());
         }
-        format!("{whole}{part:0<DECIMALS$}").parse().map(|units| Self(Balance(units))).map_err(|_| wrong())
+        format!("{whole}{part:0<DECIMALS$}")
+            .parse()
+            .map(|units| Self(Balance(units)))
+            .map_err(|_| wrong())
     }
 }
 

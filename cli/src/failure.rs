@@ -46,9 +46,10 @@ impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
         let (code, remedy) = match &error {
             ConnectError::Address { .. } => ("chain_address", "write it as ws://host:port"),
-            ConnectError::Unreachable { .. } => {
-                ("chain_unreachable", "start one with `manyhands devnet`, or name another with --chain")
-            }
+            ConnectError::Unreachable { .. } => (
+                "chain_unreachable",
+                "start one with `manyhands devnet`, or name another with --chain",
+            ),
             ConnectError::OtherRuntime { .. } => {
                 ("chain_version", "build this program and the chain from the same version")
             }
@@ -70,9 +71,10 @@ impl From<SubmitError> for Failure {
             SubmitError::Failed { .. } | SubmitError::Refused { .. } => {
                 ("chain_refused", "the reason names what the chain expects")
             }
-            SubmitError::MissingMoney { .. } => {
-                ("account_empty", "send money to this account; on a development chain: `manyhands keys fund`")
-            }
+            SubmitError::MissingMoney { .. } => (
+                "account_empty",
+                "send money to this account; on a development chain: `manyhands keys fund`",
+            ),
             SubmitError::NodeBehind { .. } => ("chain_behind", "wait until the node has caught up"),
             SubmitError::TimedOut { .. } => ("chain_slow", "look at the state before trying again"),
             SubmitError::KeyInUse { .. } => {

@@ -14,13 +14,20 @@ pub(crate) fn home() -> Result<PathBuf, Failure> {
         return Ok(home.into());
     }
     let user = std::env::home_dir().ok_or_else(|| {
-        Failure::new("no_home", "this user has no home folder", "set MANYHANDS_HOME, or name a folder with --dir")
+        Failure::new(
+            "no_home",
+            "this user has no home folder",
+            "set MANYHANDS_HOME, or name a folder with --dir",
+        )
     })?;
     Ok(user.join(".local/share/manyhands"))
 }
 
 /// The folder that was named, or the one for this purpose.
-pub(crate) fn choose(named: Option<PathBuf>, purpose: impl AsRef<Path>) -> Result<PathBuf, Failure> {
+pub(crate) fn choose(
+    named: Option<PathBuf>,
+    purpose: impl AsRef<Path>,
+) -> Result<PathBuf, Failure> {
     match named {
         Some(folder) => Ok(folder),
         None => Ok(home()?.join(purpose)),
@@ -41,14 +48,20 @@ pub(crate) fn existing_key(folder: &Path) -> Result<NodeKey, Failure> {
     let path = key_path(folder);
     if !path.exists() {
         let reason = format!("there is no key in {}", folder.display());
-        return Err(Failure::new("no_key", reason, "make one with `manyhands keys new`, or name its folder with --dir"));
+        return Err(Failure::new(
+            "no_key",
+            reason,
+            "make one with `manyhands keys new`, or name its folder with --dir",
+        ));
     }
     key(folder).map(|(key, _)| key)
 }
 
 fn key_failure(error: KeyFileError) -> Failure {
     let remedy = match &error {
-        KeyFileError::Io { .. } => "make the folder readable and writable, or choose another with --dir",
+        KeyFileError::Io { .. } => {
+            "make the folder readable and writable, or choose another with --dir"
+        }
         KeyFileError::Format { .. } => "restore it from a backup, or move it away to get a new key",
     };
     Failure::new("key_file", error, remedy)
@@ -57,7 +70,8 @@ fn key_failure(error: KeyFileError) -> Failure {
 /// A key for one conversation, of which nothing is kept.
 pub(crate) fn passing_key() -> Result<NodeKey, Failure> {
     let mut seed = [0; 32];
-    getrandom::fill(&mut seed).explain("no_randomness", "the operating system gives no random numbers")?;
+    getrandom::fill(&mut seed)
+        .explain("no_randomness", "the operating system gives no random numbers")?;
     Ok(NodeKey::from_seed(seed))
 }
 

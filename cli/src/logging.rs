@@ -13,6 +13,10 @@ pub(crate) fn start(globals: &Globals) -> Result<(), Failure> {
     let filter = EnvFilter::try_new(filter)
         .explain("log_filter", "write it as `info`, or as `warn,manyhands_worker=debug`")?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if globals.log_json { builder.json().init() } else { builder.init() }
+    if globals.log_json {
+        builder.json().init()
+    } else {
+        builder.init()
+    }
     Ok(())
 }

@@ -11,7 +11,9 @@ use manyhands_network::data::{
 };
 use manyhands_network::invitation::Invitation;
 use manyhands_proto::keys::NodeKey;
-use manyhands_proto::message::{self, Heading, Reply, Request, open_reply, request_digest, seal_request};
+use manyhands_proto::message::{
+    self, Heading, Reply, Request, open_reply, request_digest, seal_request,
+};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, Round};
 use manyhands_rules::coordinator::Status;
@@ -20,8 +22,10 @@ use manyhands_rules::run_id::run_id;
 use crate::failure::{Explain, Failure};
 use crate::folder;
 
-const UNREACHABLE: &str = "check the invitation, that the run is still up, and that no firewall is in between";
-const DAMAGED: &str = "build the version that the coordinator runs, and report this if it is the same";
+const UNREACHABLE: &str =
+    "check the invitation, that the run is still up, and that no firewall is in between";
+const DAMAGED: &str =
+    "build the version that the coordinator runs, and report this if it is the same";
 
 /// A conversation with a run's coordinator, under a key of its own.
 pub(crate) struct Remote {
@@ -38,8 +42,9 @@ impl Remote {
     pub(crate) async fn connect(invitation: Invitation) -> Result<Self, Failure> {
         let key = folder::passing_key()?;
         let config = ControlConfig::new(key.clone(), Vec::new(), Role::Worker);
-        let (control, events) =
-            Control::start(config).await.explain("control_plane", "free a UDP port and try again")?;
+        let (control, events) = Control::start(config)
+            .await
+            .explain("control_plane", "free a UDP port and try again")?;
         let listen = any_address(&invitation);
         let data = Data::start(DataConfig::new(key.clone(), listen, Arc::new(NoStore)))
             .explain("data_plane", "free a UDP port and try again")?;
@@ -49,21 +54,35 @@ impl Remote {
     /// The run's specification, checked against the run's id.
     pub(crate) async fn describe(&mut self) -> Result<RunSpec, Failure> {
         let Reply::Description { spec, .. } = self.ask(&Request::Describe).await? else {
-            return Err(Failure::new("unexpected_answer", "the coordinator described nothing", DAMAGED));
+            return Err(Failure::new(
+                "unexpected_answer",
+                "the coordinator described nothing",
+                DAMAGED,
+            ));
         };
         let spec = RunSpec::parse(&spec).explain("run_specification", DAMAGED)?;
         let Invitation { run, coordinator, chain_genesis, .. } = &self.invitation;
         let got = run_id(*chain_genesis, *coordinator, spec.digest());
         if got != *run {
-            let reason = format!("the coordinator's specification is that of run {got}, the invitation is for {run}");
-            return Err(Failure::new("wrong_run", reason, "use the invitation that this run's launch printed"));
+            let reason = format!(
+                "the coordinator's specification is that of run {got}, the invitation is for {run}"
+            );
+            return Err(Failure::new(
+                "wrong_run",
+                reason,
+                "use the invitation that this run's launch printed",
+            ));
         }
         Ok(spec)
     }
 
     pub(crate) async fn status(&mut self) -> Result<Status, Failure> {
         let Reply::Status(json) = self.ask(&Request::Status).await? else {
-            return Err(Failure::new("unexpected_answer", "the coordinator told no status", DAMAGED));
+            return Err(Failure::new(
+                "unexpected_answer",
+                "the coordinator told no status",
+                DAMAGED,
+            ));
         };
         serde_json::from_slice(&json).explain("unexpected_answer", DAMAGED)
     }
@@ -90,7 +109,9 @@ impl Remote {
         let reply = open_reply(&reply, *run, *coordinator, digest).explain("message", DAMAGED)?;
         match reply.message {
             Reply::Refused(refusal) => Err(refused(&refusal)),
-            reply @ (Reply::Description { .. } | Reply::Situation(_) | Reply::Status(_)) => Ok(reply),
+            reply @ (Reply::Description { .. } | Reply::Situation(_) | Reply::Status(_)) => {
+                Ok(reply)
+            }
         }
     }
 
@@ -124,7 +145,9 @@ impl Blobs {
         match self.fetch(digest, bytes_max).await {
             Ok(bytes) => Ok(Some(bytes)),
             Err(FetchError::NoSource { failures, .. })
-                if failures.iter().any(|failure| failure.error == SourceError::Refused(Refusal::Unknown)) =>
+                if failures
+                    .iter()
+                    .any(|failure| failure.error == SourceError::Refused(Refusal::Unknown)) =>
             {
                 Ok(None)
             }

@@ -31,7 +31,11 @@ pub(crate) fn parse(text: &str) -> Result<RunReference, Failure> {
 fn read(path: &Path) -> Result<Invitation, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         let reason = format!("cannot read {}: {error}", path.display());
-        Failure::new("no_invitation", reason, "name the invitation that `manyhands launch` printed, or the run's folder")
+        Failure::new(
+            "no_invitation",
+            reason,
+            "name the invitation that `manyhands launch` printed, or the run's folder",
+        )
     })?;
     invitation(&text)
 }

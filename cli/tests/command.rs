@@ -22,8 +22,14 @@ fn json(output: &Output) -> serde_json::Value {
 #[test]
 fn help_lists_what_there_is_and_nothing_else() {
     let help = text(&manyhands(&["--help"]).stdout);
-    for command in ["doctor", "launch", "join", "verify", "status", "audit", "claim", "export", "generate", "devnet", "keys", "prepare", "demo"] {
-        assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{command} in {help}");
+    for command in [
+        "doctor", "launch", "join", "verify", "status", "audit", "claim", "export", "generate",
+        "devnet", "keys", "prepare", "demo",
+    ] {
+        assert!(
+            help.lines().any(|line| line.trim_start().starts_with(command)),
+            "{command} in {help}"
+        );
     }
     let join = text(&manyhands(&["join", "--help"]).stdout);
     for later in ["plan", "simulate", "--ask", "--bundle", "--offline"] {
@@ -49,11 +55,17 @@ fn a_key_is_made_once_and_shown() {
     let folder = tempfile::tempdir().expect("folder");
     let dir = folder.path().join("node");
     let dir = dir.to_str().expect("a path");
-    assert_eq!(json(&manyhands(&["keys", "show", "--dir", dir, "--json"]))["error"]["code"], "no_key");
+    assert_eq!(
+        json(&manyhands(&["keys", "show", "--dir", dir, "--json"]))["error"]["code"],
+        "no_key"
+    );
     let made = json(&manyhands(&["keys", "new", "--dir", dir, "--json"]));
     let shown = json(&manyhands(&["keys", "show", "--dir", dir, "--json"]));
     assert_eq!(made["account"], shown["account"]);
-    assert_eq!(json(&manyhands(&["keys", "new", "--dir", dir, "--json"]))["error"]["code"], "key_exists");
+    assert_eq!(
+        json(&manyhands(&["keys", "new", "--dir", dir, "--json"]))["error"]["code"],
+        "key_exists"
+    );
 }
 
 #[cfg(feature = "coordinator")]
@@ -61,7 +73,8 @@ fn a_key_is_made_once_and_shown() {
 fn a_run_file_with_an_unknown_field_is_refused_with_line_and_field() {
     let folder = tempfile::tempdir().expect("folder");
     let path = folder.path().join("run.toml");
-    let recipe = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/1m.toml"));
+    let recipe =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/1m.toml"));
     let wrong = recipe.expect("a recipe").replace("layers = 4", "layer_count = 4");
     std::fs::write(&path, wrong).expect("write");
     let output = manyhands(&["launch", path.to_str().expect("a path"), "--json"]);
@@ -78,17 +91,30 @@ fn text_becomes_a_data_set_that_is_not_overwritten() {
     let text = folder.path().join("text");
     std::fs::create_dir(&text).expect("folder");
     for file in 0..200 {
-        let lines: String = (0..40).map(|line| format!("many hands make light work, {} of {file}\n", line * file)).collect();
+        let lines: String = (0..40)
+            .map(|line| format!("many hands make light work, {} of {file}\n", line * file))
+            .collect();
         std::fs::write(text.join(format!("{file}.txt")), lines).expect("write");
     }
     let (text, out) = (text, folder.path().join("data"));
     let arguments = [
-        "prepare", "--text", text.to_str().expect("a path"), "--out", out.to_str().expect("a path"),
-        "--vocabulary", "300", "--held-out-per-mille", "100", "--json",
+        "prepare",
+        "--text",
+        text.to_str().expect("a path"),
+        "--out",
+        out.to_str().expect("a path"),
+        "--vocabulary",
+        "300",
+        "--held-out-per-mille",
+        "100",
+        "--json",
     ];
     let prepared = json(&manyhands(&arguments));
     assert_eq!(prepared["documents"], 200);
     assert!(prepared["train_tokens"].as_u64() > prepared["held_out_tokens"].as_u64(), "{prepared}");
-    assert!(prepared["unigram_loss"].as_f64().is_some_and(|loss| loss > 1.0 && loss < 6.0), "{prepared}");
+    assert!(
+        prepared["unigram_loss"].as_f64().is_some_and(|loss| loss > 1.0 && loss < 6.0),
+        "{prepared}"
+    );
     assert_eq!(json(&manyhands(&arguments))["error"]["code"], "folder_exists");
 }

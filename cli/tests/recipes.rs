@@ -28,13 +28,17 @@ fn stated(text: &str, name: &str) -> Option<u64> {
 fn every_recipe_is_a_run_of_the_size_that_it_states() {
     let mut sizes = Vec::new();
     for (path, text) in recipes() {
-        let file = RunFile::parse(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let file =
+            RunFile::parse(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let parameters = Layout::of(&file.model).expect("a layout").parameter_count().0;
         assert_eq!(stated(&text, "parameters"), Some(parameters), "{}", path.display());
         sizes.push(parameters);
     }
     for about in [1_000_000_u64, 10_000_000, 125_000_000, 350_000_000, 1_000_000_000] {
-        assert!(sizes.iter().any(|size| size.abs_diff(about) < about / 10), "no recipe of about {about}");
+        assert!(
+            sizes.iter().any(|size| size.abs_diff(about) < about / 10),
+            "no recipe of about {about}"
+        );
     }
 }
 

@@ -96,8 +96,7 @@ mod tests {
         let own = vec![multiaddr("/ip4/10.0.0.2/udp/4001/quic-v1")];
         let public = [IpAddr::from([192, 0, 2, 7])];
         let listen = "0.0.0.0:4002".parse().expect("an address");
-        let named: Vec<_> =
-            data(listen, &own, &public).iter().map(ToString::to_string).collect();
+        let named: Vec<_> = data(listen, &own, &public).iter().map(ToString::to_string).collect();
         assert_eq!(named, ["192.0.2.7:4002", "10.0.0.2:4002"]);
         let named: Vec<_> = control(own, &public).iter().map(ToString::to_string).collect();
         assert_eq!(named, ["/ip4/192.0.2.7/udp/4001/quic-v1", "/ip4/10.0.0.2/udp/4001/quic-v1"]);

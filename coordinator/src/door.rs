@@ -19,8 +19,8 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::addresses::ip_of;
 use crate::clock::unix_ms;
-use crate::metrics::REQUESTS;
 use crate::driver::Work;
+use crate::metrics::REQUESTS;
 
 /// Newcomers that are looked up on chain at the same time.
 const LOOKUPS_MAX: usize = 32;
@@ -165,7 +165,8 @@ impl Door {
             Err(error) => return refuse(RefusalCode::Malformed, error.to_string()),
         };
         if signed.signer != peer {
-            let reason = format!("expected the sender's own signature, got that of {}", signed.signer);
+            let reason =
+                format!("expected the sender's own signature, got that of {}", signed.signer);
             return refuse(RefusalCode::Malformed, reason);
         }
         if signed.run != self.answerer.run {

@@ -43,7 +43,15 @@ pub enum RunError {
 #[derive(Debug)]
 pub(crate) enum Work {
     Knock(Knock),
-    Query(oneshot::Sender<Status>),
+    Query(oneshot::Sender<Observed>),
+}
+
+/// The run at a moment.
+#[derive(Debug)]
+pub(crate) struct Observed {
+    pub(crate) status: Status,
+    /// What the run's clock is behind the time of day.
+    pub(crate) behind_ms: u64,
 }
 
 pub(crate) struct Driver {
@@ -104,12 +112,7 @@ impl Driver {
         }
     }
 
-    fn step(
-        &mut self,
-        arrived: Vec<Work>,
-        ended: Vec<Ended>,
-        due: bool,
-    ) -> Result<(), RunError> {
+    fn step(&mut self, arrived: Vec<Work>, ended: Vec<Ended>, due: bool) -> Result<(), RunError> {
         let now = self.clock.now();
         let mut step = Step::default();
         if due {
@@ -127,7 +130,8 @@ impl Driver {
                 Work::Knock(knock) => self.take_knock(&mut step, now, knock),
                 Work::Query(asker) => {
                     // Dropped if the asker has gone.
-                    let _ = asker.send(self.state.machine.status(now));
+                    let status = self.state.machine.status(now);
+                    let _ = asker.send(Observed { status, behind_ms: self.clock.behind_ms() });
                 }
             }
         }

@@ -240,7 +240,10 @@ fn read(database: &Database, path: &Path) -> Result<(Recovered, Head), JournalEr
         let (previous, tick, json) = split(value.value())
             .ok_or_else(|| damaged(path, &format!("input {number} is cut short")))?;
         if previous != head.hash || tick < head.tick {
-            return Err(damaged(path, &format!("input {number} does not follow the one before it")));
+            return Err(damaged(
+                path,
+                &format!("input {number} does not follow the one before it"),
+            ));
         }
         head.hash = chained(head, tick, json);
         head.number += 1;
@@ -249,7 +252,11 @@ fn read(database: &Database, path: &Path) -> Result<(Recovered, Head), JournalEr
     }
     if head != last {
         let reason = format!("it ends with input {}, expected {}", head.number, last.number);
-        let reason = if head.number == last.number { "its last input was changed".to_owned() } else { reason };
+        let reason = if head.number == last.number {
+            "its last input was changed".to_owned()
+        } else {
+            reason
+        };
         return Err(damaged(path, &reason));
     }
 

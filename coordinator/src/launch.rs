@@ -63,9 +63,13 @@ pub enum ChainRefusal {
     NoAddress,
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("the chain at {url} begins with block {got}, this run was launched on {expected}: name that chain")]
+    #[error(
+        "the chain at {url} begins with block {got}, this run was launched on {expected}: name that chain"
+    )]
     OtherGenesis { url: String, expected: Digest, got: Digest },
-    #[error("the chain at {url} does not know run {run}: launch it there, or name the chain it is on")]
+    #[error(
+        "the chain at {url} does not know run {run}: launch it there, or name the chain it is on"
+    )]
     NoRun { url: String, run: RunId },
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -110,7 +114,9 @@ pub enum LaunchError {
     AnotherOwner { path: PathBuf, expected: NodeId, got: NodeId },
     #[error(transparent)]
     Chain(#[from] ChainRefusal),
-    #[error("this very run was launched before and is over ({state:?}): change its name or its seed")]
+    #[error(
+        "this very run was launched before and is over ({state:?}): change its name or its seed"
+    )]
     Over { state: RunState },
     #[error("cannot get play money: {0}")]
     Faucet(#[from] FaucetError),

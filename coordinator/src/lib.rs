@@ -26,10 +26,10 @@ mod test_run;
 
 pub use context::SeenBlock;
 pub use driver::RunError;
+pub use effects::EffectError;
 pub use effects::settle::{
     RecordFileError, read_record, record_path, reward_leaves, round_commitment,
 };
-pub use effects::EffectError;
 pub use launch::{LaunchOrder, Launched, RunManifest, launch};
 pub use page::{ChainStatus, LiveStatus, PageError};
 pub use service::{Completed, CoordinatorConfig, Handle, StartError, WaitError, start};

@@ -33,9 +33,9 @@ impl Runner {
         self.next += 1;
         count(&effect, "started");
         let work = effect.clone();
-        let abort = self.tasks.spawn(async move {
-            (number, effects::perform(context, work, addresses).await)
-        });
+        let abort = self
+            .tasks
+            .spawn(async move { (number, effects::perform(context, work, addresses).await) });
         self.running.insert(number, (effect, abort));
     }
 
@@ -53,9 +53,8 @@ impl Runner {
 
     /// Stops the effects that ask `node` and gives them back: it is somewhere else now.
     pub(crate) fn take_of(&mut self, node: NodeId) -> Vec<Effect> {
-        let of_node = |(_, (effect, _)): &(&u64, &(Effect, AbortHandle))| {
-            effects::peer(effect) == Some(node)
-        };
+        let of_node =
+            |(_, (effect, _)): &(&u64, &(Effect, AbortHandle))| effects::peer(effect) == Some(node);
         let numbers: Vec<u64> =
             self.running.iter().filter(of_node).map(|(number, _)| *number).collect();
         let stopped = numbers.into_iter().filter_map(|number| self.running.remove(&number));

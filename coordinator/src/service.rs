@@ -8,9 +8,7 @@ use std::sync::Arc;
 use manyhands_chain_client::ReadError;
 use manyhands_gradient::{Layout, initial_theta, vector};
 use manyhands_network::Multiaddr;
-use manyhands_network::control::{
-    Control, ControlConfig, ControlHandle, Role, StartControlError,
-};
+use manyhands_network::control::{Control, ControlConfig, ControlHandle, Role, StartControlError};
 use manyhands_network::data::{Access, Data, DataConfig, DataHandle, StartDataError, StoreError};
 use manyhands_network::invitation::Invitation;
 use manyhands_proto::keys::NodeKey;

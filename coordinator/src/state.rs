@@ -41,7 +41,9 @@ impl State {
 
 /// A message that may add a member, with everything that is known of where it is.
 fn joining(input: &Input) -> Option<(NodeId, Vec<SocketAddr>)> {
-    let Input::Message { from, request: Request::Join(join), facts, .. } = input else { return None };
+    let Input::Message { from, request: Request::Join(join), facts, .. } = input else {
+        return None;
+    };
     let mut addresses = join.addresses.clone();
     addresses.extend(facts.observed.iter().filter(|observed| !join.addresses.contains(observed)));
     Some((*from, addresses))

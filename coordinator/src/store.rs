@@ -226,7 +226,11 @@ fn chunk_list(mut file: File, digest: Digest) -> io::Result<ChunkList> {
         let list = ChunkList::of(&chunk);
         let expected = digest;
         let got = list.digest();
-        return if got == expected { Ok(list) } else { Err(changed(TreeError::Root { expected, got })) };
+        return if got == expected {
+            Ok(list)
+        } else {
+            Err(changed(TreeError::Root { expected, got }))
+        };
     }
     ChunkList::parse(digest, length, values).map_err(changed)
 }

@@ -1,3 +1,4 @@
 //! The parts together, on loopback.
 
 mod chain;
+mod processes;

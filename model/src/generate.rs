@@ -47,7 +47,7 @@ pub fn generate(
     options: &GenerateOptions,
     on_text: &mut dyn FnMut(&str),
 ) -> Result<String, GenerateError> {
-    if !(options.temperature >= 0.0) {
+    if options.temperature.is_nan() || options.temperature < 0.0 {
         return Err(GenerateError::Temperature(options.temperature));
     }
     let (tokens, vocabulary) = (tokenizer.vocabulary_size(), model.architecture().vocabulary_size);

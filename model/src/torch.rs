@@ -28,7 +28,7 @@ fn torch_message(panic: &(dyn std::any::Any + Send)) -> Option<String> {
     Some(first_line.trim_end_matches("\")").to_owned())
 }
 
-/// Sets the number of threads of an operation, for the whole process, and asserts that neither this
+/// Sets the number of threads of an operation, for work that this thread starts, and asserts that neither this
 /// thread nor libtorch's flush subnormal numbers to zero: a replay elsewhere would then differ.
 pub(crate) fn set_threads(threads: u32) {
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));

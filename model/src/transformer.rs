@@ -209,10 +209,11 @@ impl Transformer {
             Tensor::embedding(&weights.embedding_vc, tokens_bt, no_padding_token, false, false);
         for (layer, weights) in weights.layers.iter().enumerate() {
             let normed_btc = self.norm(&x_btc, &weights.attention_norm_c);
-            x_btc =
-                x_btc + self.attention(weights, &normed_btc, &rotary, layer, cache.as_deref_mut());
-            let normed_btc = self.norm(&x_btc, &weights.feed_forward_norm_c);
-            x_btc = x_btc + feed_forward(weights, &normed_btc);
+            let mixed_btc =
+                self.attention(weights, &normed_btc, &rotary, layer, cache.as_deref_mut());
+            let mixed_btc = x_btc + mixed_btc;
+            let normed_btc = self.norm(&mixed_btc, &weights.feed_forward_norm_c);
+            x_btc = mixed_btc + feed_forward(weights, &normed_btc);
         }
         if let Some(cache) = cache {
             cache.positions += tokens;

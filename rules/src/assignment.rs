@@ -109,7 +109,11 @@ mod tests {
     fn shares_follow_speed_and_positions_are_consecutive_in_worker_order() {
         let mut spec = spec();
         (spec.training.batch_sequences, spec.training.steps_per_round) = (8, 10);
-        let plan = plan(&spec, opening(), &[candidate(2, 1_000), candidate(1, 4_000), candidate(3, 4_000)]);
+        let plan = plan(
+            &spec,
+            opening(),
+            &[candidate(2, 1_000), candidate(1, 4_000), candidate(3, 4_000)],
+        );
         let sequences: Vec<_> = plan.iter().map(|a| a.sequences).collect();
         assert_eq!(sequences, [107, 27, 106]);
         let firsts: Vec<_> = plan.iter().map(|a| a.first_sequence).collect();

@@ -24,7 +24,12 @@ impl Beacon {
 
     /// Whether `worker`'s round is replayed, at thousandths `audit_rate_per_mille` for a worker
     /// without credibility.
-    pub fn audits(&self, worker: NodeId, credibility: Credibility, audit_rate_per_mille: u32) -> bool {
+    pub fn audits(
+        &self,
+        worker: NodeId,
+        credibility: Credibility,
+        audit_rate_per_mille: u32,
+    ) -> bool {
         let draw = u128::from(self.number("audit", worker, 0));
         let (numerator, denominator) = credibility.audit_rate(audit_rate_per_mille);
         // draw / 2⁶⁴ < numerator / denominator, without rounding.
@@ -34,7 +39,12 @@ impl Beacon {
     /// Chunks whose encoding the coordinator recomputes: half of them uniform over all chunks, half
     /// weighted by `chunk_energy` (any measure of what the update puts into each chunk), since a
     /// forger gains most where the update is large. Ascending, without repetition.
-    pub fn codec_chunks(&self, worker: NodeId, count: u32, chunk_energy: &[u64]) -> Vec<ChunkIndex> {
+    pub fn codec_chunks(
+        &self,
+        worker: NodeId,
+        count: u32,
+        chunk_energy: &[u64],
+    ) -> Vec<ChunkIndex> {
         let chunks = chunk_energy.len() as u64;
         let total: u128 = chunk_energy.iter().map(|&energy| u128::from(energy)).sum();
         let mut drawn = BTreeSet::new();
@@ -118,9 +128,8 @@ mod tests {
     fn half_of_the_codec_chunks_go_where_the_energy_is() {
         let mut energy = vec![1; 1_000];
         energy[77] = 1_000_000;
-        let hits = (0..50).filter(|&i| {
-            beacon(i).codec_chunks(WORKER, 16, &energy).contains(&ChunkIndex(77))
-        });
+        let hits = (0..50)
+            .filter(|&i| beacon(i).codec_chunks(WORKER, 16, &energy).contains(&ChunkIndex(77)));
         assert_eq!(hits.count(), 50);
         assert!(beacon(0).codec_chunks(WORKER, 16, &[0, 0]).len() <= 2);
     }

@@ -10,7 +10,8 @@ use manyhands_proto::{Balance, NodeId};
 /// 4 vocabulary-sized values for each token).
 pub fn memory_bytes_min(spec: &RunSpec) -> u64 {
     let parameters = layout(&spec.model).parameter_count().0;
-    let tokens = u64::from(spec.training.micro_batch_sequences) * u64::from(spec.model.context_length);
+    let tokens =
+        u64::from(spec.training.micro_batch_sequences) * u64::from(spec.model.context_length);
     let hidden = u64::from(spec.model.layers) * u64::from(spec.model.hidden_size) * 16;
     let vocabulary = u64::from(spec.model.vocabulary_size) * 4;
     parameters * 4 * 8 + tokens * 4 * (hidden + vocabulary)
@@ -52,7 +53,10 @@ pub fn admit(spec: &RunSpec, node: NodeId, join: &Join, stake: Balance) -> Resul
     if join.tokens_per_second < tokens_min {
         return refuse(
             RefusalCode::TooSlow,
-            format!("this run needs {tokens_min} tokens per second, you measured {}", join.tokens_per_second),
+            format!(
+                "this run needs {tokens_min} tokens per second, you measured {}",
+                join.tokens_per_second
+            ),
         );
     }
     Ok(())

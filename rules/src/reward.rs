@@ -17,7 +17,8 @@ pub fn operations_per_token(model: &Architecture) -> u64 {
     let parameters = layout(model).parameter_count().0;
     let table = u64::from(model.vocabulary_size) * u64::from(model.hidden_size);
     let matrices = if model.tie_embeddings { parameters } else { parameters - table };
-    let attention = u64::from(model.layers) * u64::from(model.context_length) * u64::from(model.hidden_size);
+    let attention =
+        u64::from(model.layers) * u64::from(model.context_length) * u64::from(model.hidden_size);
     6 * matrices + 12 * attention
 }
 

@@ -27,11 +27,26 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(seed: u8, role: Role, adversary: Option<Adversary>, tokens_per_second: u64) -> Self {
+    pub(crate) fn new(
+        seed: u8,
+        role: Role,
+        adversary: Option<Adversary>,
+        tokens_per_second: u64,
+    ) -> Self {
         let key = NodeKey::from_seed([seed; 32]);
         let machine = machine(&key, role, tokens_per_second, &[]);
         let (trained, published) = (Vec::new(), BTreeSet::new());
-        Self { key, role, adversary, tokens_per_second, machine, alive: true, life: 0, trained, published }
+        Self {
+            key,
+            role,
+            adversary,
+            tokens_per_second,
+            machine,
+            alive: true,
+            life: 0,
+            trained,
+            published,
+        }
     }
 
     pub(crate) fn id(&self) -> NodeId {
@@ -51,7 +66,12 @@ impl Node {
     }
 
     /// The work of a round, written to disk.
-    pub(crate) fn train(&mut self, run: RunId, assignment: Assignment, context_length: u32) -> Trained {
+    pub(crate) fn train(
+        &mut self,
+        run: RunId,
+        assignment: Assignment,
+        context_length: u32,
+    ) -> Trained {
         let blob = |what: &str| {
             let text = format!("{what} {} {}", assignment.round, self.id());
             Digest::of(text.as_bytes())

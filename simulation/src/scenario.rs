@@ -163,13 +163,14 @@ fn spec(seed: u64) -> RunSpec {
         verifiers_min = 1
         probation_checks = 2
     "#;
-    let mut spec = RunFile::parse(text).expect("the scenario's own file is good").resolve(DataSet {
-        manifest: Digest::of(b"made up"),
-        train_sequences: 100_000,
-        held_out_sequences: 8,
-        theta: Digest::of(b"theta 0"),
-        theta_is_given: true,
-    });
+    let mut spec =
+        RunFile::parse(text).expect("the scenario's own file is good").resolve(DataSet {
+            manifest: Digest::of(b"made up"),
+            train_sequences: 100_000,
+            held_out_sequences: 8,
+            theta: Digest::of(b"theta 0"),
+            theta_is_given: true,
+        });
     spec.run.seed = seed;
     spec
 }

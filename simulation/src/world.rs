@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use manyhands_proto::message::{
-    Distances, Evaluation, Merge, Possession, Reply, ReplayOutcome, Request, Role, Verdict,
+    Distances, Evaluation, Merge, Possession, ReplayOutcome, Reply, Request, Role, Verdict,
 };
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, Tick};
 use manyhands_rules::coordinator::{
@@ -26,9 +26,23 @@ const BLOCK_MS: u64 = 1_000;
 enum Event {
     /// A node may have something to say.
     Wake(usize),
-    Request { node: usize, life: u32, nonce: u64, request: Request },
-    Reply { node: usize, life: u32, request: Request, reply: Option<Reply> },
-    Worker { node: usize, life: u32, input: worker::Input },
+    Request {
+        node: usize,
+        life: u32,
+        nonce: u64,
+        request: Request,
+    },
+    Reply {
+        node: usize,
+        life: u32,
+        request: Request,
+        reply: Option<Reply>,
+    },
+    Worker {
+        node: usize,
+        life: u32,
+        input: worker::Input,
+    },
     Coordinator(Input),
     CoordinatorTimeout,
     Arrive(usize),
@@ -55,7 +69,8 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(scenario: Simulation) -> Self {
         let mut random = ChaCha12Rng::seed_from_u64(scenario.seed);
-        let adversaries = scenario.adversaries.iter().map(|&adversary| (Role::Worker, Some(adversary)));
+        let adversaries =
+            scenario.adversaries.iter().map(|&adversary| (Role::Worker, Some(adversary)));
         let honest = (0..scenario.honest + scenario.latecomers).map(|_| (Role::Worker, None));
         let verifiers = (0..scenario.verifiers).map(|_| (Role::Verifier, None));
         let nodes: Vec<Node> = honest
@@ -97,7 +112,8 @@ impl World {
 
     pub(crate) fn run(mut self) -> Outcome {
         while !self.is_over() {
-            let ((tick, _), event) = self.queue.pop_first().expect("somebody always has a next beat");
+            let ((tick, _), event) =
+                self.queue.pop_first().expect("somebody always has a next beat");
             self.now = tick;
             assert!(tick.0 < DAY_MS, "the run hangs: {:#?}", self.coordinator.status(tick));
             self.happen(event);
@@ -207,8 +223,12 @@ impl World {
                 self.nonce += 1;
                 let nonce = self.nonce;
                 match self.delay() {
-                    Some(delay) => self.after(delay, Event::Request { node: index, life, nonce, request }),
-                    None => self.after(2_000, Event::Reply { node: index, life, request, reply: None }),
+                    Some(delay) => {
+                        self.after(delay, Event::Request { node: index, life, nonce, request })
+                    }
+                    None => {
+                        self.after(2_000, Event::Reply { node: index, life, request, reply: None })
+                    }
                 }
             }
             None => {
@@ -253,7 +273,8 @@ impl World {
                 let outcome = if worker.serves(task.assignment.round) {
                     let delta = replay_distance(worker, &task);
                     let theta = task.commitment.theta;
-                    let distances = Distances { delta, first_moment: delta, second_moment: delta, theta };
+                    let distances =
+                        Distances { delta, first_moment: delta, second_moment: delta, theta };
                     ReplayOutcome::Compared(distances)
                 } else {
                     ReplayOutcome::Failed("the worker cannot be reached".to_owned())
@@ -314,7 +335,9 @@ impl World {
             Effect::CheckCodec(check) => {
                 let result = match self.node(check.worker).adversary {
                     Some(Adversary::NeverOpens) => return,
-                    Some(Adversary::ForgesPayload) => CodecResult::Fault("chunk 3 differs".to_owned()),
+                    Some(Adversary::ForgesPayload) => {
+                        CodecResult::Fault("chunk 3 differs".to_owned())
+                    }
                     Some(_) | None => CodecResult::Passed,
                 };
                 (200, Input::CodecChecked { round: check.round, worker: check.worker, result })
@@ -336,7 +359,8 @@ impl World {
             }
             Effect::Anchor { round, stage, digest } => {
                 let block = Some((self.now.0 / BLOCK_MS) as u32 + 3);
-                let entropy = Entropy { value: Digest::derive("simulated block", digest.as_bytes()), block };
+                let entropy =
+                    Entropy { value: Digest::derive("simulated block", digest.as_bytes()), block };
                 (3 * BLOCK_MS, Input::Entropy { round, stage, entropy })
             }
             Effect::Settle(record) => {

@@ -19,7 +19,12 @@ fn nine_workers_of_different_speed_finish_and_hold_the_same_parameters() {
 #[test]
 fn the_same_seed_twice_gives_the_same_journal() {
     let play = |seed| {
-        Simulation::new(seed).workers(4).adversary(Adversary::SkipsSteps).losing_percent(10).rounds(4).run()
+        Simulation::new(seed)
+            .workers(4)
+            .adversary(Adversary::SkipsSteps)
+            .losing_percent(10)
+            .rounds(4)
+            .run()
     };
     assert_eq!(play(3).journal, play(3).journal);
     assert_ne!(play(3).journal, play(4).journal);
@@ -48,7 +53,8 @@ fn each_adversary_is_kept_out_and_only_provable_faults_are_slashed() {
 #[test]
 fn who_claims_another_theta_never_gets_work() {
     let simulation = Simulation::new(6).workers(2).adversary(Adversary::ClaimsOtherTheta).rounds(2);
-    let outcome = simulation.terms(|spec| spec.run.workers_max = 8).run_without_waiting_for_adversaries();
+    let outcome =
+        simulation.terms(|spec| spec.run.workers_max = 8).run_without_waiting_for_adversaries();
     outcome.assert_invariants();
     let [liar] = outcome.adversaries[..] else { panic!("one adversary") };
     assert_eq!(outcome.outcomes(liar).count(), 0);
@@ -76,7 +82,8 @@ fn a_coordinator_that_is_killed_all_the_time_loses_nothing() {
 #[test]
 fn lost_messages_and_latecomers_do_no_harm() {
     for seed in 10..16 {
-        let outcome = Simulation::new(seed).workers(3).latecomers(2).losing_percent(20).rounds(5).run();
+        let outcome =
+            Simulation::new(seed).workers(3).latecomers(2).losing_percent(20).rounds(5).run();
         outcome.assert_invariants();
         assert_eq!(outcome.rounds_merged(), 5, "seed {seed}");
         let late = outcome.honest[4];

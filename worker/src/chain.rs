@@ -56,7 +56,8 @@ pub async fn enrol(
             (stake.unwrap_or(spec.chain.stake_min), held)
         }
         Role::Verifier => {
-            let held = state.verifier(&run, &me).await?.map_or(Balance(0), |verifier| verifier.bond);
+            let held =
+                state.verifier(&run, &me).await?.map_or(Balance(0), |verifier| verifier.bond);
             (spec.chain.verifier_bond, held)
         }
     };
@@ -75,7 +76,8 @@ pub async fn enrol(
     match role {
         Role::Worker => {
             if held == Balance(0) {
-                let capability_digest = Digest::derive("manyhands 2026 capability", spec.run.name.as_bytes());
+                let capability_digest =
+                    Digest::derive("manyhands 2026 capability", spec.run.name.as_bytes());
                 let card = WorkerCard { peer_id: peer_id(&me).to_bytes(), capability_digest };
                 chain.register_worker(key, card, wanted).await?;
             } else if missing > Balance(0) {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use manyhands_model::Device;
 use manyhands_model::data::SequenceSource;
 use manyhands_model::device::DeviceChoice;
 use manyhands_model::{LocalTrainer, Trainer};
@@ -15,7 +16,6 @@ use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{Role, Situation, Source as Address};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, RunId};
-use manyhands_model::Device;
 
 use crate::disk::WorkerDisk;
 
@@ -52,20 +52,69 @@ pub struct WorkerConfig {
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum WorkerEvent {
-    Described { run: RunId, name: String, parameters: u64, rounds: u32 },
-    Measured { class: String, tokens_per_second: u64, memory_bytes: u64 },
-    Enrolled { stake: manyhands_proto::Balance, development: bool, funded: bool },
-    Joined { round: Round },
+    Described {
+        run: RunId,
+        name: String,
+        parameters: u64,
+        rounds: u32,
+    },
+    Measured {
+        class: String,
+        tokens_per_second: u64,
+        memory_bytes: u64,
+    },
+    Enrolled {
+        stake: manyhands_proto::Balance,
+        development: bool,
+        funded: bool,
+    },
+    Joined {
+        round: Round,
+    },
     /// What the coordinator wants of this node has changed.
-    Duty { duty: String },
-    Fetching { what: String, done: u64, total: u64 },
-    Synced { round: Round, theta: Digest },
-    Training { round: Round, step: u64, steps: u64, loss: Option<f32> },
-    Committed { round: Round, payload_bytes: u64, loss: f32, bits_per_parameter: f64 },
-    Replaying { round: Round, worker: NodeId, step: u64, steps: u64 },
-    Replayed { round: Round, worker: NodeId, delta: f64, passed: bool },
-    Evaluated { round: Round, loss: f64 },
-    Trouble { text: String },
+    Duty {
+        duty: String,
+    },
+    Fetching {
+        what: String,
+        done: u64,
+        total: u64,
+    },
+    Synced {
+        round: Round,
+        theta: Digest,
+    },
+    Training {
+        round: Round,
+        step: u64,
+        steps: u64,
+        loss: Option<f32>,
+    },
+    Committed {
+        round: Round,
+        payload_bytes: u64,
+        loss: f32,
+        bits_per_parameter: f64,
+    },
+    Replaying {
+        round: Round,
+        worker: NodeId,
+        step: u64,
+        steps: u64,
+    },
+    Replayed {
+        round: Round,
+        worker: NodeId,
+        delta: f64,
+        passed: bool,
+    },
+    Evaluated {
+        round: Round,
+        loss: f64,
+    },
+    Trouble {
+        text: String,
+    },
 }
 
 /// What the parts of the service share.
@@ -149,7 +198,11 @@ pub(crate) fn describe(situation: &Situation) -> String {
         }
         Duty::Sync(sync) => format!("round {}: fetching the parameters", sync.round),
         Duty::Tasks(tasks) => {
-            format!("{} replays and {} evaluations to do", tasks.replays.len(), tasks.evaluations.len())
+            format!(
+                "{} replays and {} evaluations to do",
+                tasks.replays.len(),
+                tasks.evaluations.len()
+            )
         }
         Duty::Complete { round, .. } => format!("the run is complete after {round} rounds"),
         Duty::Dismissed(refusal) => format!("dismissed: {}", refusal.reason),

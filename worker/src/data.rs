@@ -42,7 +42,8 @@ impl RunData {
         std::fs::create_dir_all(&folder)
             .map_err(|source| DataError::Io { path: folder.clone(), source })?;
         let path = Dataset::manifest_path(&folder);
-        fetch(context, context.spec.data.manifest, MANIFEST_BYTES_MAX, path.clone(), "data set").await?;
+        fetch(context, context.spec.data.manifest, MANIFEST_BYTES_MAX, path.clone(), "data set")
+            .await?;
         let bytes =
             std::fs::read(&path).map_err(|source| DataError::Io { path: path.clone(), source })?;
         let manifest =

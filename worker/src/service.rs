@@ -56,9 +56,13 @@ pub enum RunWorkerError {
     Unreachable(String),
     #[error("the run's specification is refused: {0}")]
     Spec(#[from] RunSpecError),
-    #[error("the coordinator's specification belongs to run {got}, the invitation is for {expected}")]
+    #[error(
+        "the coordinator's specification belongs to run {got}, the invitation is for {expected}"
+    )]
     WrongRun { expected: RunId, got: RunId },
-    #[error("the chain at {url} is {got}, the run is on {expected}; name a node of its chain with --chain")]
+    #[error(
+        "the chain at {url} is {got}, the run is on {expected}; name a node of its chain with --chain"
+    )]
     WrongChain { url: String, expected: String, got: String },
     #[error("this run is on a chain and the invitation names no node of it; name one with --chain")]
     NoChain,
@@ -89,9 +93,13 @@ impl From<DataError> for RunWorkerError {
 ///
 /// # Errors
 /// [`RunWorkerError`]: what kept the node from taking part.
-pub async fn run(config: WorkerConfig, stop: watch::Receiver<bool>) -> Result<Exit, RunWorkerError> {
+pub async fn run(
+    config: WorkerConfig,
+    stop: watch::Receiver<bool>,
+) -> Result<Exit, RunWorkerError> {
     let store = Arc::new(FileStore::open(config.folder.join("blobs"), config.store_bytes_max)?);
-    let data_config = DataConfig::new(config.key.clone(), config.data_listen, Arc::clone(&store) as _);
+    let data_config =
+        DataConfig::new(config.key.clone(), config.data_listen, Arc::clone(&store) as _);
     let data = Data::start(data_config)?;
     let control_config =
         ControlConfig::new(config.key.clone(), config.control_listen.clone(), SearchRole::Worker);
@@ -143,7 +151,8 @@ async fn take_part(
     let identity = introduce(&context, config.role).await?;
     if let Some(chain) = &context.chain {
         let enrolment =
-            enrol(chain, &context.key, context.run, &context.spec, config.role, config.stake).await?;
+            enrol(chain, &context.key, context.run, &context.spec, config.role, config.stake)
+                .await?;
         context.tell(WorkerEvent::Enrolled {
             stake: enrolment.stake,
             development: chain.is_development(),
@@ -228,8 +237,8 @@ async fn introduce(
     });
     let speed = measuring.await.expect("a measuring thread does not panic")?;
     let tokens_per_second = (speed.tokens_per_second * context.load_max) as u64;
-    let class =
-        NumericClass::of(context.device, context.spec.training.precision, context.threads).to_string();
+    let class = NumericClass::of(context.device, context.spec.training.precision, context.threads)
+        .to_string();
     let memory_bytes = memory_bytes()?;
     context.tell(WorkerEvent::Measured { class: class.clone(), tokens_per_second, memory_bytes });
     let head_rounds =
@@ -367,7 +376,9 @@ impl Service {
         }
         if self.machine.is_member() && !self.joined {
             self.joined = true;
-            self.context.tell(WorkerEvent::Joined { round: self.theta.as_ref().map_or(Round(0), |t| t.round) });
+            self.context.tell(WorkerEvent::Joined {
+                round: self.theta.as_ref().map_or(Round(0), |t| t.round),
+            });
         }
         if let Some(situation) = self.machine.situation() {
             let duty = describe(situation);
@@ -425,7 +436,9 @@ impl Service {
                     let (context, held) = (Arc::clone(&self.context), self.theta.clone());
                     self.spawn(async move {
                         let synced = sync(&context, &wanted, held).await;
-                        synced.map(|(theta, proof)| Done::Synced(theta, proof)).map_err(|e| e.to_string())
+                        synced
+                            .map(|(theta, proof)| Done::Synced(theta, proof))
+                            .map_err(|e| e.to_string())
                     });
                 }
                 Effect::Train(assignment) => {

@@ -75,8 +75,7 @@ pub(crate) async fn train(
     let trainer = context.trainer(data.train());
     let work = tokio::task::spawn_blocking(move || {
         let beginning = begin(&context, &assignment)?;
-        let outcome =
-            run(&context, trainer, &theta, &beginning, &assignment, &batches, &reins)?;
+        let outcome = run(&context, trainer, &theta, &beginning, &assignment, &batches, &reins)?;
         finish(&context, &theta, beginning, assignment, outcome)
     });
     work.await.expect("a training thread does not panic")

@@ -7,7 +7,10 @@ use manyhands_chain_client::FaultReport;
 use manyhands_chain_client::types::FaultKind;
 use manyhands_gradient::moments8::Moments8;
 use manyhands_gradient::{CHUNK, Layout, vector};
-use manyhands_model::{ClaimedChunk, Control, EndState, EvaluateTask, TrainTask, Transformer, compare as compare_chunks, evaluate};
+use manyhands_model::{
+    ClaimedChunk, Control, EndState, EvaluateTask, TrainTask, Transformer,
+    compare as compare_chunks, evaluate,
+};
 use manyhands_network::data::{
     FetchError, FetchRequest, GROUPS_PER_REQUEST_MAX, Source, SourceError,
 };
@@ -73,7 +76,11 @@ fn shorten(reason: String) -> String {
     reason.chars().take(200).collect()
 }
 
-async fn compare(context: &Arc<Context>, data: &RunData, task: &Replay) -> Result<Distances, Stopped> {
+async fn compare(
+    context: &Arc<Context>,
+    data: &RunData,
+    task: &Replay,
+) -> Result<Distances, Stopped> {
     let assignment = &task.assignment;
     let layout = layout(&context.spec.model);
     let vector_bytes = layout.vector_len() as u64 * 4;
@@ -245,15 +252,13 @@ pub(crate) async fn evaluation(
     let bytes = fetch_theta(&context, task.theta, vector_bytes, &[]).await;
     let theta = vector::from_bytes(&bytes.map_err(|error| error.to_string())?, &layout)
         .map_err(|error| error.to_string())?;
-    let sequences =
-        data.held_out_sequences(&context).await.map_err(|error| error.to_string())?;
+    let sequences = data.held_out_sequences(&context).await.map_err(|error| error.to_string())?;
     let source = data.held_out();
     let shared = Arc::clone(&context);
     let work = tokio::task::spawn_blocking(move || {
         let training = &shared.spec.training;
-        let model =
-            Transformer::new(&shared.spec.model, training.precision, &theta, shared.device)
-                .map_err(|error| error.to_string())?;
+        let model = Transformer::new(&shared.spec.model, training.precision, &theta, shared.device)
+            .map_err(|error| error.to_string())?;
         let task = EvaluateTask {
             sequences: &sequences,
             batch_sequences: training.micro_batch_sequences,

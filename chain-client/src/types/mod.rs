@@ -13,7 +13,8 @@ pub use round::{
     RoundCommitment, RoundRecord, RoundState, Stage,
 };
 pub use run::{
-    Attribution, CloseReason, PauseReason, RecoveryReason, Run, RunState, RunTerms, SlashTerms, Totals,
+    Attribution, CloseReason, PauseReason, RecoveryReason, Run, RunState, RunTerms, SlashTerms,
+    Totals,
 };
 pub use worker::{Fault, FaultKind, FaultState, Forfeit, Membership, Verifier, Worker};
 

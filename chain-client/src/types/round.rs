@@ -121,9 +121,15 @@ mirror! {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChallengeClaim {
     /// This leaf is in the tree and should not be there like this.
-    WrongLeaf { leaf: RewardLeaf, leaf_index: u32, siblings: Vec<LeafHash> },
+    WrongLeaf {
+        leaf: RewardLeaf,
+        leaf_index: u32,
+        siblings: Vec<LeafHash>,
+    },
     /// This account's work is missing from the tree.
-    OmittedWorker { worker: NodeId },
+    OmittedWorker {
+        worker: NodeId,
+    },
     WrongTheta,
     WrongTotals,
 }

@@ -278,9 +278,7 @@ impl Chain {
 }
 
 /// The genesis header and state, computed anew: from nothing but the runtime.
-fn build_genesis(
-    store: &Store,
-) -> Result<(Header, crate::execution::StateChange), OpenChainError> {
+fn build_genesis(store: &Store) -> Result<(Header, crate::execution::StateChange), OpenChainError> {
     let reason = |error: CallError| OpenChainError::Genesis(error.to_string());
     let nodes: Arc<dyn Storage<Hashing>> = Arc::new(store.nodes()?);
     let state = state_at(nodes, sp_trie::empty_trie_root::<sp_trie::LayoutV1<Hashing>>());
@@ -288,8 +286,8 @@ fn build_genesis(
     let mut preset = |id: Option<&str>| -> Result<serde_json::Value, OpenChainError> {
         let preset: Option<Vec<u8>> =
             execution.typed("GenesisBuilder_get_preset", &id).map_err(reason)?;
-        let preset = preset
-            .ok_or_else(|| OpenChainError::Genesis(format!("it knows no preset {id:?}")))?;
+        let preset =
+            preset.ok_or_else(|| OpenChainError::Genesis(format!("it knows no preset {id:?}")))?;
         serde_json::from_slice(&preset)
             .map_err(|error| OpenChainError::Genesis(format!("preset {id:?} is not JSON: {error}")))
     };

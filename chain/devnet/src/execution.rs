@@ -121,7 +121,10 @@ impl<'a> Execution<'a> {
             // Negative counts are removals; an old root needs its nodes, so none is removed.
             .filter(|(_, (_, references))| *references > 0)
             // The key is the node's place in the trie followed by its hash.
-            .map(|(key, (bytes, _))| TrieNode { hash: H256::from_slice(&key[key.len() - 32..]), bytes })
+            .map(|(key, (bytes, _))| TrieNode {
+                hash: H256::from_slice(&key[key.len() - 32..]),
+                bytes,
+            })
             .collect();
         StateChange { root: changes.transaction_storage_root, nodes }
     }

@@ -89,9 +89,8 @@ impl Devnet {
         let DevnetConfig { data_dir, listen, block_time_ms } = config;
         // The port first: a second start must not touch the first one's folder.
         let listener = bind(listen)?;
-        let address = listener
-            .local_addr()
-            .map_err(|source| StartDevnetError::Listen { listen, source })?;
+        let address =
+            listener.local_addr().map_err(|source| StartDevnetError::Listen { listen, source })?;
         if !address.ip().is_loopback() {
             tracing::warn!(%address, "everybody who reaches this address may use the chain");
         }

@@ -28,7 +28,9 @@ enum SealError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Runtime(#[from] CallError),
-    #[error("the runtime put the state root {in_header:#x} into the header, expected {computed:#x}")]
+    #[error(
+        "the runtime put the state root {in_header:#x} into the header, expected {computed:#x}"
+    )]
     StateRoot { in_header: H256, computed: H256 },
 }
 
@@ -85,13 +87,13 @@ fn seal(chain: &Chain) -> Result<(), StoreError> {
 fn try_seal(chain: &Chain, candidates: &[Arc<Transaction>]) -> Result<(), SealError> {
     let parent = chain.head();
     let state = chain.state_under(parent.state_root)?;
-    let Sealed { header, extrinsics, change, outcome } = build(Execution::new(&state), parent, candidates)?;
+    let Sealed { header, extrinsics, change, outcome } =
+        build(Execution::new(&state), parent, candidates)?;
     if header.state_root != change.root {
         return Err(SealError::StateRoot { in_header: header.state_root, computed: change.root });
     }
     let hash = header.hash();
-    let block =
-        NewBlock { header: &header, hash, extrinsics: &extrinsics, nodes: &change.nodes };
+    let block = NewBlock { header: &header, hash, extrinsics: &extrinsics, nodes: &change.nodes };
     chain.append(&block, &outcome)?;
     tracing::debug!(
         number = header.number,
@@ -120,13 +122,8 @@ fn build(
     candidates: &[Arc<Transaction>],
 ) -> Result<Sealed, CallError> {
     // The runtime fills in the two roots when it closes the block.
-    let draft = Header::new(
-        parent.number + 1,
-        H256::zero(),
-        H256::zero(),
-        parent.hash,
-        Digest::default(),
-    );
+    let draft =
+        Header::new(parent.number + 1, H256::zero(), H256::zero(), parent.hash, Digest::default());
     let mode: ExtrinsicInclusionMode = execution.typed("Core_initialize_block", &draft)?;
     let mut extrinsics = apply_inherents(&mut execution)?;
     let mut outcome = BlockOutcome::default();

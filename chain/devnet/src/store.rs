@@ -229,7 +229,8 @@ mod tests {
         let database = Database::builder().create_with_backend(disk).expect("an empty disk");
         let store = Store::over(database).expect("tables are made");
         let genesis = header(0, H256::zero());
-        let block = NewBlock { header: &genesis, hash: genesis.hash(), extrinsics: &[], nodes: &[] };
+        let block =
+            NewBlock { header: &genesis, hash: genesis.hash(), extrinsics: &[], nodes: &[] };
         store.append(&block).expect("there is room");
 
         bytes_max.store(0, Ordering::SeqCst);

@@ -49,8 +49,7 @@ async fn prove_account(client: &Client, account: &AccountId, block: H256) {
     let header = client.get("chain_getHeader", json!([block])).await;
     let header: manyhands_chain_runtime::Header = serde_json::from_value(header).expect("a header");
     assert_eq!(header.hash(), block);
-    let answer =
-        client.get("state_getReadProof", json!([[hex(&key), hex(&absent)], block])).await;
+    let answer = client.get("state_getReadProof", json!([[hex(&key), hex(&absent)], block])).await;
     let nodes: Vec<Vec<u8>> =
         answer["proof"].as_array().expect("nodes").iter().map(unhex).collect();
     let check = |nodes: Vec<Vec<u8>>| {

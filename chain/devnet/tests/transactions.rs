@@ -16,8 +16,7 @@ async fn a_transfer_is_final_when_the_watch_says_so() {
     let client = Client::connect(&devnet).await;
     let newcomer = AccountId::new([7; 32]);
 
-    let (block, said) =
-        client.finalize(&client.transfer(&faucet(), 0, &newcomer, 5 * UNIT)).await;
+    let (block, said) = client.finalize(&client.transfer(&faucet(), 0, &newcomer, 5 * UNIT)).await;
 
     assert_eq!(said.first(), Some(&json!("ready")));
     assert_eq!(said.last(), Some(&json!({ "inBlock": block })));

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use manyhands_audit::{
-    AuditOptions, AuditReport, Evidence, EvidenceError, FolderEvidence, Progress as At, RoundSelection, Subject,
-    audit_run, newest_record,
+    AuditOptions, AuditReport, Evidence, EvidenceError, FolderEvidence, Progress as At,
+    RoundSelection, Subject, audit_run, newest_record,
 };
 use manyhands_chain_client::ChainClient;
 use manyhands_proto::run_file::{ChainKind, RunSpec};
@@ -36,7 +36,9 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
     let reference = run_reference::parse(&args.run)?;
     let rounds = match (args.rounds, args.latest) {
-        (Some((first, last)), _) => RoundSelection::Range { first: Round(first), last: Round(last) },
+        (Some((first, last)), _) => {
+            RoundSelection::Range { first: Round(first), last: Round(last) }
+        }
         (None, Some(count)) => RoundSelection::Latest(count),
         (None, None) => RoundSelection::All,
     };
@@ -89,12 +91,16 @@ async fn audit(
     let mut show = |at| match at {
         At::Records { round } => tracing::debug!(%round, "read a record"),
         At::Chain => tracing::debug!("proving what the chain holds"),
-        At::Rules { round, of } => progress.set("recomputing decisions", u64::from(round.0) + 1, of.into()),
+        At::Rules { round, of } => {
+            progress.set("recomputing decisions", u64::from(round.0) + 1, of.into())
+        }
         At::Parameters { round, of } => {
             progress.set("recomputing parameters", u64::from(round.0) + 1, of.into());
         }
     };
-    audit_run(subject, options, &mut show).await.explain("audit_stopped", "check that chain and evidence can be reached, and start again")
+    audit_run(subject, options, &mut show)
+        .await
+        .explain("audit_stopped", "check that chain and evidence can be reached, and start again")
 }
 
 /// The specification in the folder of a launch.
@@ -105,8 +111,9 @@ fn spec_in(folder: &Path) -> Result<RunSpec, Failure> {
         spec: RunSpec,
     }
     let path: PathBuf = folder.join("run.json");
-    let bytes = std::fs::read(&path)
-        .map_err(|error| Failure::new("run_folder", format!("cannot read {}: {error}", path.display()), REMEDY))?;
+    let bytes = std::fs::read(&path).map_err(|error| {
+        Failure::new("run_folder", format!("cannot read {}: {error}", path.display()), REMEDY)
+    })?;
     let manifest: Manifest = serde_json::from_slice(&bytes).explain("run_folder", REMEDY)?;
     Ok(manifest.spec)
 }
@@ -122,7 +129,8 @@ fn conclude(report: &AuditReport, output: Output) -> Result<(), Failure> {
     }
     let findings: Vec<_> = report.findings.iter().map(ToString::to_string).collect();
     let reason = format!("the audit says: {}; {}", report.verdict.name(), findings.join("; "));
-    let remedy = "ask the run's owner for what is named, and do not rely on the run until it is explained";
+    let remedy =
+        "ask the run's owner for what is named, and do not rely on the run until it is explained";
     Err(Failure::new("audit_failed", reason, remedy).with_document(document))
 }
 
@@ -142,7 +150,9 @@ fn parse_rounds(text: &str) -> Result<(u32, u32), String> {
     let (first, last) = text.split_once("..").unwrap_or((text, text));
     match (first.parse(), last.parse()) {
         (Ok(first), Ok(last)) if first <= last => Ok((first, last)),
-        (Ok(_) | Err(_), Ok(_) | Err(_)) => Err(format!("expected a round or a range as 3..9, got {text:?}")),
+        (Ok(_) | Err(_), Ok(_) | Err(_)) => {
+            Err(format!("expected a round or a range as 3..9, got {text:?}"))
+        }
     }
 }
 

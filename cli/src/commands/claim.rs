@@ -17,10 +17,10 @@ use serde::Serialize;
 use super::ChainArg;
 use crate::amount::tokens;
 use crate::failure::{Explain, Failure};
+use crate::folder;
 use crate::output::Output;
 use crate::remote::Remote;
 use crate::run_reference::{self, RunReference};
-use crate::folder;
 
 /// Records of a round hold a commitment and a result of every worker: kilobytes each.
 const RECORD_BYTES_MAX: u64 = 64 << 20;
@@ -76,21 +76,36 @@ pub(crate) async fn claim(
     let invitation = &reference.invitation;
     let run = invitation.run;
     let Some(url) = chain_url.or_else(|| invitation.chain_url.clone()) else {
-        return Err(Failure::new("no_chain", "the invitation names no node of the run's chain", "name one with --chain"));
+        return Err(Failure::new(
+            "no_chain",
+            "the invitation names no node of the run's chain",
+            "name one with --chain",
+        ));
     };
     let chain = ChainClient::connect(&url).await?;
     let genesis = Digest::new(invitation.chain_genesis);
     if chain.genesis_hash() != genesis {
-        let reason = format!("the chain at {url} is {}, the run is on {genesis}", chain.genesis_hash());
-        return Err(Failure::new("wrong_chain", reason, "name a node of the run's chain with --chain"));
+        let reason =
+            format!("the chain at {url} is {}, the run is on {genesis}", chain.genesis_hash());
+        return Err(Failure::new(
+            "wrong_chain",
+            reason,
+            "name a node of the run's chain with --chain",
+        ));
     }
     let state = chain.state().await?;
     let on_chain = state.run(&run).await?.ok_or_else(|| {
-        Failure::new("unknown_run", format!("the chain does not know run {run}"), "name a node of the run's chain with --chain")
+        Failure::new(
+            "unknown_run",
+            format!("the chain does not know run {run}"),
+            "name a node of the run's chain with --chain",
+        )
     })?;
     let (round, commit) = newest_vested(&state, run, &on_chain).await?;
     let forfeit = state.forfeit(&run, &account).await?;
-    if forfeit.is_some_and(|forfeit| round >= forfeit.from_round && commit.committed_at <= forfeit.until_block) {
+    if forfeit.is_some_and(|forfeit| {
+        round >= forfeit.from_round && commit.committed_at <= forfeit.until_block
+    }) {
         let reason = "a fault of this account was found: what it earned since is forfeited";
         return Err(Failure::new("forfeited", reason, "`manyhands status` names the fault"));
     }
@@ -126,7 +141,10 @@ async fn newest_vested(
         }
     };
     let has_vested = |round: Round| {
-        all_vested || run.latest_finalized.is_some_and(|latest| round.0.saturating_add(vesting) <= latest.0)
+        all_vested
+            || run
+                .latest_finalized
+                .is_some_and(|latest| round.0.saturating_add(vesting) <= latest.0)
     };
     let rounds = state.rounds(&id).await?;
     let vested = rounds
@@ -135,12 +153,18 @@ async fn newest_vested(
         .find(|(round, commit)| commit.state == RoundState::Finalized && has_vested(*round));
     vested.ok_or_else(|| {
         let when = match run.state {
-            RunState::Closed { vests_at, .. } => format!("everything vests at block {vests_at}, this is block {block}"),
+            RunState::Closed { vests_at, .. } => {
+                format!("everything vests at block {vests_at}, this is block {block}")
+            }
             RunState::Active | RunState::Paused(_) | RunState::Settled => {
                 format!("a round's reward vests when {vesting} later rounds are final")
             }
         };
-        Failure::new("nothing_vested", format!("no reward has vested yet: {when}"), "try again later")
+        Failure::new(
+            "nothing_vested",
+            format!("no reward has vested yet: {when}"),
+            "try again later",
+        )
     })
 }
 
@@ -181,7 +205,8 @@ async fn fetch_records(
     let mut digest = commitment.evidence_digest;
     loop {
         let bytes = remote.blobs().get(digest, RECORD_BYTES_MAX).await?;
-        let record = RoundRecord::parse(&bytes).explain("record", "ask the run's owner: its evidence is damaged")?;
+        let record = RoundRecord::parse(&bytes)
+            .explain("record", "ask the run's owner: its evidence is damaged")?;
         let (round, previous) = (record.round, record.previous);
         records.push_front(record);
         if round <= commitment.first_round {
@@ -201,6 +226,10 @@ fn proven(leaves: &[RewardLeaf], account: NodeId, round: Round) -> Result<Proven
     });
     found.ok_or_else(|| {
         let reason = format!("account {account} has earned nothing up to round {round}");
-        Failure::new("nothing_to_claim", reason, "name the folder of the key that worked with --dir")
+        Failure::new(
+            "nothing_to_claim",
+            reason,
+            "name the folder of the key that worked with --dir",
+        )
     })
 }

@@ -70,7 +70,9 @@ fn start_failure(error: StartDevnetError) -> Failure {
             ("other_genesis", "choose another folder with --dir, or remove this one to start anew")
         }
         StartDevnetError::DiskFull { .. } => ("disk_full", "make room and start again"),
-        StartDevnetError::Store { .. } => ("chain_damaged", "restore the folder, or choose another with --dir"),
+        StartDevnetError::Store { .. } => {
+            ("chain_damaged", "restore the folder, or choose another with --dir")
+        }
         StartDevnetError::Genesis { .. } => ("no_genesis", "report this: the build is broken"),
     };
     Failure::new(code, error, remedy)

@@ -79,8 +79,11 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
     if healthy {
         return Ok(());
     }
-    let bad: Vec<_> =
-        checks.iter().filter(|check| check.state == State::Bad).map(|check| check.what.as_str()).collect();
+    let bad: Vec<_> = checks
+        .iter()
+        .filter(|check| check.state == State::Bad)
+        .map(|check| check.what.as_str())
+        .collect();
     let reason = format!("this machine lacks: {}", bad.join(", "));
     Err(Failure::new("unhealthy", reason, "each line says what to do").with_document(document))
 }
@@ -94,7 +97,8 @@ fn text(checks: &[Check]) -> String {
                 State::Warning => "note",
                 State::Bad => "BAD",
             };
-            let remedy = check.remedy.as_ref().map_or(String::new(), |remedy| format!(": {remedy}"));
+            let remedy =
+                check.remedy.as_ref().map_or(String::new(), |remedy| format!(": {remedy}"));
             vec![mark.to_owned(), check.what.clone(), check.found.clone() + &remedy]
         })
         .collect();
@@ -108,13 +112,23 @@ fn processor() -> Check {
 
 fn memory() -> Check {
     let Ok(mut system) = sysinfo::System::new() else {
-        return Check::wanting("memory", State::Warning, "the operating system does not tell", "look yourself whether there is enough");
+        return Check::wanting(
+            "memory",
+            State::Warning,
+            "the operating system does not tell",
+            "look yourself whether there is enough",
+        );
     };
     system.refresh_memory();
     let (free, all) = (system.available_memory(), system.total_memory());
     let found = format!("{} of {} MiB are free", free >> 20, all >> 20);
     if free < MEMORY_BYTES_MIN {
-        return Check::wanting("memory", State::Warning, found, "end other programs before joining a run");
+        return Check::wanting(
+            "memory",
+            State::Warning,
+            found,
+            "end other programs before joining a run",
+        );
     }
     Check::good("memory", found)
 }
@@ -124,7 +138,12 @@ fn gpus() -> Vec<Check> {
     if found.is_empty() {
         return vec![Check::good("GPU", "no NVIDIA driver answers; the CPU is used")];
     }
-    found.iter().map(|gpu| Check::good("GPU", format!("{}, {}, driver {}", gpu.name, gpu.memory, gpu.driver))).collect()
+    found
+        .iter()
+        .map(|gpu| {
+            Check::good("GPU", format!("{}, {}, driver {}", gpu.name, gpu.memory, gpu.driver))
+        })
+        .collect()
 }
 
 fn state_folder(home: &Path) -> Check {
@@ -147,9 +166,17 @@ fn disk(home: &Path) -> Check {
     let disks = sysinfo::Disks::new_with_refreshed_list();
     let home = home.canonicalize().unwrap_or_else(|_| home.to_owned());
     // The mount point that is nearest above the folder.
-    let holding = disks.iter().flat_map(|disks| disks.iter()).filter(|disk| home.starts_with(disk.mount_point()));
+    let holding = disks
+        .iter()
+        .flat_map(|disks| disks.iter())
+        .filter(|disk| home.starts_with(disk.mount_point()));
     let Some(disk) = holding.max_by_key(|disk| disk.mount_point().components().count()) else {
-        return Check::wanting("disk", State::Warning, "the operating system names none", "look yourself whether there is room");
+        return Check::wanting(
+            "disk",
+            State::Warning,
+            "the operating system names none",
+            "look yourself whether there is room",
+        );
     };
     let free = disk.available_space();
     let found = format!("{} GiB are free for {}", free >> 30, home.display());
@@ -166,7 +193,12 @@ fn this_port(port: u16, use_of: &str) -> Check {
     if free {
         return Check::good(&what, format!("free ({use_of})"));
     }
-    Check::wanting(&what, State::Warning, format!("in use ({use_of})"), "that command runs already, or needs another port")
+    Check::wanting(
+        &what,
+        State::Warning,
+        format!("in use ({use_of})"),
+        "that command runs already, or needs another port",
+    )
 }
 
 async fn chain(url: &str) -> Check {
@@ -180,6 +212,8 @@ async fn chain(url: &str) -> Check {
             let kind = if development { "a development chain" } else { "a chain" };
             Check::good("chain", format!("{kind} at {url}, block {head} is final"))
         }
-        Err(Failure { reason, remedy, .. }) => Check::wanting("chain", State::Warning, reason, &remedy),
+        Err(Failure { reason, remedy, .. }) => {
+            Check::wanting("chain", State::Warning, reason, &remedy)
+        }
     }
 }

@@ -56,7 +56,11 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
 pub(crate) async fn export_run(run: &str, to: &Path) -> Result<Exported, Failure> {
     if to.exists() {
         let reason = format!("{} exists already", to.display());
-        return Err(Failure::new("folder_exists", reason, "remove it, or choose another folder with --to"));
+        return Err(Failure::new(
+            "folder_exists",
+            reason,
+            "remove it, or choose another folder with --to",
+        ));
     }
     let mut remote = Remote::connect(run_reference::parse(run)?.invitation).await?;
     let spec = remote.describe().await?;
@@ -68,8 +72,13 @@ pub(crate) async fn export_run(run: &str, to: &Path) -> Result<Exported, Failure
     remote.close().await;
     let theta = vector::from_bytes(&theta, &layout)
         .explain("parameters", "ask the run's owner: its parameters are damaged")?;
-    export(to, &spec.model, &theta, &tokenizer).explain("export", "make room, or choose another folder with --to")?;
-    Ok(Exported { round: status.round, theta: status.theta, parameters: layout.parameter_count().0 })
+    export(to, &spec.model, &theta, &tokenizer)
+        .explain("export", "make room, or choose another folder with --to")?;
+    Ok(Exported {
+        round: status.round,
+        theta: status.theta,
+        parameters: layout.parameter_count().0,
+    })
 }
 
 async fn tokenizer(remote: &Remote, spec: &RunSpec) -> Result<TextTokenizer, Failure> {

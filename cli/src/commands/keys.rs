@@ -87,7 +87,11 @@ fn new(folder: &Path, output: Output) -> Result<(), Failure> {
     let (key, made) = folder::key(folder)?;
     if !made {
         let reason = format!("{} holds a key already", folder::key_path(folder).display());
-        return Err(Failure::new("key_exists", reason, "show it with `manyhands keys show`, or choose another folder with --dir"));
+        return Err(Failure::new(
+            "key_exists",
+            reason,
+            "show it with `manyhands keys show`, or choose another folder with --dir",
+        ));
     }
     print(folder, &key, None, output);
     Ok(())
@@ -103,7 +107,12 @@ async fn show(folder: &Path, chain: &ChainArg, output: Output) -> Result<(), Fai
     Ok(())
 }
 
-async fn fund(folder: &Path, chain: &ChainArg, amount: Amount, output: Output) -> Result<(), Failure> {
+async fn fund(
+    folder: &Path,
+    chain: &ChainArg,
+    amount: Amount,
+    output: Output,
+) -> Result<(), Failure> {
     let key = folder::existing_key(folder)?;
     let client = ChainClient::connect(chain.url()).await?;
     client.fund_from_faucet(&key.node_id(), amount.0).await?;
@@ -136,9 +145,17 @@ fn print(folder: &Path, key: &NodeKey, chain: Option<Account>, output: Output) {
             shown.peer_id
         );
         if let Some(account) = &shown.chain {
-            let kind = if account.development { ", a development chain: its money is worthless" } else { "" };
+            let kind = if account.development {
+                ", a development chain: its money is worthless"
+            } else {
+                ""
+            };
             text += &format!("\nfree     {}", tokens(account.free));
-            text += &format!("\nheld     {} (stakes and bonds)\nchain    {}{kind}", tokens(account.held), account.url);
+            text += &format!(
+                "\nheld     {} (stakes and bonds)\nchain    {}{kind}",
+                tokens(account.held),
+                account.url
+            );
         }
         text
     });

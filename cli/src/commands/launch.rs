@@ -78,8 +78,10 @@ pub(crate) async fn run(args: Args, output: Output, with_stdin: bool) -> Result<
     let on_chain = file.chain.kind == ChainKind::Substrate;
     // A launch that is resumed knows its chain.
     let is_new = !folder.join("run.json").exists();
-    let chain_url = args.chain.chain.clone().or((on_chain && is_new).then(|| DEVNET_URL.to_owned()));
-    let order = LaunchOrder { folder: folder.clone(), key: key.clone(), file, data, served, chain_url };
+    let chain_url =
+        args.chain.chain.clone().or((on_chain && is_new).then(|| DEVNET_URL.to_owned()));
+    let order =
+        LaunchOrder { folder: folder.clone(), key: key.clone(), file, data, served, chain_url };
     let launched = launch(order).await.map_err(failures::launch)?;
 
     let mut config = CoordinatorConfig::new(folder.clone(), key.clone(), launched.manifest.clone());
@@ -123,7 +125,10 @@ async fn coordinate(
     };
     if outcome.is_ok() && !*stop.borrow() && !exit_when_complete {
         output.event(&serde_json::json!({ "event": "serving" }), || {
-            Some("Evidence and parameters are served on, for claims and audits. Ctrl-C ends it.".to_owned())
+            Some(
+                "Evidence and parameters are served on, for claims and audits. Ctrl-C ends it."
+                    .to_owned(),
+            )
         });
         tokio::select! {
             () = stop::wait(stop) => {}
@@ -132,26 +137,39 @@ async fn coordinate(
     }
     let ended = handle.shutdown().await;
     outcome?;
-    ended.explain("coordinator_failed", "start it again with the same folder: nothing that was decided is lost")
+    ended.explain(
+        "coordinator_failed",
+        "start it again with the same folder: nothing that was decided is lost",
+    )
 }
 
 fn introduction(started: &Started<'_>) -> String {
     let Started { run, name, resumed, parameters, folder, invitation, page, account, .. } = started;
     let what = if *resumed { "goes on" } else { "is launched" };
-    let mut text = format!("run {name} ({run}) {what}: {parameters} parameters\nfolder  {}", folder.display());
+    let mut text =
+        format!("run {name} ({run}) {what}: {parameters} parameters\nfolder  {}", folder.display());
     if started.key_is_new {
         text += &format!("\nkey     made in this folder; account 0x{account}");
     }
     if let Some(amount) = started.funded {
-        text += &format!("\nmoney   {} of play money from the development chain's faucet", tokens(amount));
+        text += &format!(
+            "\nmoney   {} of play money from the development chain's faucet",
+            tokens(amount)
+        );
     }
-    text + &format!("\npage    {page}\n\nmanyhands join {invitation}\nmanyhands verify {invitation}\n")
+    text + &format!(
+        "\npage    {page}\n\nmanyhands join {invitation}\nmanyhands verify {invitation}\n"
+    )
 }
 
 /// The file, with the data set's path made absolute.
 fn read_file(path: &Path, dataset: Option<&Path>) -> Result<RunFile, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| {
-        Failure::new("run_file", format!("cannot read {}: {error}", path.display()), "name a run's file; configs/ has some")
+        Failure::new(
+            "run_file",
+            format!("cannot read {}: {error}", path.display()),
+            "name a run's file; configs/ has some",
+        )
     })?;
     let mut file = RunFile::parse(&text).map_err(|error| {
         let problems: Vec<_> = error.problems.iter().map(ToString::to_string).collect();
@@ -172,7 +190,11 @@ fn data_address(control: SocketAddr) -> Result<SocketAddr, Failure> {
     let port = match control.port() {
         0 => 0,
         port => port.checked_add(1).ok_or_else(|| {
-            Failure::new("port", "there is no port after 65535 for the data plane", "choose a lower one with --listen")
+            Failure::new(
+                "port",
+                "there is no port after 65535 for the data plane",
+                "choose a lower one with --listen",
+            )
         })?,
     };
     Ok((control.ip(), port).into())
@@ -180,8 +202,13 @@ fn data_address(control: SocketAddr) -> Result<SocketAddr, Failure> {
 
 fn write_invitation(folder: &Path, invitation: &str) -> Result<(), Failure> {
     let path = folder.join(INVITATION_FILE);
-    std::fs::write(&path, format!("{invitation}\n"))
-        .map_err(|error| Failure::new("disk", format!("cannot write {}: {error}", path.display()), "make room and start again"))
+    std::fs::write(&path, format!("{invitation}\n")).map_err(|error| {
+        Failure::new(
+            "disk",
+            format!("cannot write {}: {error}", path.display()),
+            "make room and start again",
+        )
+    })
 }
 
 /// θ₀ and what is said of it.

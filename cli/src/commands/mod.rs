@@ -3,9 +3,9 @@
 mod audit;
 #[cfg(feature = "coordinator")]
 mod claim;
-mod doctor;
 #[cfg(feature = "devnet")]
 mod devnet;
+mod doctor;
 #[cfg(feature = "worker")]
 mod export;
 #[cfg(feature = "worker")]

@@ -105,13 +105,19 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<(), Failure> {
 
 fn failure(error: PrepareError) -> Failure {
     let (code, remedy) = match &error {
-        PrepareError::FolderExists(_) => ("folder_exists", "remove it, or choose another with --out"),
+        PrepareError::FolderExists(_) => {
+            ("folder_exists", "remove it, or choose another with --out")
+        }
         PrepareError::Option { .. } => ("option", "give a value in this range"),
         PrepareError::Document(_) => ("text", "correct or leave out that file"),
         PrepareError::Tokenizer(_) => ("tokenizer", "choose another vocabulary size or tokenizer"),
         PrepareError::Write { .. } => ("disk", "make room, or choose another folder with --out"),
-        PrepareError::TooLittleText { .. } => ("too_little_text", "give more text, or hold out more of it"),
-        PrepareError::Manifest(_) => ("data_set", "give less text, or larger shards with --shard-tokens"),
+        PrepareError::TooLittleText { .. } => {
+            ("too_little_text", "give more text, or hold out more of it")
+        }
+        PrepareError::Manifest(_) => {
+            ("data_set", "give less text, or larger shards with --shard-tokens")
+        }
     };
     Failure::new(code, error, remedy)
 }

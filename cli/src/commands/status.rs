@@ -69,15 +69,29 @@ fn screen(status: &Status) -> String {
     if !status.verified {
         text += "No verifier is here: nothing is replayed, and there is no held-out loss.\n";
     }
-    let mut rows = vec![words("round", &["merged", "tokens", "train loss", "held-out loss", "seconds", "not merged"])];
+    let mut rows = vec![words(
+        "round",
+        &["merged", "tokens", "train loss", "held-out loss", "seconds", "not merged"],
+    )];
     rows.extend(status.history.iter().rev().take(ROUNDS_SHOWN).map(round_row));
     let _ = write!(text, "\n{}\n", table(&rows));
-    let mut rows = vec![words("member", &["role", "tokens/s", "steps", "merged", "earned", "credit", "state"])];
+    let mut rows = vec![words(
+        "member",
+        &["role", "tokens/s", "steps", "merged", "earned", "credit", "state"],
+    )];
     rows.extend(status.members.iter().map(member_row));
     let _ = write!(text, "\n{}\n", table(&rows));
     for fault in &status.faults {
-        let slashed = fault.slashed.map_or("not settled yet".to_owned(), |amount| format!("slashed {}", tokens(amount)));
-        let _ = write!(text, "\nfault: {} in round {}: {} ({slashed})", fault.worker.short(), fault.round, fault.reason);
+        let slashed = fault
+            .slashed
+            .map_or("not settled yet".to_owned(), |amount| format!("slashed {}", tokens(amount)));
+        let _ = write!(
+            text,
+            "\nfault: {} in round {}: {} ({slashed})",
+            fault.worker.short(),
+            fault.round,
+            fault.reason
+        );
     }
     text.push('\n');
     for event in status.events.iter().rev().take(EVENTS_SHOWN).rev() {
@@ -119,6 +133,12 @@ fn member_row(member: &MemberStatus) -> Vec<String> {
         member.rounds_admitted.to_string(),
         tokens(member.earned),
         member.credibility.to_string(),
-        if worker { state } else if member.present { "here".to_owned() } else { "gone".to_owned() },
+        if worker {
+            state
+        } else if member.present {
+            "here".to_owned()
+        } else {
+            "gone".to_owned()
+        },
     ]
 }

@@ -84,7 +84,11 @@ pub(crate) async fn join(args: JoinArgs, output: Output, with_stdin: bool) -> Re
     take_part(args.node, part, output, with_stdin).await
 }
 
-pub(crate) async fn verify(args: VerifyArgs, output: Output, with_stdin: bool) -> Result<(), Failure> {
+pub(crate) async fn verify(
+    args: VerifyArgs,
+    output: Output,
+    with_stdin: bool,
+) -> Result<(), Failure> {
     let part = Part { role: Role::Verifier, folder: "verifier", load_max: 1.0, stake: None };
     take_part(args.node, part, output, with_stdin).await
 }
@@ -147,21 +151,31 @@ fn next_port(mut address: SocketAddr) -> SocketAddr {
 }
 
 fn all_cores() -> u32 {
-    std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
+    std::thread::available_parallelism()
+        .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
 }
 
 /// A build for CPUs on a machine with a GPU works, but hardly as its owner meant.
 fn warn_of_idle_gpu(device: DeviceChoice, output: Output) -> Result<(), Failure> {
     let resolved = device.resolve().map_err(|error| {
-        Failure::new("no_device", error, "choose another with --device; `manyhands doctor` tells what is there")
+        Failure::new(
+            "no_device",
+            error,
+            "choose another with --device; `manyhands doctor` tells what is there",
+        )
     })?;
     if device == DeviceChoice::Auto
         && resolved == manyhands_model::Device::Cpu
         && let Some(found) = gpu::found().first()
     {
-        let shown = serde_json::json!({ "event": "idle_gpu", "gpu": found, "remedy": gpu::REBUILD });
+        let shown =
+            serde_json::json!({ "event": "idle_gpu", "gpu": found, "remedy": gpu::REBUILD });
         output.event(&shown, || {
-            Some(format!("warning: this machine has a GPU ({}), this build does not use it: {}", found.name, gpu::REBUILD))
+            Some(format!(
+                "warning: this machine has a GPU ({}), this build does not use it: {}",
+                found.name,
+                gpu::REBUILD
+            ))
         });
     }
     Ok(())

@@ -26,7 +26,8 @@ pub(super) fn held_out_loss(
     dataset: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<f64, Failure> {
-    let dataset = Dataset::open_expecting(dataset, spec.data.manifest).explain("demo_baseline", REMEDY)?;
+    let dataset =
+        Dataset::open_expecting(dataset, spec.data.manifest).explain("demo_baseline", REMEDY)?;
     let set = |split| {
         let files = dataset.clone();
         let context_length = spec.model.context_length;
@@ -71,8 +72,11 @@ pub(super) fn held_out_loss(
 fn batches(spec: &RunSpec, records: &[RoundRecord]) -> Vec<Vec<SequenceId>> {
     let mut batches = Vec::new();
     for record in records {
-        let opening =
-            Opening { round: record.round, theta: record.theta, first_sequence: record.first_sequence };
+        let opening = Opening {
+            round: record.round,
+            theta: record.theta,
+            first_sequence: record.first_sequence,
+        };
         let admitted: Vec<_> = record
             .results
             .iter()

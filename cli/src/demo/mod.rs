@@ -55,7 +55,11 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
     let extra_workers = args.extra_worker.iter().map(|program| {
         program.canonicalize().map_err(|error| {
             let reason = format!("{}: {error}", program.display());
-            Failure::new("extra_worker", reason, "name a program that is built; `make build` builds the examples")
+            Failure::new(
+                "extra_worker",
+                reason,
+                "name a program that is built; `make build` builds the examples",
+            )
         })
     });
     let extra_workers = extra_workers.collect::<Result<Vec<_>, _>>()?;

@@ -56,7 +56,8 @@ struct Scene {
 impl Play {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let (stage, happenings) = Stage::new(self.folder.join("logs"))?;
-        self.teller.tell(format!("logs of every process are in {}", self.folder.join("logs").display()));
+        self.teller
+            .tell(format!("logs of every process are in {}", self.folder.join("logs").display()));
         let unigram_loss = self.prepare(&stage).await?;
         let mut scene = Scene {
             stage,
@@ -85,8 +86,10 @@ impl Play {
         arguments.extend(folders.into_iter().map(OsString::from));
         arguments.extend(["--extensions".into(), text::EXTENSIONS.join(",").into()]);
         arguments.extend(["--out".into(), self.data_folder().into()]);
-        arguments.extend(["--vocabulary".into(), self.file.model.vocabulary_size.to_string().into()]);
-        arguments.extend(["--held-out-per-mille", "40", "--shard-tokens", "262144"].map(OsString::from));
+        arguments
+            .extend(["--vocabulary".into(), self.file.model.vocabulary_size.to_string().into()]);
+        arguments
+            .extend(["--held-out-per-mille", "40", "--shard-tokens", "262144"].map(OsString::from));
         let prepared = stage.run_own("prepare", &arguments).await?;
         let unigram_loss = number(&prepared, "unigram_loss")?;
         self.teller.tell(format!(
@@ -99,15 +102,32 @@ impl Play {
     /// Chain, coordinator, verifier and the first workers.
     async fn raise_curtain(&self, scene: &mut Scene) -> Result<String, Failure> {
         let path = |name: &str| OsString::from(self.folder.join(name));
-        let arguments = ["devnet".into(), "--dir".into(), path("chain"), "--listen".into(), LOOPBACK.into(), "--block-time-ms".into(), BLOCK_TIME_MS.into()];
+        let arguments = [
+            "devnet".into(),
+            "--dir".into(),
+            path("chain"),
+            "--listen".into(),
+            LOOPBACK.into(),
+            "--block-time-ms".into(),
+            BLOCK_TIME_MS.into(),
+        ];
         scene.serve("chain", &arguments)?;
         let chain_url = word(&self.hear(scene, "chain", "serving").await?, "url")?;
         self.teller.tell(format!("a development chain is served at {chain_url}"));
 
         let arguments: Vec<OsString> = vec![
-            "launch".into(), self.run_path.clone().into(), "--dataset".into(), self.data_folder().into(),
-            "--dir".into(), self.coordinator_folder().into(), "--chain".into(), chain_url.clone().into(),
-            "--listen".into(), LOOPBACK.into(), "--page-port".into(), "0".into(),
+            "launch".into(),
+            self.run_path.clone().into(),
+            "--dataset".into(),
+            self.data_folder().into(),
+            "--dir".into(),
+            self.coordinator_folder().into(),
+            "--chain".into(),
+            chain_url.clone().into(),
+            "--listen".into(),
+            LOOPBACK.into(),
+            "--page-port".into(),
+            "0".into(),
         ];
         scene.serve("coordinator", &arguments)?;
         let launched = self.hear(scene, "coordinator", "launched").await?;
@@ -147,10 +167,15 @@ impl Play {
     /// The arguments of a worker or verifier; the command comes first.
     fn node(&self, command: &str, scene: &Scene, name: &str, extra: &[&str]) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = vec![
-            command.into(), scene.invitation.clone().into(),
-            "--dir".into(), self.folder.join(name).into(),
+            command.into(),
+            scene.invitation.clone().into(),
+            "--dir".into(),
+            self.folder.join(name).into(),
             // So many processes share the machine's cores.
-            "--threads".into(), "1".into(), "--listen".into(), LOOPBACK.into(),
+            "--threads".into(),
+            "1".into(),
+            "--listen".into(),
+            LOOPBACK.into(),
         ];
         arguments.extend(extra.iter().map(OsString::from));
         arguments
@@ -173,7 +198,9 @@ impl Play {
                     }
                 }
                 ("coordinator", "complete") => {
-                    self.teller.tell("all rounds are trained and settled; waiting for the chain's windows");
+                    self.teller.tell(
+                        "all rounds are trained and settled; waiting for the chain's windows",
+                    );
                 }
                 ("coordinator", "final") => return Ok(()),
                 _ => {}
@@ -182,7 +209,9 @@ impl Play {
     }
 
     fn tell_round(&self, value: &Value) {
-        let loss = value["train_loss"].as_f64().map_or(String::new(), |loss| format!(", training loss {loss:.3}"));
+        let loss = value["train_loss"]
+            .as_f64()
+            .map_or(String::new(), |loss| format!(", training loss {loss:.3}"));
         let bits = value["payload_bytes"].as_u64().unwrap_or_default();
         self.teller.tell(format!(
             "round {} of {}: {} of {} updates merged{loss}, {} KiB sent, {:.1} s",
@@ -219,9 +248,12 @@ impl Play {
                 Happening::Ended { process, status } if process.starts_with("extra-") => {
                     self.teller.tell(format!("{process} ended with {status}"));
                 }
-                Happening::Ended { process, status } if status.success() && process.starts_with("worker-") => {}
+                Happening::Ended { process, status }
+                    if status.success() && process.starts_with("worker-") => {}
                 Happening::Ended { process, status: _ } if process == "verifier" => {}
-                Happening::Ended { process, status } => return Err(scene.stage.failed(&process, status)),
+                Happening::Ended { process, status } => {
+                    return Err(scene.stage.failed(&process, status));
+                }
             }
         }
     }
@@ -261,14 +293,22 @@ impl Play {
     }
 
     /// Everything after the last round: audit, claims, export, sample, baseline.
-    async fn settle(&self, scene: &mut Scene, chain_url: &str, unigram_loss: f64) -> Result<Report, Failure> {
+    async fn settle(
+        &self,
+        scene: &mut Scene,
+        chain_url: &str,
+        unigram_loss: f64,
+    ) -> Result<Report, Failure> {
         let folder = self.coordinator_folder();
         let manifest = RunManifest::read(&folder).explain("demo_folder", "run the demo again")?;
-        let manifest = manifest.ok_or_else(|| Failure::new("demo_folder", "the run has no manifest", "run the demo again"))?;
+        let manifest = manifest.ok_or_else(|| {
+            Failure::new("demo_folder", "the run has no manifest", "run the demo again")
+        })?;
         let records = records(&folder)?;
         let recorded = Recorded::of(&records, scene.parameters);
 
-        let arguments: Vec<OsString> = vec!["audit".into(), folder.clone().into(), "--chain".into(), chain_url.into()];
+        let arguments: Vec<OsString> =
+            vec!["audit".into(), folder.clone().into(), "--chain".into(), chain_url.into()];
         let audit = match scene.stage.run_own("audit", &arguments).await {
             Ok(document) => word(&document, "audit")?,
             Err(failure) => failure.reason,
@@ -282,13 +322,19 @@ impl Play {
         let on_chain = OnChain::of(&chain, manifest.run).await?;
         let extra = self.extra_ids()?;
         let cheaters = on_chain.cheaters(&records);
-        let honest_workers_slashed = cheaters.iter().filter(|cheater| !extra.contains(&cheater.worker)).count();
+        let honest_workers_slashed =
+            cheaters.iter().filter(|cheater| !extra.contains(&cheater.worker)).count();
         let loss_at = |at: Option<(&Round, &f64)>| {
             at.map(|(_, loss)| *loss).ok_or_else(|| {
-                Failure::new("demo_loss", "no verifier measured a held-out loss", "read the verifier's log")
+                Failure::new(
+                    "demo_loss",
+                    "no verifier measured a held-out loss",
+                    "read the verifier's log",
+                )
             })
         };
-        let equal = scene.thetas.iter().all(|(_, round, theta)| recorded.thetas.get(round) == Some(theta));
+        let equal =
+            scene.thetas.iter().all(|(_, round, theta)| recorded.thetas.get(round) == Some(theta));
         Ok(Report {
             rounds: manifest.spec.run.rounds,
             workers: recorded.workers,
@@ -301,7 +347,10 @@ impl Play {
             bits_per_parameter: recorded.bits_per_parameter,
             theta_digests_equal: equal,
             theta_digests_compared: scene.thetas.len(),
-            theta: recorded.thetas.last_key_value().map_or(manifest.spec.data.theta, |(_, theta)| *theta),
+            theta: recorded
+                .thetas
+                .last_key_value()
+                .map_or(manifest.spec.data.theta, |(_, theta)| *theta),
             contributions_on_chain: on_chain.contributions,
             rewards_paid,
             cheaters,
@@ -320,13 +369,19 @@ impl Play {
         for name in names.chain(["worker-late".to_owned(), "verifier".to_owned()]) {
             let folder = self.folder.join(&name);
             let arguments: Vec<OsString> = vec![
-                "claim".into(), scene.invitation.clone().into(), "--dir".into(), folder.into(),
-                "--chain".into(), chain_url.into(),
+                "claim".into(),
+                scene.invitation.clone().into(),
+                "--dir".into(),
+                folder.into(),
+                "--chain".into(),
+                chain_url.into(),
             ];
             let mut attempt = 0;
             let claimed = loop {
                 match scene.stage.run_own(&format!("claim-{name}"), &arguments).await {
-                    Err(failure) if failure.code == "nothing_vested" && attempt < CLAIM_ATTEMPTS => {
+                    Err(failure)
+                        if failure.code == "nothing_vested" && attempt < CLAIM_ATTEMPTS =>
+                    {
                         attempt += 1;
                         tokio::time::sleep(Duration::from_secs(1)).await;
                     }
@@ -335,7 +390,9 @@ impl Play {
             };
             match claimed {
                 Ok(claimed) => {
-                    let amount = |name: &str| serde_json::from_value(claimed[name].clone()).unwrap_or(Balance(0));
+                    let amount = |name: &str| {
+                        serde_json::from_value(claimed[name].clone()).unwrap_or(Balance(0))
+                    };
                     paid += amount("paid").0;
                     self.teller.tell(format!(
                         "{name} claimed {}; its account went from {} to {}",
@@ -355,12 +412,22 @@ impl Play {
 
     async fn sample(&self, scene: &Scene) -> Result<String, Failure> {
         let model = self.folder.join("model");
-        let arguments: Vec<OsString> =
-            vec!["export".into(), scene.invitation.clone().into(), "--to".into(), model.clone().into()];
+        let arguments: Vec<OsString> = vec![
+            "export".into(),
+            scene.invitation.clone().into(),
+            "--to".into(),
+            model.clone().into(),
+        ];
         scene.stage.run_own("export", &arguments).await?;
         let arguments: Vec<OsString> = vec![
-            "generate".into(), model.clone().into(), "--prompt".into(), PROMPT.into(),
-            "--tokens".into(), "120".into(), "--device".into(), "cpu".into(),
+            "generate".into(),
+            model.clone().into(),
+            "--prompt".into(),
+            PROMPT.into(),
+            "--tokens".into(),
+            "120".into(),
+            "--device".into(),
+            "cpu".into(),
         ];
         let generated = scene.stage.run_own("generate", &arguments).await?;
         self.teller.tell(format!("the model is exported to {}", model.display()));
@@ -396,11 +463,16 @@ impl Play {
         let json = serde_json::to_string_pretty(report).explain("demo_report", "report this")?;
         std::fs::write(&path, json + "\n").explain("demo_folder", "make room on the disk")?;
         let summary: BTreeMap<&str, String> = BTreeMap::from([
-            ("held-out loss", format!(
-                "{:.3} at first, {:.3} at last; one process {:.3}; token frequencies {:.3}",
-                report.validation_loss_first, report.validation_loss_last,
-                report.validation_loss_one_process, report.unigram_loss
-            )),
+            (
+                "held-out loss",
+                format!(
+                    "{:.3} at first, {:.3} at last; one process {:.3}; token frequencies {:.3}",
+                    report.validation_loss_first,
+                    report.validation_loss_last,
+                    report.validation_loss_one_process,
+                    report.unigram_loss
+                ),
+            ),
             ("updates", format!("{:.4} bits per parameter", report.bits_per_parameter)),
             ("paid", tokens(report.rewards_paid)),
             ("audit", report.audit.clone()),
@@ -411,7 +483,9 @@ impl Play {
         for cheater in &report.cheaters {
             self.teller.tell(format!(
                 "cheater {} lost {} of its stake: {}",
-                cheater.worker.short(), tokens(cheater.amount_slashed), cheater.reason
+                cheater.worker.short(),
+                tokens(cheater.amount_slashed),
+                cheater.reason
             ));
         }
         self.teller.tell(format!("a sample of the model:\n\n{}\n", report.sample));
@@ -420,7 +494,11 @@ impl Play {
         if broken.is_empty() {
             return Ok(());
         }
-        Err(Failure::new("demo_facts", broken.join("; "), &format!("read {} and the logs beside it", path.display())))
+        Err(Failure::new(
+            "demo_facts",
+            broken.join("; "),
+            &format!("read {} and the logs beside it", path.display()),
+        ))
     }
 
     fn data_folder(&self) -> PathBuf {

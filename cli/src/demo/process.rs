@@ -24,10 +24,18 @@ const PATIENCE: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub(super) enum Happening {
     /// A line of JSON with a field `event`.
-    Event { process: String, value: Value },
+    Event {
+        process: String,
+        value: Value,
+    },
     /// It said why it cannot go on.
-    Refused { failure: Failure },
-    Ended { process: String, status: ExitStatus },
+    Refused {
+        failure: Failure,
+    },
+    Ended {
+        process: String,
+        status: ExitStatus,
+    },
 }
 
 /// Where children are started, and where what they do arrives.
@@ -54,7 +62,8 @@ impl Drop for Process {
 
 impl Stage {
     pub(super) fn new(logs: PathBuf) -> Result<(Self, mpsc::Receiver<Happening>), Failure> {
-        std::fs::create_dir_all(&logs).explain("demo_folder", "choose another folder with --dir")?;
+        std::fs::create_dir_all(&logs)
+            .explain("demo_folder", "choose another folder with --dir")?;
         let (sender, happenings) = mpsc::channel(1024);
         Ok((Self { logs, sender }, happenings))
     }
@@ -81,7 +90,11 @@ impl Stage {
     }
 
     /// Runs this very program to its end and gives the document that it prints.
-    pub(super) async fn run_own(&self, name: &str, arguments: &[OsString]) -> Result<Value, Failure> {
+    pub(super) async fn run_own(
+        &self,
+        name: &str,
+        arguments: &[OsString],
+    ) -> Result<Value, Failure> {
         let mut arguments = arguments.to_vec();
         arguments.push("--json".into());
         let mut log = self.log(name)?;
@@ -107,7 +120,11 @@ impl Stage {
         command.process_group(0);
         command.spawn().map_err(|error| {
             let reason = format!("cannot start {}: {error}", program.display());
-            Failure::new("demo_process", reason, "check that the program is there and can be executed")
+            Failure::new(
+                "demo_process",
+                reason,
+                "check that the program is there and can be executed",
+            )
         })
     }
 

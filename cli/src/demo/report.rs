@@ -80,7 +80,8 @@ pub(super) fn records(folder: &Path) -> Result<Vec<RoundRecord>, Failure> {
     let folder = folder.join("records");
     let mut records = Vec::new();
     while manyhands_coordinator::record_path(&folder, Round(records.len() as u32)).exists() {
-        let record = read_record(&folder, Round(records.len() as u32)).explain("demo_records", "run the demo again")?;
+        let record = read_record(&folder, Round(records.len() as u32))
+            .explain("demo_records", "run the demo again")?;
         records.push(record);
     }
     Ok(records)
@@ -96,15 +97,16 @@ impl Recorded {
             for signed in &record.commitments {
                 payload_bytes += signed.commitment.payload_bytes;
                 commitments += 1;
-                let admitted = record
-                    .results
-                    .iter()
-                    .any(|result| result.worker == signed.worker && result.outcome == Outcome::Admitted);
+                let admitted = record.results.iter().any(|result| {
+                    result.worker == signed.worker && result.outcome == Outcome::Admitted
+                });
                 if admitted {
                     tokens += signed.commitment.tokens.0;
                 }
             }
-            losses.extend(record.evaluations.iter().map(|evaluation| (evaluation.round, evaluation.loss)));
+            losses.extend(
+                record.evaluations.iter().map(|evaluation| (evaluation.round, evaluation.loss)),
+            );
             thetas.insert(record.round, record.theta);
             thetas.insert(record.round.next(), record.theta_next);
         }
@@ -126,7 +128,9 @@ impl OnChain {
             .into_iter()
             .filter_map(|(of, fault)| match fault.state {
                 FaultState::Executed { slashed } => Some((of, slashed)),
-                FaultState::Reported { .. } | FaultState::Contested { .. } | FaultState::Dismissed => None,
+                FaultState::Reported { .. }
+                | FaultState::Contested { .. }
+                | FaultState::Dismissed => None,
             })
             .collect();
         Ok(Self { contributions, slashed, finalized_block: state.block().number })
@@ -148,15 +152,18 @@ impl OnChain {
 
 fn reason(records: &[RoundRecord], worker: NodeId, round: Round) -> String {
     let checks = records.iter().flat_map(|record| &record.checks);
-    let found = checks
-        .filter(|check| check.worker == worker && check.round == round)
-        .find_map(|check| match &check.finding {
-            Finding::ReplayFault(distances) => Some(format!(
-                "the replay of its round came out {:.3} of the update's length elsewhere",
-                distances.delta
-            )),
-            Finding::CodecFault(why) => Some(format!("its update is not what its states encode to: {why}")),
-            Finding::CodecPassed | Finding::ReplayPassed(_) | Finding::Withheld(_) => None,
+    let found =
+        checks.filter(|check| check.worker == worker && check.round == round).find_map(|check| {
+            match &check.finding {
+                Finding::ReplayFault(distances) => Some(format!(
+                    "the replay of its round came out {:.3} of the update's length elsewhere",
+                    distances.delta
+                )),
+                Finding::CodecFault(why) => {
+                    Some(format!("its update is not what its states encode to: {why}"))
+                }
+                Finding::CodecPassed | Finding::ReplayPassed(_) | Finding::Withheld(_) => None,
+            }
         });
     let outcome = || {
         let record = records.iter().find(|record| record.round == round)?;
@@ -176,22 +183,37 @@ impl Report {
             }
         };
         expect(self.theta_digests_equal, "workers had different parameters".to_owned());
-        expect(self.theta_digests_compared > 0, "no worker told which parameters it has".to_owned());
+        expect(
+            self.theta_digests_compared > 0,
+            "no worker told which parameters it has".to_owned(),
+        );
         expect(self.audit == "ok", format!("the audit found: {}", self.audit));
         for worker in extra_workers {
-            let caught = self.cheaters.iter().any(|cheater| cheater.worker == *worker && cheater.amount_slashed.0 > 0);
+            let caught = self
+                .cheaters
+                .iter()
+                .any(|cheater| cheater.worker == *worker && cheater.amount_slashed.0 > 0);
             expect(caught, format!("{} was not caught and slashed", worker.short()));
         }
-        expect(self.honest_workers_slashed == 0, format!("{} honest workers were slashed", self.honest_workers_slashed));
+        expect(
+            self.honest_workers_slashed == 0,
+            format!("{} honest workers were slashed", self.honest_workers_slashed),
+        );
         expect(self.rewards_paid.0 > 0, "nobody was paid".to_owned());
         expect(self.contributions_on_chain > 0, "the chain holds no contribution".to_owned());
         expect(
             self.validation_loss_last <= self.unigram_loss - LEARNT_MIN,
-            format!("the loss ended at {:.3}, token frequencies alone give {:.3}", self.validation_loss_last, self.unigram_loss),
+            format!(
+                "the loss ended at {:.3}, token frequencies alone give {:.3}",
+                self.validation_loss_last, self.unigram_loss
+            ),
         );
         expect(
             self.bits_per_parameter <= BITS_PER_PARAMETER_MAX,
-            format!("updates take {:.3} bits per parameter, at most {BITS_PER_PARAMETER_MAX} were promised", self.bits_per_parameter),
+            format!(
+                "updates take {:.3} bits per parameter, at most {BITS_PER_PARAMETER_MAX} were promised",
+                self.bits_per_parameter
+            ),
         );
         broken
     }

@@ -30,7 +30,8 @@ struct Package {
 
 /// Folders of packages that together hold enough text, chosen by the hashes of their names.
 pub(super) fn folders() -> Result<Vec<PathBuf>, Failure> {
-    let lock: Lock = toml::from_str(LOCK).explain("demo_text", "report this: Cargo.lock is damaged")?;
+    let lock: Lock =
+        toml::from_str(LOCK).explain("demo_text", "report this: Cargo.lock is damaged")?;
     let registries = registries()?;
     let mut packages: Vec<Package> =
         lock.package.into_iter().filter(|package| package.source.is_some()).collect();
@@ -39,7 +40,9 @@ pub(super) fn folders() -> Result<Vec<PathBuf>, Failure> {
     let mut bytes = 0;
     for package in &packages {
         let name = format!("{}-{}", package.name, package.version);
-        let Some(folder) = registries.iter().map(|root| root.join(&name)).find(|path| path.is_dir()) else {
+        let Some(folder) =
+            registries.iter().map(|root| root.join(&name)).find(|path| path.is_dir())
+        else {
             continue;
         };
         let size = text_bytes(&folder);
@@ -56,13 +59,18 @@ pub(super) fn folders() -> Result<Vec<PathBuf>, Failure> {
         "the sources of this project's dependencies hold {bytes} bytes of text in {} packages, {TEXT_BYTES} are needed",
         chosen.len()
     );
-    Err(Failure::new("demo_text", reason, "fetch them with `cargo fetch --locked` in the clone, or name other text with --text"))
+    Err(Failure::new(
+        "demo_text",
+        reason,
+        "fetch them with `cargo fetch --locked` in the clone, or name other text with --text",
+    ))
 }
 
 /// Where cargo unpacks the packages of each registry.
 fn registries() -> Result<Vec<PathBuf>, Failure> {
     let cargo = std::env::var_os("CARGO_HOME").filter(|path| !path.is_empty()).map(PathBuf::from);
-    let cargo = cargo.or_else(|| std::env::home_dir().map(|home| home.join(".cargo"))).unwrap_or_default();
+    let cargo =
+        cargo.or_else(|| std::env::home_dir().map(|home| home.join(".cargo"))).unwrap_or_default();
     let sources = cargo.join("registry/src");
     let folders = std::fs::read_dir(&sources).map_err(|error| {
         let reason = format!("cannot look for cargo's sources in {}: {error}", sources.display());
@@ -100,8 +108,14 @@ mod tests {
     #[test]
     fn the_lock_file_of_this_build_is_read() {
         let lock: Lock = toml::from_str(LOCK).expect("Cargo.lock");
-        assert!(lock.package.iter().any(|package| package.name == "tch" && package.source.is_some()));
-        assert!(lock.package.iter().any(|package| package.name == "manyhands-proto" && package.source.is_none()));
+        assert!(
+            lock.package.iter().any(|package| package.name == "tch" && package.source.is_some())
+        );
+        assert!(
+            lock.package
+                .iter()
+                .any(|package| package.name == "manyhands-proto" && package.source.is_none())
+        );
     }
 
     #[test]

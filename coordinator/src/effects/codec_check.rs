@@ -148,7 +148,9 @@ async fn open_vector(
         for group in openings {
             if group.len() as u64 != GROUP_BYTES {
                 let got = group.len();
-                return Err(Withheld(format!("a chunk of {name} has {GROUP_BYTES} bytes, got {got}")));
+                return Err(Withheld(format!(
+                    "a chunk of {name} has {GROUP_BYTES} bytes, got {got}"
+                )));
             }
             opened.push(vector::floats(&group));
         }
@@ -168,7 +170,9 @@ async fn open_groups(
             Ok(openings) => {
                 let (expected, got) = (context.vector_bytes(), openings.length);
                 if got != expected {
-                    return Err(Withheld(format!("{name} has {expected} bytes, it opened one of {got}")));
+                    return Err(Withheld(format!(
+                        "{name} has {expected} bytes, it opened one of {got}"
+                    )));
                 }
                 return Ok(openings.groups.into_iter().map(|group| group.bytes).collect());
             }
@@ -176,7 +180,9 @@ async fn open_groups(
                 return Err(Withheld(format!("it opened something else as {name}: {blame}")));
             }
             // It may not have published yet, or be out of reach for a moment.
-            Err(error) => tracing::debug!(worker = %source.peer, %error, "openings are asked again"),
+            Err(error) => {
+                tracing::debug!(worker = %source.peer, %error, "openings are asked again")
+            }
         }
         backoff.wait().await;
     }
@@ -204,7 +210,8 @@ fn judge(
             Ok(expected) => expected,
             Err(mismatch) => return CodecResult::Fault(mismatch.to_string()),
         };
-        let differs = expected.iter().zip(&error_next).position(|(a, b)| a.to_bits() != b.to_bits());
+        let differs =
+            expected.iter().zip(&error_next).position(|(a, b)| a.to_bits() != b.to_bits());
         if let Some(index) = differs {
             return CodecResult::Fault(format!(
                 "chunk {}: e_next does not follow from its opened states, from index {index} on",

@@ -87,7 +87,8 @@ async fn decided(
         match state.fault(run, &worker, round).await?.map(|fault| fault.state) {
             None => {
                 let kind = kind_on_chain(kind);
-                let report = FaultReport { run: *run, worker, round, kind, evidence_digest: evidence };
+                let report =
+                    FaultReport { run: *run, worker, round, kind, evidence_digest: evidence };
                 chain.report_fault(key, report).await?;
             }
             Some(FaultState::Executed { slashed }) => return Ok(slashed),

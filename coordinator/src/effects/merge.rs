@@ -6,8 +6,8 @@ use manyhands_gradient::aggregate::WorkerUpdate;
 use manyhands_gradient::codec::Update;
 use manyhands_gradient::{Admitted, Revoked, vector};
 use manyhands_network::data::Access;
-use manyhands_proto::message::Merge;
 use manyhands_proto::TokenCount;
+use manyhands_proto::message::Merge;
 use manyhands_rules::coordinator::{Contribution, Input, MergeOrder, MergeResult};
 
 use super::{Done, EffectError, blocking};
@@ -52,7 +52,8 @@ fn merge_now(context: &Context, order: &MergeOrder) -> Result<Done, EffectError>
         .map_err(|error| failed(error.to_string()))?;
 
     let theta = context.store.theta(order.theta)?;
-    let mut theta = vector::from_bytes(&theta, layout).map_err(|error| failed(error.to_string()))?;
+    let mut theta =
+        vector::from_bytes(&theta, layout).map_err(|error| failed(error.to_string()))?;
     update.apply(&mut theta);
     let update = update.to_bytes();
     let aggregate = context.store.insert(&update, Access::Everyone)?;

@@ -24,7 +24,6 @@ use crate::store::ReadBlobError;
 
 use settle::RecordFileError;
 
-
 /// What an effect came to.
 #[derive(Debug)]
 pub(crate) struct Done {
@@ -117,5 +116,7 @@ pub(crate) async fn perform(
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, EffectError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| EffectError::Panicked(error.to_string()))
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| EffectError::Panicked(error.to_string()))
 }

@@ -46,7 +46,8 @@ pub(super) async fn fetch(
             Ok((bytes, _)) => break bytes,
             Err(error) => {
                 if let Some(length) = overlong(&error) {
-                    let reason = format!("a payload has at most {length_max} bytes, it has {length}");
+                    let reason =
+                        format!("a payload has at most {length_max} bytes, it has {length}");
                     return Ok(arrived(Err(reason)).into());
                 }
                 tracing::debug!(%worker, %round, %error, "a payload is fetched again");
@@ -67,7 +68,10 @@ pub(super) async fn fetch(
 
 fn judge(context: &Context, bytes: &Bytes, committed: u64) -> Result<(), String> {
     if bytes.len() as u64 != committed {
-        return Err(format!("it committed a payload of {committed} bytes and sent {}", bytes.len()));
+        return Err(format!(
+            "it committed a payload of {committed} bytes and sent {}",
+            bytes.len()
+        ));
     }
     match Update::parse(bytes, &context.layout, context.spec.codec.profile) {
         Ok(_) => Ok(()),

@@ -45,7 +45,9 @@ enum CommitError {
     NotActive(RunState),
     #[error("the chain did not take the commit: {0:?}")]
     NotTaken(RunState),
-    #[error("the chain holds {held} as the contributions root of round {round}, expected {expected}")]
+    #[error(
+        "the chain holds {held} as the contributions root of round {round}, expected {expected}"
+    )]
     AnotherRoot { round: Round, held: Digest, expected: Digest },
 }
 
@@ -163,8 +165,8 @@ async fn commit(
         return same_root(context, chain, record, &state).await;
     }
     // The chain takes no anchor of a committed round, so the anchor goes first.
-    let anchored = record.candidates.is_empty()
-        || state.anchor(run, round, Stage::Admitted).await?.is_some();
+    let anchored =
+        record.candidates.is_empty() || state.anchor(run, round, Stage::Admitted).await?.is_some();
     if !anchored {
         return Err(CommitError::NotAnchored(round));
     }
@@ -177,7 +179,8 @@ async fn commit(
             return Err(CommitError::NotActive(other));
         }
     }
-    let Some(commitment) = commitment_from(context, chain, on_chain.next_round, round).await? else {
+    let Some(commitment) = commitment_from(context, chain, on_chain.next_round, round).await?
+    else {
         return Ok(());
     };
     chain.commit_round(&context.key, run, commitment).await?;

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::context::{Context, SeenBlock};
-use crate::driver::Work;
+use crate::driver::{Observed, Work};
 use crate::metrics;
 
 const PAGE: &str = include_str!("page.html");
@@ -34,7 +34,9 @@ const CONTENT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; scr
 pub enum PageError {
     #[error("the live page is for this machine only: expected a loopback address, got {got}")]
     NotLoopback { got: IpAddr },
-    #[error("cannot serve the live page at {address}: {source}; choose another port or stop what uses it")]
+    #[error(
+        "cannot serve the live page at {address}: {source}; choose another port or stop what uses it"
+    )]
     Listen { address: SocketAddr, source: io::Error },
 }
 
@@ -42,6 +44,8 @@ pub enum PageError {
 #[derive(Debug, Clone, Serialize)]
 pub struct LiveStatus {
     pub run: Status,
+    /// What the run's clock, which stands while no coordinator runs, is behind the time of day.
+    pub clock_behind_ms: u64,
     /// Real parameters of the model.
     pub parameters: u64,
     /// None in a run without a chain.
@@ -117,14 +121,15 @@ pub(crate) async fn live_status(
 ) -> Option<LiveStatus> {
     let (asker, answer) = oneshot::channel();
     work.send(Work::Query(asker)).await.ok()?;
-    let run = answer.await.ok()?;
+    let Observed { status: run, behind_ms } = answer.await.ok()?;
     let chain = context.chain.as_ref().map(|chain| ChainStatus {
         url: chain.url().to_owned(),
         genesis: chain.genesis_hash(),
         blocks: context.notes.blocks(),
     });
     let parameters = context.layout.parameter_count().0;
-    Some(LiveStatus { run, parameters, chain, problems: context.notes.problems() })
+    let problems = context.notes.problems();
+    Some(LiveStatus { run, clock_behind_ms: behind_ms, parameters, chain, problems })
 }
 
 async fn status_json(State(source): State<Source>) -> Response {
@@ -181,7 +186,9 @@ mod tests {
             headers.insert(header::HOST, HeaderValue::from_str(host).expect("a header"));
             is_for_this_machine(&headers)
         };
-        for host in ["127.0.0.1:8080", "127.0.0.1", "localhost:8080", "localhost", "[::1]:80", "[::1]"] {
+        for host in
+            ["127.0.0.1:8080", "127.0.0.1", "localhost:8080", "localhost", "[::1]:80", "[::1]"]
+        {
             assert!(allowed(host), "{host}");
         }
         for host in ["evil.example", "evil.example:8080", "192.0.2.1", "localhost.evil.example"] {

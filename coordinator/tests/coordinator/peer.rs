@@ -20,7 +20,7 @@ use manyhands_network::invitation::Invitation;
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
     Assignment, Commitment, Distances, Evaluation, Heading, Join, PROTOCOL_VERSION, Possession,
-    Reply, ReplayOutcome, Request, Role, SignedCommitment, Start, Sync, Verdict, open_reply,
+    ReplayOutcome, Reply, Request, Role, SignedCommitment, Start, Sync, Verdict, open_reply,
     request_digest, seal_request,
 };
 use manyhands_proto::run_file::RunSpec;
@@ -102,7 +102,8 @@ impl Peer {
         let store = FileStore::open(folder.path(), 1 << 30).expect("store");
         let store = Arc::new(store);
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let data = Data::start(DataConfig::new(key.clone(), loopback, store.clone())).expect("data");
+        let data =
+            Data::start(DataConfig::new(key.clone(), loopback, store.clone())).expect("data");
         let listen = manyhands_coordinator::addresses::control_listen(loopback);
         let config = ControlConfig::new(key.clone(), listen, ControlRole::Worker);
         let (control, events) = Control::start(config).await.expect("control");
@@ -195,7 +196,8 @@ impl Peer {
         let digest = request_digest(&sealed);
         let asking = self.control.request(coordinator, &invitation.control, sealed);
         let bytes = tokio::time::timeout(Duration::from_secs(5), asking).await.ok()?.ok()?;
-        let reply = open_reply(&bytes, run, coordinator, digest).expect("signed by the coordinator");
+        let reply =
+            open_reply(&bytes, run, coordinator, digest).expect("signed by the coordinator");
         Some(reply.message)
     }
 
@@ -219,7 +221,8 @@ impl Peer {
             }
             Effect::Replay(replay) => {
                 let theta = replay.commitment.theta;
-                let distances = Distances { delta: 0.0, first_moment: 0.0, second_moment: 0.0, theta };
+                let distances =
+                    Distances { delta: 0.0, first_moment: 0.0, second_moment: 0.0, theta };
                 let outcome = ReplayOutcome::Compared(distances);
                 Some(Input::Replayed(Verdict { id: replay.id, outcome }))
             }
@@ -238,7 +241,8 @@ impl Peer {
         let theta = match (held, &sync.merge) {
             (Some((_, mut theta)), Some(merge)) => {
                 let Some(bytes) = self.fetch(merge.aggregate).await else { return Input::Failed };
-                let update = OuterUpdate::parse(&bytes, &self.layout).expect("a merge of this model");
+                let update =
+                    OuterUpdate::parse(&bytes, &self.layout).expect("a merge of this model");
                 update.apply(&mut theta);
                 theta
             }

@@ -1,6 +1,6 @@
 //! The coordinator dies in the middle of a round.
 
-use manyhands_coordinator::{RunManifest, StartError, CoordinatorConfig, start};
+use manyhands_coordinator::{CoordinatorConfig, RunManifest, StartError, start};
 use manyhands_proto::Round;
 use manyhands_proto::message::Role;
 use manyhands_rules::worker::Exit;
@@ -25,7 +25,10 @@ async fn a_killed_coordinator_goes_on_with_the_same_round_and_nobody_trains_twic
     world.kill();
     world.restart().await;
     let after = world.status().await.run;
-    assert_eq!((after.round, after.theta, &after.phase), (before.round, before.theta, &before.phase));
+    assert_eq!(
+        (after.round, after.theta, &after.phase),
+        (before.round, before.theta, &before.phase)
+    );
     assert_eq!(after.phase, "training");
     assert_eq!(after.events, before.events);
 

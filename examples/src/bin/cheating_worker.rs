@@ -13,7 +13,9 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use clap::Parser;
 use manyhands_model::device::DeviceChoice;
-use manyhands_model::{Control, LocalTrainer, Progress, TrainError, TrainOutcome, TrainTask, Trainer};
+use manyhands_model::{
+    Control, LocalTrainer, Progress, TrainError, TrainOutcome, TrainTask, Trainer,
+};
 use manyhands_network::Multiaddr;
 use manyhands_network::invitation::Invitation;
 use manyhands_proto::TokenCount;

@@ -139,7 +139,9 @@ impl Audits {
             return None;
         }
         let ended = match outcome {
-            ReplayOutcome::Compared(distances) if within(distances, terms) => Ended::Passed(*distances),
+            ReplayOutcome::Compared(distances) if within(distances, terms) => {
+                Ended::Passed(*distances)
+            }
             ReplayOutcome::Compared(distances) => Ended::Fault(*distances),
             ReplayOutcome::Withheld(reason) => Ended::Withheld(reason.clone()),
             ReplayOutcome::Failed(_) => {

@@ -9,13 +9,13 @@ use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Balance, Digest, NodeId, Round, Tick, TokenCount, WorkUnits};
 use serde::{Deserialize, Serialize};
 
+use super::Coordinator;
 use super::input::{
     CodecCheck, Contribution, Effect, ErrorBuffer, FaultKind, MergeOrder, MergeResult,
     RevocationOrder, Stage,
 };
 use super::membership::Head;
 use super::round::{OpenRound, Phase};
-use super::Coordinator;
 use crate::draw::Beacon;
 use crate::record::{
     Draw, Earning, Entropy, Outcome, Revocation, RoundRecord, WorkerResult, admitted_set,
@@ -195,7 +195,10 @@ impl Coordinator {
         let evidence = serde_json::to_vec(&(self.run, round, worker, outcome))
             .expect("ids and an outcome serialise");
         let evidence = Digest::of(&evidence);
-        self.history.note(now, format!("worker {} is barred, fault in round {round}: {what}", worker.short()));
+        self.history.note(
+            now,
+            format!("worker {} is barred, fault in round {round}: {what}", worker.short()),
+        );
         self.history.note_fault(round, worker, what);
         self.faults.push(PendingFault { round, worker, kind, evidence });
     }
@@ -247,7 +250,8 @@ impl Coordinator {
             .filter(|result| !closed.replayed.contains(&result.worker))
             .filter(|result| {
                 let member = self.membership.get(result.worker);
-                let drawn = member.is_some_and(|m| beacon.audits(result.worker, m.credibility, rate));
+                let drawn =
+                    member.is_some_and(|m| beacon.audits(result.worker, m.credibility, rate));
                 match result.outcome {
                     Outcome::Admitted => drawn,
                     Outcome::Late => true,
@@ -267,7 +271,8 @@ impl Coordinator {
             let signed = &closed.commitments[worker];
             let replay = self.replay_of(assignment, signed, closed.heads.get(worker), beacon);
             self.audits.ask_replay(replay, false);
-            self.history.note(now, format!("round {round} of worker {} is audited", worker.short()));
+            self.history
+                .note(now, format!("round {round} of worker {} is audited", worker.short()));
         }
         self.draws.push(Draw { round, entropy, drawn });
     }
@@ -324,7 +329,9 @@ impl Coordinator {
             .filter(|(_, member)| member.earned.0 > 0)
             .map(|(account, member)| {
                 let trained = results.iter().find(|result| result.worker == account);
-                let work = trained.map(|result| result.work).or_else(|| verifier_work.get(&account).copied());
+                let work = trained
+                    .map(|result| result.work)
+                    .or_else(|| verifier_work.get(&account).copied());
                 Earning { account, work: work.unwrap_or_default(), cumulative: member.earned }
             })
             .collect();
@@ -371,7 +378,11 @@ impl Coordinator {
         if !self.revocations.is_empty() {
             // A round of its own, without workers, takes back what was found last.
             self.enter_merge(now);
-        } else if !self.checks.is_empty() || !self.draws.is_empty() || !self.evaluations.is_empty() || !self.verifier_work.is_empty() {
+        } else if !self.checks.is_empty()
+            || !self.draws.is_empty()
+            || !self.evaluations.is_empty()
+            || !self.verifier_work.is_empty()
+        {
             // And what was found without a fault belongs on record too.
             self.finish_merge(now, None);
             self.audits.evaluated(self.round.number, self.round.theta);
@@ -438,7 +449,8 @@ impl Coordinator {
             let stage = Stage::Admitted;
             wanted.push(Effect::Anchor { round: number, stage, digest: closed.admitted_set });
         }
-        wanted.extend(self.unsettled.front().map(|record| Effect::Settle(Box::new(record.clone()))));
+        wanted
+            .extend(self.unsettled.front().map(|record| Effect::Settle(Box::new(record.clone()))));
         wanted.extend(self.faults.iter().map(|fault| Effect::ReportFault {
             round: fault.round,
             worker: fault.worker,

@@ -2,8 +2,10 @@
 
 use crate::reward::layout;
 use manyhands_gradient::CHUNK;
-use manyhands_proto::message::{Duty, Refusal, RefusalCode, Reply, Role, Situation, Source, Sync, Tasks};
 use manyhands_proto::NodeId;
+use manyhands_proto::message::{
+    Duty, Refusal, RefusalCode, Reply, Role, Situation, Source, Sync, Tasks,
+};
 
 use super::Coordinator;
 use super::membership::Member;
@@ -62,7 +64,9 @@ impl Coordinator {
                 workers: self.membership.ready_workers(round).count() as u32,
                 workers_min: self.spec.run.workers_min,
             },
-            (Phase::Training { .. }, Some(assignment)) if !committed => Duty::Train(assignment.clone()),
+            (Phase::Training { .. }, Some(assignment)) if !committed => {
+                Duty::Train(assignment.clone())
+            }
             (Phase::Training { .. }, None) => {
                 Duty::Wait { round, reason: manyhands_proto::message::WaitReason::NextRound }
             }

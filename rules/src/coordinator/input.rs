@@ -19,16 +19,42 @@ pub enum Input {
         facts: Facts,
     },
     /// A payload was fetched, verified and decoded.
-    PayloadArrived { round: Round, worker: NodeId, result: Result<(), String> },
-    CodecChecked { round: Round, worker: NodeId, result: CodecResult },
-    PossessionChecked { round: Round, worker: NodeId, proof: Digest, holds: bool },
-    Merged { round: Round, result: MergeResult },
+    PayloadArrived {
+        round: Round,
+        worker: NodeId,
+        result: Result<(), String>,
+    },
+    CodecChecked {
+        round: Round,
+        worker: NodeId,
+        result: CodecResult,
+    },
+    PossessionChecked {
+        round: Round,
+        worker: NodeId,
+        proof: Digest,
+        holds: bool,
+    },
+    Merged {
+        round: Round,
+        result: MergeResult,
+    },
     /// A set was anchored, and randomness later than that is known.
-    Entropy { round: Round, stage: Stage, entropy: Entropy },
+    Entropy {
+        round: Round,
+        stage: Stage,
+        entropy: Entropy,
+    },
     /// The chain has taken the round's record.
-    Settled { round: Round },
+    Settled {
+        round: Round,
+    },
     /// A fault was reported and carried through on the chain.
-    FaultSettled { round: Round, worker: NodeId, slashed: Balance },
+    FaultSettled {
+        round: Round,
+        worker: NodeId,
+        slashed: Balance,
+    },
     /// The final θ is on the chain.
     RunCompleted,
     /// A deadline that [`super::Coordinator::poll_timeout`] named has passed.
@@ -73,15 +99,36 @@ pub enum Stage {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Effect {
     /// Answered by [`Input::PayloadArrived`]; tried until it is no longer wanted.
-    FetchPayload { round: Round, worker: NodeId, payload: Digest, payload_bytes: u64 },
+    FetchPayload {
+        round: Round,
+        worker: NodeId,
+        payload: Digest,
+        payload_bytes: u64,
+    },
     CheckCodec(CodecCheck),
-    CheckPossession { round: Round, worker: NodeId, theta: Digest, proof: Digest },
+    CheckPossession {
+        round: Round,
+        worker: NodeId,
+        theta: Digest,
+        proof: Digest,
+    },
     Merge(MergeOrder),
     /// Anchor `digest`, and answer with entropy that is later.
-    Anchor { round: Round, stage: Stage, digest: Digest },
+    Anchor {
+        round: Round,
+        stage: Stage,
+        digest: Digest,
+    },
     Settle(Box<RoundRecord>),
-    ReportFault { round: Round, worker: NodeId, kind: FaultKind, evidence: Digest },
-    CompleteRun { theta: Digest },
+    ReportFault {
+        round: Round,
+        worker: NodeId,
+        kind: FaultKind,
+        evidence: Digest,
+    },
+    CompleteRun {
+        theta: Digest,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

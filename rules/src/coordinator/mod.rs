@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::reward::layout;
 use manyhands_proto::message::{
-    Beat, Evaluation, Join, Merge, Refusal, RefusalCode, Reply, ReplayOutcome, Request,
+    Beat, Evaluation, Join, Merge, Refusal, RefusalCode, ReplayOutcome, Reply, Request,
     SignedCommitment, Start, Verdict,
 };
 use manyhands_proto::run_file::RunSpec;
@@ -267,7 +267,8 @@ impl Coordinator {
             return refuse(RefusalCode::RunIsFull, reason);
         }
         join.addresses.extend(facts.observed);
-        let what = if join.role == manyhands_proto::message::Role::Worker { "worker" } else { "verifier" };
+        let what =
+            if join.role == manyhands_proto::message::Role::Worker { "worker" } else { "verifier" };
         self.history.note(now, format!("{what} {} joined: {}", from.short(), join.class));
         self.membership.join(now, from, nonce, join, self.spec.verification.probation_checks);
         Ok(())
@@ -337,26 +338,42 @@ impl Coordinator {
             return refuse(RefusalCode::Malformed, "the commitment is not the sender's".to_owned());
         }
         if commitment.round != round.number {
-            let reason = format!("round {} is open, you committed {}", round.number, commitment.round);
+            let reason =
+                format!("round {} is open, you committed {}", round.number, commitment.round);
             return refuse(RefusalCode::WrongRound, reason);
         }
         let Some(assignment) = round.assignments.get(&from) else {
-            return refuse(RefusalCode::NotAssigned, format!("you have no work in round {}", round.number));
+            return refuse(
+                RefusalCode::NotAssigned,
+                format!("you have no work in round {}", round.number),
+            );
         };
         if round.commitments.contains_key(&from) {
-            return refuse(RefusalCode::AlreadyCommitted, "your first commitment counts".to_owned());
+            return refuse(
+                RefusalCode::AlreadyCommitted,
+                "your first commitment counts".to_owned(),
+            );
         }
         if !matches!(round.phase, Phase::Training { .. }) {
-            return refuse(RefusalCode::TooLate, format!("round {} takes no more commitments", round.number));
+            return refuse(
+                RefusalCode::TooLate,
+                format!("round {} takes no more commitments", round.number),
+            );
         }
         let expected = u64::from(assignment.sequences) * u64::from(self.spec.model.context_length);
         if commitment.tokens.0 != expected {
-            let reason = format!("the assignment has {expected} tokens, you committed {}", commitment.tokens);
+            let reason = format!(
+                "the assignment has {expected} tokens, you committed {}",
+                commitment.tokens
+            );
             return refuse(RefusalCode::ImplausibleTokens, reason);
         }
         let payload_max = u64::from(self.chunk_count) * 4 * 4_096 + 4_096;
         if commitment.payload_bytes > payload_max {
-            let reason = format!("a payload has at most {payload_max} bytes, you committed {}", commitment.payload_bytes);
+            let reason = format!(
+                "a payload has at most {payload_max} bytes, you committed {}",
+                commitment.payload_bytes
+            );
             return refuse(RefusalCode::Malformed, reason);
         }
         let elapsed_ms = now.since(round.phase_since).max(1);
@@ -369,7 +386,12 @@ impl Coordinator {
         Ok(())
     }
 
-    fn handle_verdict(&mut self, now: Tick, from: NodeId, verdict: &Verdict) -> Result<(), Refusal> {
+    fn handle_verdict(
+        &mut self,
+        now: Tick,
+        from: NodeId,
+        verdict: &Verdict,
+    ) -> Result<(), Refusal> {
         if !self.audits.is_given_to(from, verdict.id) {
             return refuse(RefusalCode::NotYourTask, format!("task {} is not yours", verdict.id));
         }
@@ -414,7 +436,9 @@ impl Coordinator {
         if let Some(finding) = finding {
             self.checks.push(Check { round, worker, verifier, finding });
         }
-        if outcome.is_none() && let Some(member) = self.membership.get_mut(worker) {
+        if outcome.is_none()
+            && let Some(member) = self.membership.get_mut(worker)
+        {
             member.credibility.passed();
         }
         if before_merge {
@@ -429,7 +453,8 @@ impl Coordinator {
     fn handle_evaluation(&mut self, from: NodeId, evaluation: Evaluation) -> Result<(), Refusal> {
         let is_verifier = self.verifiers().contains(&from);
         if !is_verifier || !self.audits.evaluated(evaluation.round, evaluation.theta) {
-            let reason = format!("the evaluation of round {} was not asked of you", evaluation.round);
+            let reason =
+                format!("the evaluation of round {} was not asked of you", evaluation.round);
             return refuse(RefusalCode::NotYourTask, reason);
         }
         self.history.note_loss(evaluation.round, evaluation.loss);
@@ -553,7 +578,9 @@ impl Coordinator {
         let first = self.round.number == Round(0);
         let needed = if first { self.spec.run.workers_min as usize } else { 1 };
         let verifiers = if first { self.spec.verification.verifiers_min as usize } else { 0 };
-        ready >= needed && self.verifiers().len() >= verifiers && (ready == present || deadline_passed)
+        ready >= needed
+            && self.verifiers().len() >= verifiers
+            && (ready == present || deadline_passed)
     }
 
     fn open_round(&mut self, now: Tick) {
@@ -568,8 +595,11 @@ impl Coordinator {
             })
             .collect();
         let round = &mut self.round;
-        let opening =
-            Opening { round: round.number, theta: round.theta, first_sequence: round.first_sequence };
+        let opening = Opening {
+            round: round.number,
+            theta: round.theta,
+            first_sequence: round.first_sequence,
+        };
         round.verified = self.membership.present_verifiers().next().is_some();
         round.probation = ready
             .iter()

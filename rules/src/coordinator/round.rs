@@ -16,14 +16,24 @@ use crate::record::{Check, Entropy, Finding, Outcome, commit_set};
 #[serde(rename_all = "snake_case", tag = "phase")]
 pub enum Phase {
     /// Members fetch θ_t and prove that they hold it.
-    Gathering { deadline: Tick },
-    Training { deadline: Tick },
-    Uploading { deadline: Tick },
+    Gathering {
+        deadline: Tick,
+    },
+    Training {
+        deadline: Tick,
+    },
+    Uploading {
+        deadline: Tick,
+    },
     /// The deadline runs from when the draw is known.
-    Checking { deadline: Option<Tick> },
+    Checking {
+        deadline: Option<Tick>,
+    },
     Merging,
     /// All rounds are merged; audits, evaluations and settlement come to their end.
-    Finishing { deadline: Tick },
+    Finishing {
+        deadline: Tick,
+    },
     Complete,
 }
 
@@ -102,7 +112,13 @@ pub(super) struct OpenRound {
 }
 
 impl OpenRound {
-    pub(super) fn new(number: Round, theta: Digest, first_sequence: u64, now: Tick, deadline: Tick) -> Self {
+    pub(super) fn new(
+        number: Round,
+        theta: Digest,
+        first_sequence: u64,
+        now: Tick,
+        deadline: Tick,
+    ) -> Self {
         Self {
             number,
             theta,

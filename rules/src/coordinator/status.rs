@@ -123,7 +123,10 @@ impl History {
     }
 
     pub(super) fn note_slash(&mut self, now: Tick, round: Round, worker: NodeId, slashed: Balance) {
-        self.note(now, format!("worker {} was slashed {slashed} for round {round}", worker.short()));
+        self.note(
+            now,
+            format!("worker {} was slashed {slashed} for round {round}", worker.short()),
+        );
         let fault = self.faults.iter_mut().find(|f| f.round == round && f.worker == worker);
         if let Some(fault) = fault {
             fault.slashed = Some(slashed);

@@ -9,8 +9,8 @@ use manyhands_proto::message::{
 use manyhands_proto::{Balance, TokenCount};
 
 use super::*;
-use crate::record::tests_support;
 use crate::record::Entropy;
+use crate::record::tests_support;
 
 const RUN: RunId = RunId::new([5; 32]);
 const PASSED: Distances =
@@ -119,12 +119,14 @@ impl World {
             Duty::Tasks(tasks) => {
                 for replay in tasks.replays {
                     let cheated = self.cheats.contains(&replay.assignment.worker);
-                    let distances = if cheated { Distances { delta: 0.2, ..PASSED } } else { PASSED };
+                    let distances =
+                        if cheated { Distances { delta: 0.2, ..PASSED } } else { PASSED };
                     let outcome = ReplayOutcome::Compared(distances);
                     self.ask(id, Request::Verdict(Verdict { id: replay.id, outcome }));
                 }
                 for asked in tasks.evaluations {
-                    let evaluation = Evaluation { round: asked.round, theta: asked.theta, loss: 5.0 };
+                    let evaluation =
+                        Evaluation { round: asked.round, theta: asked.theta, loss: 5.0 };
                     self.ask(id, Request::Evaluation(evaluation));
                 }
             }
@@ -246,7 +248,9 @@ fn a_cheater_on_probation_is_kept_out_reported_and_barred() {
     assert!(matches!(world.outcome(0, 2), Outcome::ReplayFault(_)));
     assert_eq!(world.outcome(0, 1), &Outcome::Admitted);
     assert_eq!(world.reports, [node(2)]);
-    assert!(world.merges.iter().all(|merge| merge.contributions.iter().all(|c| c.worker != node(2))));
+    assert!(
+        world.merges.iter().all(|merge| merge.contributions.iter().all(|c| c.worker != node(2)))
+    );
     assert!(world.records.last().expect("a record").earnings.iter().all(|e| e.account != node(2)));
 }
 

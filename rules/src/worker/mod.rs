@@ -44,7 +44,10 @@ pub enum Effect {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Exit {
-    Complete { round: Round, theta: Digest },
+    Complete {
+        round: Round,
+        theta: Digest,
+    },
     Refused(Refusal),
     /// Asked to leave, and said so to the coordinator.
     Left,
@@ -58,7 +61,9 @@ pub enum Input {
     Evaluated(Evaluation),
     /// The running effect could not be done; it is asked for again as long as it is a duty.
     Failed,
-    Progress { steps_done: u32 },
+    Progress {
+        steps_done: u32,
+    },
     /// The coordinator announced something: ask at once what it is.
     Announced,
     /// Leave when no evidence is owed any more.

@@ -1,7 +1,9 @@
 //! What a worker does, told as conversations with its coordinator.
 
 use manyhands_proto::keys::NodeKey;
-use manyhands_proto::message::{CommitSet, Commitment, Merge, PROTOCOL_VERSION, Role, Start, WaitReason};
+use manyhands_proto::message::{
+    CommitSet, Commitment, Merge, PROTOCOL_VERSION, Role, Start, WaitReason,
+};
 use manyhands_proto::{RunId, TokenCount};
 
 use super::*;

@@ -60,10 +60,7 @@ fn header_json(header: Header) -> Value {
     serde_json::to_value(header).unwrap_or(Value::Null)
 }
 
-fn absent_is_null<T>(
-    found: Result<T, QueryError>,
-    render: impl FnOnce(T) -> Value,
-) -> Answer {
+fn absent_is_null<T>(found: Result<T, QueryError>, render: impl FnOnce(T) -> Value) -> Answer {
     match found {
         Ok(value) => Ok(render(value)),
         Err(QueryError::UnknownBlock(_)) => Ok(Value::Null),

@@ -133,7 +133,9 @@ fn hex(bytes: &[u8]) -> Value {
 async fn off_the_loop<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ErrorObjectOwned> {
-    tokio::task::spawn_blocking(work).await.map_err(|failure| error(code::STATE, failure.to_string()))
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|failure| error(code::STATE, failure.to_string()))
 }
 
 /// Accepts a subscription; nothing if the client is gone already.

@@ -1,7 +1,7 @@
 //! Parameters of a call, parsed once: a wrong one is refused with what was expected.
 
-use jsonrpsee::types::{ErrorObjectOwned, Params, ParamsSequence};
 use jsonrpsee::types::error::INVALID_PARAMS_CODE;
+use jsonrpsee::types::{ErrorObjectOwned, Params, ParamsSequence};
 use serde_json::Value;
 use sp_core::H256;
 

@@ -177,7 +177,11 @@ async fn follow_storage(
     }
 }
 
-fn read_values(chain: &Chain, head: Head, keys: &[Vec<u8>]) -> Result<Vec<Value>, ErrorObjectOwned> {
+fn read_values(
+    chain: &Chain,
+    head: Head,
+    keys: &[Vec<u8>],
+) -> Result<Vec<Value>, ErrorObjectOwned> {
     let state = chain.state_under(head.state_root)?;
     keys.iter().map(|key| value_json(&state, key)).collect()
 }

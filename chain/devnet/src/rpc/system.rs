@@ -25,9 +25,10 @@ pub(super) fn register(module: &mut Module) -> Result<(), RegisterMethodError> {
             "tokenSymbol": TOKEN_SYMBOL,
         })
     })?;
-    module.register_method("system_health", |_, _, _| {
-        json!({ "peers": 0, "isSyncing": false, "shouldHavePeers": false })
-    })?;
+    module.register_method(
+        "system_health",
+        |_, _, _| json!({ "peers": 0, "isSyncing": false, "shouldHavePeers": false }),
+    )?;
     module.register_method("system_nodeRoles", |_, _, _| json!(["Authority"]))?;
     blocking(module, "system_accountNextIndex", |chain, parameters| {
         let text = parameters.text("an account")?;

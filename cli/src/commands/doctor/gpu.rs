@@ -38,7 +38,8 @@ mod tests {
 
     #[test]
     fn the_drivers_list_is_read() {
-        let gpus = parse("NVIDIA H100 80GB HBM3, 81559 MiB, 570.86.15\nNVIDIA L4, 23034 MiB, 570.86.15\n");
+        let gpus =
+            parse("NVIDIA H100 80GB HBM3, 81559 MiB, 570.86.15\nNVIDIA L4, 23034 MiB, 570.86.15\n");
         assert_eq!(gpus.len(), 2);
         assert_eq!((gpus[1].name.as_str(), gpus[1].memory.as_str()), ("NVIDIA L4", "23034 MiB"));
         assert_eq!(parse(""), []);

@@ -51,10 +51,12 @@ pub(super) fn resolve(
 ) -> Result<(DataSet, Vec<ServedFile>, Option<Vec<u8>>), Failure> {
     let folder = std::path::absolute(&file.data.dataset).explain("data_set", PREPARE)?;
     let path = folder.join("dataset.json");
-    let bytes = std::fs::read(&path)
-        .map_err(|error| Failure::new("data_set", format!("cannot read {}: {error}", path.display()), PREPARE))?;
-    let manifest: Manifest = serde_json::from_slice(&bytes)
-        .map_err(|error| Failure::new("data_set", format!("{}: {error}", path.display()), PREPARE))?;
+    let bytes = std::fs::read(&path).map_err(|error| {
+        Failure::new("data_set", format!("cannot read {}: {error}", path.display()), PREPARE)
+    })?;
+    let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| {
+        Failure::new("data_set", format!("{}: {error}", path.display()), PREPARE)
+    })?;
     let wanted = file.model.vocabulary_size;
     if manifest.tokenizer.vocabulary_size > wanted {
         let reason = format!(
@@ -62,7 +64,11 @@ pub(super) fn resolve(
             file_path.display(),
             manifest.tokenizer.vocabulary_size
         );
-        return Err(Failure::new("vocabulary", reason, "raise model.vocabulary_size, or prepare the data with a smaller vocabulary"));
+        return Err(Failure::new(
+            "vocabulary",
+            reason,
+            "raise model.vocabulary_size, or prepare the data with a smaller vocabulary",
+        ));
     }
     let train_sequences = sequences(&manifest, Split::Train, file.model.context_length);
     let held_out = sequences(&manifest, Split::HeldOut, file.model.context_length);
@@ -72,13 +78,19 @@ pub(super) fn resolve(
             folder.display(),
             file.model.context_length
         );
-        return Err(Failure::new("too_little_text", reason, "prepare more text, or shorten model.context_length"));
+        return Err(Failure::new(
+            "too_little_text",
+            reason,
+            "prepare more text, or shorten model.context_length",
+        ));
     }
     let (theta, given) = first_parameters(file)?;
     let data = DataSet {
         manifest: Digest::of(&bytes),
         train_sequences,
-        held_out_sequences: u32::try_from(held_out).unwrap_or(u32::MAX).min(file.data.held_out_sequences),
+        held_out_sequences: u32::try_from(held_out)
+            .unwrap_or(u32::MAX)
+            .min(file.data.held_out_sequences),
         theta,
         theta_is_given: given.is_some(),
     };
@@ -97,7 +109,8 @@ fn served(
     manifest_bytes: &[u8],
     manifest: &Manifest,
 ) -> Result<Vec<ServedFile>, Failure> {
-    let tokenizer = ServedFile { digest: manifest.tokenizer.digest, path: folder.join("tokenizer.json") };
+    let tokenizer =
+        ServedFile { digest: manifest.tokenizer.digest, path: folder.join("tokenizer.json") };
     let shards = manifest.shards.iter().map(|shard| ServedFile {
         digest: shard.digest,
         path: folder.join("shards").join(format!("{}.tokens", shard.digest)),
@@ -149,7 +162,11 @@ fn given_parameters(file: &RunFile, folder: &Path) -> Result<Theta, Failure> {
 #[cfg(not(feature = "worker"))]
 fn given_parameters(_file: &RunFile, _folder: &Path) -> Result<Theta, Failure> {
     let reason = "this build has no libtorch and cannot read data.start_from";
-    Err(Failure::new("start_from", reason, "launch with a full build, once; this build can go on with the run"))
+    Err(Failure::new(
+        "start_from",
+        reason,
+        "launch with a full build, once; this build can go on with the run",
+    ))
 }
 
 #[cfg(test)]
@@ -161,7 +178,11 @@ mod tests {
         let shard = |split, tokens| Shard { digest: Digest::of(b"shard"), split, tokens };
         let manifest = Manifest {
             tokenizer: Tokenizer { digest: Digest::of(b"tokenizer"), vocabulary_size: 300 },
-            shards: vec![shard(Split::Train, 65), shard(Split::Train, 64), shard(Split::HeldOut, 200)],
+            shards: vec![
+                shard(Split::Train, 65),
+                shard(Split::Train, 64),
+                shard(Split::HeldOut, 200),
+            ],
         };
         assert_eq!(sequences(&manifest, Split::Train, 32), 2 + 1);
         assert_eq!(sequences(&manifest, Split::HeldOut, 32), 6);

@@ -10,8 +10,12 @@ pub(super) fn launch(error: LaunchError) -> Failure {
         LaunchError::Chain(refusal) => return chain(refusal),
         LaunchError::Faucet(error) => return error.into(),
         LaunchError::Submit(error) => return error.into(),
-        LaunchError::Manifest(_) => ("run_folder", "restore the folder, or choose another with --dir"),
-        LaunchError::AnotherRun { .. } => ("another_run", "choose another folder with --dir, or undo the change"),
+        LaunchError::Manifest(_) => {
+            ("run_folder", "restore the folder, or choose another with --dir")
+        }
+        LaunchError::AnotherRun { .. } => {
+            ("another_run", "choose another folder with --dir, or undo the change")
+        }
         LaunchError::AnotherOwner { .. } => ("another_owner", "restore the folder's node.key"),
         LaunchError::Over { .. } => ("run_over", "change run.name or run.seed to make a new run"),
     };
@@ -25,11 +29,15 @@ pub(super) fn start(error: StartError) -> Failure {
         StartError::Folder { .. } | StartError::Store(_) => {
             ("run_folder", "make room and the folder writable, then start again")
         }
-        StartError::Journal(_) => ("journal", "stop the other process that coordinates this run, or restore the folder"),
+        StartError::Journal(_) => {
+            ("journal", "stop the other process that coordinates this run, or restore the folder")
+        }
         StartError::JournalGone { .. }
         | StartError::OtherRun { .. }
         | StartError::State { .. }
-        | StartError::ThetaGone { .. } => ("run_folder", "restore the folder from a backup, or launch into another with --dir"),
+        | StartError::ThetaGone { .. } => {
+            ("run_folder", "restore the folder from a backup, or launch into another with --dir")
+        }
         StartError::OtherTheta { .. } | StartError::ThetaNotGiven => {
             ("start_from", "name the folder that the run started from in data.start_from")
         }
@@ -47,8 +55,12 @@ fn chain(refusal: ChainRefusal) -> Failure {
         ChainRefusal::Connect(error) => return error.into(),
         ChainRefusal::Read(error) => return error.into(),
         ChainRefusal::NoAddress => ("no_chain", "name one with --chain"),
-        ChainRefusal::OtherGenesis { .. } => ("wrong_chain", "name the run's own chain with --chain"),
-        ChainRefusal::NoRun { .. } => ("unknown_run", "name the run's own chain with --chain, or launch into another folder"),
+        ChainRefusal::OtherGenesis { .. } => {
+            ("wrong_chain", "name the run's own chain with --chain")
+        }
+        ChainRefusal::NoRun { .. } => {
+            ("unknown_run", "name the run's own chain with --chain, or launch into another folder")
+        }
     };
     Failure::new(code, refusal, remedy)
 }

@@ -18,14 +18,32 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Happening<'a> {
     /// Something that the run's log says in words.
-    Note { text: &'a str },
+    Note {
+        text: &'a str,
+    },
     Round(&'a RoundStatus),
-    HeldOutLoss { round: Round, loss: f64 },
-    Slashed { round: Round, worker: NodeId, reason: &'a str, amount: manyhands_proto::Balance },
+    HeldOutLoss {
+        round: Round,
+        loss: f64,
+    },
+    Slashed {
+        round: Round,
+        worker: NodeId,
+        reason: &'a str,
+        amount: manyhands_proto::Balance,
+    },
     /// Something is tried again.
-    Problem { what: &'a str, why: &'a str },
-    Complete { rounds: Round, theta: manyhands_proto::Digest },
-    Final { block: Option<u32> },
+    Problem {
+        what: &'a str,
+        why: &'a str,
+    },
+    Complete {
+        rounds: Round,
+        theta: manyhands_proto::Digest,
+    },
+    Final {
+        block: Option<u32>,
+    },
 }
 
 /// Prints what happens until all rounds are merged, settled and final.
@@ -41,9 +59,13 @@ pub(super) async fn until_complete(handle: &Handle, output: Output) -> Result<()
     told.look(handle, output).await;
     let Completed { rounds, theta } = completed;
     tell(output, &Happening::Complete { rounds, theta });
-    handle.wait_final().await.explain("chain_read", "start it again: the rounds still have to become final")?;
+    handle
+        .wait_final()
+        .await
+        .explain("chain_read", "start it again: the rounds still have to become final")?;
     let status = handle.status().await;
-    let blocks = status.and_then(|status| status.chain).map(|chain| chain.blocks).unwrap_or_default();
+    let blocks =
+        status.and_then(|status| status.chain).map(|chain| chain.blocks).unwrap_or_default();
     tell(output, &Happening::Final { block: blocks.last().map(|block| block.number) });
     Ok(())
 }
@@ -58,7 +80,11 @@ pub(super) async fn follow(handle: &Handle, output: Output) {
 }
 
 fn stopped(error: WaitError) -> Failure {
-    Failure::new("coordinator_failed", error, "start it again with the same folder: nothing that was decided is lost")
+    Failure::new(
+        "coordinator_failed",
+        error,
+        "start it again with the same folder: nothing that was decided is lost",
+    )
 }
 
 /// What has been printed.
@@ -134,7 +160,9 @@ fn tell(output: Output, happening: &Happening<'_>) {
         Some(match happening {
             Happening::Note { text } => (*text).to_owned(),
             Happening::Round(round) => {
-                let loss = round.train_loss.map_or(String::new(), |loss| format!(", training loss {loss:.3}"));
+                let loss = round
+                    .train_loss
+                    .map_or(String::new(), |loss| format!(", training loss {loss:.3}"));
                 format!(
                     "round {}: {} of {} updates merged, {} tokens{loss}, {:.1} s",
                     round.round,
@@ -144,15 +172,25 @@ fn tell(output: Output, happening: &Happening<'_>) {
                     round.duration_ms as f64 / 1e3
                 )
             }
-            Happening::HeldOutLoss { round, loss } => format!("θ of round {round}: held-out loss {loss:.4}"),
-            Happening::Slashed { round, worker, reason, amount } => {
-                format!("{} is slashed {} for round {round}: {reason}", worker.short(), tokens(*amount))
+            Happening::HeldOutLoss { round, loss } => {
+                format!("θ of round {round}: held-out loss {loss:.4}")
             }
-            Happening::Problem { what, why } => format!("{what} does not work now and is tried again: {why}"),
+            Happening::Slashed { round, worker, reason, amount } => {
+                format!(
+                    "{} is slashed {} for round {round}: {reason}",
+                    worker.short(),
+                    tokens(*amount)
+                )
+            }
+            Happening::Problem { what, why } => {
+                format!("{what} does not work now and is tried again: {why}")
+            }
             Happening::Complete { rounds, theta } => {
                 format!("the run is complete after {rounds} rounds; θ is {theta}")
             }
-            Happening::Final { block: Some(block) } => format!("everything is final on chain as of block {block}"),
+            Happening::Final { block: Some(block) } => {
+                format!("everything is final on chain as of block {block}")
+            }
             Happening::Final { block: None } => "nothing is left to settle".to_owned(),
         })
     });

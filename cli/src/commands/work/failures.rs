@@ -14,18 +14,33 @@ pub(super) fn run(error: RunWorkerError) -> Failure {
         RunWorkerError::Control(_) | RunWorkerError::Data(_) => {
             ("port_in_use", "choose another port with --listen, or stop the program that has it")
         }
-        RunWorkerError::Unreachable(_) => {
-            ("coordinator_unreachable", "check the invitation, that the run is still up, and that no firewall is in between")
+        RunWorkerError::Unreachable(_) => (
+            "coordinator_unreachable",
+            "check the invitation, that the run is still up, and that no firewall is in between",
+        ),
+        RunWorkerError::Spec(_) => {
+            ("run_specification", "build the version that the coordinator runs")
         }
-        RunWorkerError::Spec(_) => ("run_specification", "build the version that the coordinator runs"),
-        RunWorkerError::WrongRun { .. } => ("wrong_run", "use the invitation that this run's launch printed"),
-        RunWorkerError::WrongChain { .. } => ("wrong_chain", "name a node of the run's chain with --chain"),
+        RunWorkerError::WrongRun { .. } => {
+            ("wrong_run", "use the invitation that this run's launch printed")
+        }
+        RunWorkerError::WrongChain { .. } => {
+            ("wrong_chain", "name a node of the run's chain with --chain")
+        }
         RunWorkerError::NoChain => ("no_chain", "name a node of the run's chain with --chain"),
-        RunWorkerError::Device(_) => ("no_device", "choose another with --device; `manyhands doctor` tells what is there"),
-        RunWorkerError::Speed(_) => ("device_failed", "choose another with --device, or a smaller run"),
-        RunWorkerError::Memory(_) => ("no_memory_size", "report this with the name of the operating system"),
+        RunWorkerError::Device(_) => {
+            ("no_device", "choose another with --device; `manyhands doctor` tells what is there")
+        }
+        RunWorkerError::Speed(_) => {
+            ("device_failed", "choose another with --device, or a smaller run")
+        }
+        RunWorkerError::Memory(_) => {
+            ("no_memory_size", "report this with the name of the operating system")
+        }
         RunWorkerError::RunData(_) => ("data_set", "start again; what was fetched is kept"),
-        RunWorkerError::State(_) => ("node_folder", "remove the damaged file, or choose another folder with --dir"),
+        RunWorkerError::State(_) => {
+            ("node_folder", "remove the damaged file, or choose another folder with --dir")
+        }
     };
     Failure::new(code, error, remedy)
 }
@@ -35,8 +50,10 @@ fn enrol(error: EnrolError) -> Failure {
         EnrolError::Read(error) => error.into(),
         EnrolError::Submit(error) => error.into(),
         EnrolError::Faucet(error) => error.into(),
-        EnrolError::Funds { .. } => {
-            Failure::new("account_empty", error, "send the missing amount to this account and start again")
-        }
+        EnrolError::Funds { .. } => Failure::new(
+            "account_empty",
+            error,
+            "send the missing amount to this account and start again",
+        ),
     }
 }

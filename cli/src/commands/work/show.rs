@@ -62,14 +62,17 @@ impl Screen {
         self.progress.clear();
         match exit {
             Exit::Complete { round, theta } => {
-                let shown = serde_json::json!({ "event": "complete", "round": round, "theta": theta });
+                let shown =
+                    serde_json::json!({ "event": "complete", "round": round, "theta": theta });
                 self.output.event(&shown, || {
                     Some(format!("the run is complete after {round} rounds; `manyhands claim` brings what was earned once it has vested"))
                 });
                 Ok(())
             }
             Exit::Left => {
-                self.output.event(&serde_json::json!({ "event": "left" }), || Some("left the run".to_owned()));
+                self.output.event(&serde_json::json!({ "event": "left" }), || {
+                    Some("left the run".to_owned())
+                });
                 Ok(())
             }
             Exit::Refused(refusal) => Err(refused(refusal)),
@@ -99,7 +102,10 @@ fn line(event: &WorkerEvent, role: Role) -> Option<String> {
             format!("run     {name} ({}): {parameters} parameters, {rounds} rounds", run.short())
         }
         WorkerEvent::Measured { class, tokens_per_second, memory_bytes } => {
-            format!("machine {class}: {tokens_per_second} tokens/s, {} MiB of memory", memory_bytes >> 20)
+            format!(
+                "machine {class}: {tokens_per_second} tokens/s, {} MiB of memory",
+                memory_bytes >> 20
+            )
         }
         WorkerEvent::Enrolled { stake, development, funded } => {
             let what = if role == Role::Worker { "stake" } else { "bond " };
@@ -118,10 +124,17 @@ fn line(event: &WorkerEvent, role: Role) -> Option<String> {
         ),
         WorkerEvent::Replayed { round, worker, delta, passed } => {
             let found = if *passed { "agrees" } else { "DOES NOT AGREE" };
-            format!("round {round}: the replay of {} {found} (distance {delta:.1e})", worker.short())
+            format!(
+                "round {round}: the replay of {} {found} (distance {delta:.1e})",
+                worker.short()
+            )
         }
-        WorkerEvent::Evaluated { round, loss } => format!("θ of round {round}: held-out loss {loss:.4}"),
+        WorkerEvent::Evaluated { round, loss } => {
+            format!("θ of round {round}: held-out loss {loss:.4}")
+        }
         WorkerEvent::Trouble { text } => format!("trouble: {text}"),
-        WorkerEvent::Training { .. } | WorkerEvent::Replaying { .. } | WorkerEvent::Fetching { .. } => return None,
+        WorkerEvent::Training { .. }
+        | WorkerEvent::Replaying { .. }
+        | WorkerEvent::Fetching { .. } => return None,
     })
 }
