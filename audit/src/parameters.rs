@@ -63,7 +63,7 @@ impl<E: Evidence> Parameters<'_, E> {
                 theta = self.published(record, findings).await?;
             }
             let update = if chosen {
-                let update = self.from_payloads(record, findings).await?;
+                let update = self.recomputed(record, findings).await?;
                 if update.is_some() {
                     recomputed.push(record.round);
                 }
@@ -128,7 +128,7 @@ impl<E: Evidence> Parameters<'_, E> {
     }
 
     /// The round's update, recomputed from payloads; none if it cannot be, or there is none.
-    async fn from_payloads(
+    async fn recomputed(
         &self,
         record: &RoundRecord,
         findings: &mut Findings,

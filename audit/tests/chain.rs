@@ -12,7 +12,7 @@ use sp_core::H256;
 use sp_core::storage::StateVersion;
 use sp_runtime::generic;
 use sp_runtime::traits::BlakeTwo256;
-use sp_state_machine::{Backend, prove_read};
+use sp_state_machine::prove_read;
 
 /// The audited block: later than everything.
 const HEAD: u32 = 10_000;
@@ -182,7 +182,7 @@ impl TestChain {
     }
 
     fn head(&self) -> Digest {
-        Digest::new(sp_core::blake2_256(&self.header()))
+        Digest::new(sp_core::hashing::blake2_256(&self.header()))
     }
 }
 

@@ -41,8 +41,9 @@ fn an_honest_run_is_ok_link_by_link() {
     let spec = world.spec.canonical_bytes();
     let chain = Some(&world.chain);
     let subject = Subject { run: world.run, spec: &spec, evidence: &world.evidence, chain };
-    let report = audit_run(subject, &AuditOptions::default(), &mut |_| steps += 1);
-    let report = block_on(report).expect("answers");
+    let options = AuditOptions::default();
+    let mut count = |_| steps += 1;
+    let report = block_on(audit_run(subject, &options, &mut count)).expect("answers");
     assert!(report.ok(), "{report}");
     for link in Link::ALL.into_iter().filter(|link| *link != Link::Slashes) {
         assert_eq!(report.status(link), Status::Ok, "{link}: {report}");

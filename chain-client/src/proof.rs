@@ -72,13 +72,16 @@ pub fn read_header(bytes: &[u8]) -> Result<HeaderParts, VerifyProofError> {
     })
 }
 
+/// A value that a proof shows, or its proven absence.
+pub type ProvenValue = Option<Vec<u8>>;
+
 /// The values of `keys` under a state root, in the order of the keys; `None` where the proof shows
 /// that there is no value.
 pub fn verify_read_proof(
     state_root: &Digest,
     nodes: &[Vec<u8>],
     keys: &[StorageKey],
-) -> Result<Vec<Option<Vec<u8>>>, VerifyProofError> {
+) -> Result<Vec<ProvenValue>, VerifyProofError> {
     if nodes.len() > PROOF_NODES_MAX {
         return Err(VerifyProofError::TooManyNodes { got: nodes.len() });
     }
@@ -100,7 +103,7 @@ impl ReadProof {
         &self,
         block: &Digest,
         keys: &[StorageKey],
-    ) -> Result<(HeaderParts, Vec<Option<Vec<u8>>>), VerifyProofError> {
+    ) -> Result<(HeaderParts, Vec<ProvenValue>), VerifyProofError> {
         let header = read_header(&self.header)?;
         if header.hash != *block {
             return Err(VerifyProofError::OtherBlock { expected: *block, got: header.hash });

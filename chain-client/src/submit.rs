@@ -281,7 +281,7 @@ impl ChainClient {
             let record = record.map_err(|failure| undecodable(&failure))?;
             if record.phase() == phase && record.is::<chain::system::events::ExtrinsicFailed>() {
                 let metadata = at.metadata();
-                return Err(failure_in(block, record.field_bytes(), metadata).into());
+                return Err(failure_in(block, record.field_bytes(), metadata));
             }
         }
         let events = training_events(&at, |of| of == phase).await?;

@@ -30,6 +30,6 @@ pub use effects::EffectError;
 pub use effects::settle::{
     RecordFileError, read_record, record_path, reward_leaves, round_commitment,
 };
-pub use launch::{LaunchOrder, Launched, RunManifest, launch};
+pub use launch::{LaunchError, LaunchOrder, Launched, RunManifest, launch};
 pub use page::{ChainStatus, LiveStatus, PageError};
 pub use service::{Completed, CoordinatorConfig, Handle, StartError, WaitError, start};

@@ -86,7 +86,7 @@ impl Beacon {
 
 /// `number / 2⁶⁴ · range`, below `range` (< 2⁶⁴).
 fn scale(number: u64, range: u128) -> u128 {
-    u128::from(number) * range >> 64
+    (u128::from(number) * range) >> 64
 }
 
 fn weighted(mut at: u128, weights: &[u64]) -> u32 {

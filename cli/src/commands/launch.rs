@@ -14,6 +14,7 @@ use manyhands_proto::run_file::{ChainKind, RunFile};
 use serde::Serialize;
 use tokio::sync::watch::Receiver;
 
+use self::dataset::Resolved;
 use super::{ChainArg, DEVNET_URL};
 use crate::amount::tokens;
 use crate::failure::{Explain, Failure};
@@ -74,7 +75,7 @@ pub(crate) async fn run(args: Args, output: Output, with_stdin: bool) -> Result<
     let file = read_file(&args.file, args.dataset.as_deref())?;
     let folder = folder::choose(args.dir.clone(), Path::new("runs").join(&file.run.name))?;
     let (key, key_is_new) = folder::key(&folder)?;
-    let (data, served, theta) = dataset::resolve(&file, &args.file)?;
+    let Resolved { data, served, theta } = dataset::resolve(&file, &args.file)?;
     let on_chain = file.chain.kind == ChainKind::Substrate;
     // A launch that is resumed knows its chain.
     let is_new = !folder.join("run.json").exists();

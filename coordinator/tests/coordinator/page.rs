@@ -51,6 +51,6 @@ async fn a_page_for_the_whole_world_or_on_a_busy_port_is_refused() {
     let url = world.handle().page_url();
     let busy = url.trim_start_matches("http://").trim_end_matches('/').parse().expect("address");
     let taken = CoordinatorConfig { page_listen: busy, ..config };
-    let refused = start(taken).await.expect_err("the port is taken");
+    let refused = start(taken).await.err().expect("the port is taken");
     assert!(refused.to_string().contains("choose another port"), "{refused}");
 }

@@ -293,8 +293,7 @@ impl Peer {
             payload: insert(&payload),
             payload_bytes: payload.len() as u64,
             theta: insert(&vector::to_bytes(&end)),
-            first_moment: moments,
-            second_moment: moments,
+            moments,
             error: insert(&vector::to_bytes(&error)),
             tokens: TokenCount(
                 u64::from(assignment.sequences) * u64::from(self.spec.model.context_length),

@@ -22,6 +22,7 @@ use manyhands_proto::TokenCount;
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::Role;
 use manyhands_proto::run_file::RunSpec;
+use manyhands_rules::worker::Exit;
 use manyhands_worker::{Trainers, WorkerConfig};
 use tokio::sync::watch;
 
@@ -75,8 +76,8 @@ async fn main() -> anyhow::Result<()> {
     };
     let (_stop, stopping) = watch::channel(false);
     match manyhands_worker::run(config, stopping).await.context("cannot take part")? {
-        manyhands_rules::worker::Exit::Refused(refusal) => bail!("caught: {}", refusal.reason),
-        exit => println!("not caught: {exit:?}"),
+        Exit::Refused(refusal) => bail!("caught: {}", refusal.reason),
+        exit @ (Exit::Complete { .. } | Exit::Left) => println!("not caught: {exit:?}"),
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -63,7 +64,7 @@ pub(super) struct Program {
     child: RefCell<Child>,
     lines: Receiver<Value>,
     heard: RefCell<Vec<Value>>,
-    complaints: std::sync::Arc<std::sync::Mutex<String>>,
+    complaints: Arc<Mutex<String>>,
 }
 
 impl Program {
@@ -85,9 +86,8 @@ impl Program {
                 }
             }
         });
-        let complaints = std::sync::Arc::default();
-        let (kept, mut stderr) =
-            (std::sync::Arc::clone(&complaints), child.stderr.take().expect("piped"));
+        let complaints = Arc::<Mutex<String>>::default();
+        let (kept, mut stderr) = (Arc::clone(&complaints), child.stderr.take().expect("piped"));
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = stderr.read(&mut buffer) {

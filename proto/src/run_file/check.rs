@@ -377,7 +377,6 @@ fn check_chain(chain: &Chain, run: &Run, findings: &mut Findings) {
 #[cfg(test)]
 mod tests {
     use super::super::*;
-    use super::*;
 
     const GOOD: &str = r#"
 [run]

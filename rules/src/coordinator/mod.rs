@@ -236,7 +236,13 @@ impl Coordinator {
         }
         let result = match request {
             Request::Join(join) => self.handle_join(now, from, nonce, join, facts),
-            request => self.handle_member(now, from, nonce, request),
+            request @ (Request::Describe
+            | Request::Beat(_)
+            | Request::Commit(_)
+            | Request::Verdict(_)
+            | Request::Evaluation(_)
+            | Request::Leave
+            | Request::Status) => self.handle_member(now, from, nonce, request),
         };
         match result {
             Ok(()) => Answer::Situation(from),

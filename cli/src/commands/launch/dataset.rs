@@ -44,11 +44,16 @@ enum Split {
     HeldOut,
 }
 
-/// The data set as the run's parties will know it, its files, and θ₀ if it is given.
-pub(super) fn resolve(
-    file: &RunFile,
-    file_path: &Path,
-) -> Result<(DataSet, Vec<ServedFile>, Option<Vec<u8>>), Failure> {
+/// What a run's file names of data and parameters.
+pub(super) struct Resolved {
+    /// As the run's parties will know it.
+    pub(super) data: DataSet,
+    pub(super) served: Vec<ServedFile>,
+    /// θ₀ if it does not follow from the run's seed.
+    pub(super) theta: Option<Vec<u8>>,
+}
+
+pub(super) fn resolve(file: &RunFile, file_path: &Path) -> Result<Resolved, Failure> {
     let folder = std::path::absolute(&file.data.dataset).explain("data_set", PREPARE)?;
     let path = folder.join("dataset.json");
     let bytes = std::fs::read(&path).map_err(|error| {
@@ -94,7 +99,7 @@ pub(super) fn resolve(
         theta,
         theta_is_given: given.is_some(),
     };
-    Ok((data, served(&folder, path, &bytes, &manifest)?, given))
+    Ok(Resolved { data, served: served(&folder, path, &bytes, &manifest)?, theta: given })
 }
 
 /// One target more than inputs: the last token of a shard starts no sequence.
