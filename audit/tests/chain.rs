@@ -8,7 +8,7 @@ use manyhands_chain_client::types::Stage;
 use manyhands_chain_client::{BlockRef, ReadError, ReadProof, StorageKey};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, RunId};
-use sp_core::H256;
+use sp_core::{H256, Hasher};
 use sp_core::storage::StateVersion;
 use sp_runtime::generic;
 use sp_runtime::traits::BlakeTwo256;
@@ -182,7 +182,7 @@ impl TestChain {
     }
 
     fn head(&self) -> Digest {
-        Digest::new(sp_core::hashing::blake2_256(&self.header()))
+        Digest::new(BlakeTwo256::hash(&self.header()).0)
     }
 }
 

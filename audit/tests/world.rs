@@ -331,6 +331,7 @@ impl World {
                 Input::PossessionChecked { round, worker, proof, holds: true }
             }
             Effect::Merge(order) => self.merge(&order),
+            Effect::CheckStakes { round, .. } => Input::StakesChecked { round, gone: Vec::new() },
             Effect::Anchor { round, stage, digest } => {
                 let entropy = self.entropy(round, stage, digest);
                 Input::Entropy { round, stage, entropy }

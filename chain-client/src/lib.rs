@@ -22,7 +22,8 @@ pub use client::{BlockRef, ChainClient, ConnectError, ReadError};
 pub use events::{BlockEvents, TrainingEvent};
 pub use faucet::{FaucetError, faucet_key};
 pub use proof::{
-    HeaderParts, ReadProof, StorageKey, VerifyProofError, read_header, verify_read_proof,
+    HeaderParts, ProvenValue, ReadProof, StorageKey, VerifyProofError, read_header,
+    verify_read_proof,
 };
 pub use state::{AccountBalance, ChainState};
 pub use submit::{Submission, SubmitError};

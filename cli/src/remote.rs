@@ -12,10 +12,10 @@ use manyhands_network::data::{
 use manyhands_network::invitation::Invitation;
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    self, Heading, Reply, Request, open_reply, request_digest, seal_request,
+    self, Heading, OpenError, Reply, Request, open_reply, request_digest, seal_request,
 };
 use manyhands_proto::run_file::RunSpec;
-use manyhands_proto::{Digest, Round};
+use manyhands_proto::Digest;
 use manyhands_rules::coordinator::Status;
 use manyhands_rules::run_id::run_id;
 
@@ -98,7 +98,7 @@ impl Remote {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.nonce = u64::try_from(now.as_micros()).unwrap_or(u64::MAX).max(self.nonce + 1);
         let Invitation { run, coordinator, control, .. } = &self.invitation;
-        let heading = Heading { run: *run, round: Round(0), nonce: self.nonce };
+        let heading = Heading { run: *run, round: request.round(), nonce: self.nonce };
         let sealed = seal_request(&self.key, heading, request).explain("message", DAMAGED)?;
         let digest = request_digest(&sealed);
         let reply = self
@@ -106,7 +106,7 @@ impl Remote {
             .request(*coordinator, control, sealed)
             .await
             .explain("coordinator_unreachable", UNREACHABLE)?;
-        let reply = open_reply(&reply, *run, *coordinator, digest).explain("message", DAMAGED)?;
+        let reply = open_reply(&reply, *run, *coordinator, digest).map_err(not_opened)?;
         match reply.message {
             Reply::Refused(refusal) => Err(refused(&refusal)),
             reply @ (Reply::Description { .. } | Reply::Situation(_) | Reply::Status(_)) => {
@@ -160,6 +160,24 @@ impl Blobs {
         let (bytes, _) = self.data.fetch_to_memory(request).await?;
         Ok(bytes.to_vec())
     }
+}
+
+/// A coordinator speaks in its own run and version, whatever it was asked in.
+fn not_opened(error: OpenError) -> Failure {
+    let (code, remedy) = match &error {
+        OpenError::Run { .. } => ("wrong_run", "use the invitation that this run's launch printed"),
+        OpenError::Version { .. } => {
+            ("version_mismatch", "build the version that the coordinator runs")
+        }
+        OpenError::TooLarge { .. }
+        | OpenError::Decode { .. }
+        | OpenError::NotCanonical { .. }
+        | OpenError::Signer { .. }
+        | OpenError::AnotherRequest { .. }
+        | OpenError::Signature { .. }
+        | OpenError::Message(_) => ("message", DAMAGED),
+    };
+    Failure::new(code, error, remedy)
 }
 
 /// A coordinator's refusal as ours.

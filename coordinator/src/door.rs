@@ -20,6 +20,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::addresses::ip_of;
 use crate::clock::unix_ms;
 use crate::driver::Work;
+use crate::effects::stakes;
 use crate::metrics::REQUESTS;
 
 /// Newcomers that are looked up on chain at the same time.
@@ -69,13 +70,20 @@ impl Answerer {
         let own = self.clone();
         tokio::spawn(async move {
             let heading = Heading { run: own.run, round, nonce: own.next_nonce() };
-            match seal_reply(&own.key, heading, asker.request, &reply) {
+            let sealed = seal_reply(&own.key, heading, asker.request, &reply).or_else(|error| {
+                // Said instead of nothing: silence would look like an outage.
+                tracing::error!(%error, "an answer cannot be sealed; this is a bug");
+                let reason = "the coordinator has no answer that fits a message".to_owned();
+                let refusal = Refusal { code: RefusalCode::NotReady, reason };
+                seal_reply(&own.key, heading, asker.request, &Reply::Refused(refusal))
+            });
+            match sealed {
                 Ok(bytes) => {
                     if let Err(error) = asker.responder.respond(bytes).await {
                         tracing::debug!(%error, "an answer was not taken");
                     }
                 }
-                Err(error) => tracing::error!(%error, "an answer cannot be sealed; this is a bug"),
+                Err(error) => tracing::error!(%error, "a refusal cannot be sealed; this is a bug"),
             }
         });
     }
@@ -173,6 +181,11 @@ impl Door {
             let reason = format!("this is run {}, you asked for {}", self.answerer.run, signed.run);
             return refuse(RefusalCode::WrongRun, reason);
         }
+        let about = signed.message.round();
+        if signed.round != about {
+            let reason = format!("it is about round {about} and signed for round {}", signed.round);
+            return refuse(RefusalCode::Malformed, reason);
+        }
         Ok(signed)
     }
 
@@ -228,25 +241,11 @@ impl Door {
     }
 }
 
-/// What the chain holds for a node in this run; nothing if it is on its way out.
 async fn stake(
     chain: &ChainClient,
     run: &RunId,
     node: NodeId,
     role: Role,
 ) -> Result<Balance, ReadError> {
-    let state = chain.state().await?;
-    let stake = match role {
-        Role::Worker => state
-            .worker(&node)
-            .await?
-            .filter(|worker| worker.exit_at.is_none() && worker.is_member(run))
-            .map(|worker| worker.stake),
-        Role::Verifier => state
-            .verifier(run, &node)
-            .await?
-            .filter(|verifier| verifier.exit_at.is_none())
-            .map(|verifier| verifier.bond),
-    };
-    Ok(stake.unwrap_or_default())
+    stakes::held(&chain.state().await?, run, node, role).await
 }

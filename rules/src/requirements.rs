@@ -17,6 +17,14 @@ pub fn memory_bytes_min(spec: &RunSpec) -> u64 {
     parameters * 4 * 8 + tokens * 4 * (hidden + vocabulary)
 }
 
+/// What a member of this role has to put down.
+pub fn stake_min(spec: &RunSpec, role: Role) -> Balance {
+    match role {
+        Role::Worker => spec.chain.stake_min,
+        Role::Verifier => spec.chain.verifier_bond,
+    }
+}
+
 /// Whether `node` may take part, with `stake` on hold for it.
 ///
 /// # Errors
@@ -28,7 +36,7 @@ pub fn admit(spec: &RunSpec, node: NodeId, join: &Join, stake: Balance) -> Resul
             format!("this run speaks protocol {PROTOCOL_VERSION}, you speak {}", join.version),
         );
     }
-    if !spec.run.allow.is_empty() && join.role == Role::Worker && !spec.run.allow.contains(&node) {
+    if !spec.run.allow.is_empty() && !spec.run.allow.contains(&node) {
         return refuse(RefusalCode::NotAllowed, format!("node {node} is not on the run's list"));
     }
     let memory_min = memory_bytes_min(spec);
@@ -38,10 +46,11 @@ pub fn admit(spec: &RunSpec, node: NodeId, join: &Join, stake: Balance) -> Resul
             format!("this run needs {memory_min} bytes of memory, you have {}", join.memory_bytes),
         );
     }
-    let (stake_min, what) = match join.role {
-        Role::Worker => (spec.chain.stake_min, "stake"),
-        Role::Verifier => (spec.chain.verifier_bond, "bond"),
+    let what = match join.role {
+        Role::Worker => "stake",
+        Role::Verifier => "bond",
     };
+    let stake_min = stake_min(spec, join.role);
     if spec.chain.kind == ChainKind::Substrate && stake < stake_min {
         return refuse(
             RefusalCode::StakeTooSmall,

@@ -347,6 +347,9 @@ impl World {
                 let holds = expected.proof == proof;
                 (50, Input::PossessionChecked { round, worker, proof, holds })
             }
+            Effect::CheckStakes { round, .. } => {
+                (100, Input::StakesChecked { round, gone: Vec::new() })
+            }
             Effect::Merge(order) => {
                 let bytes = serde_json::to_vec(&order).expect("an order serialises");
                 let (round, theta) = (order.round, Digest::of(&bytes));

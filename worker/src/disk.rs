@@ -1,4 +1,4 @@
-//! What survives `kill -9`: the end states of the last two rounds, and which θ is on disk.
+//! What survives `kill -9`: the end states of the last rounds, and which θ is on disk.
 //!
 //! Blobs lie in the content-addressed store; a small file per round names them. The file is written
 //! after its blobs and before the commitment is sent, each whole or not at all.

@@ -15,8 +15,9 @@ use manyhands_network::data::{
     Data, DataConfig, DataHandle, FileStore, Source, StartDataError, StoreError,
 };
 use manyhands_proto::keys::NodeKey;
+use manyhands_proto::message::limits::HEAD_ROUNDS_MAX;
 use manyhands_proto::message::{
-    Heading, Join, OpenError, PROTOCOL_VERSION, Possession, Reply, Request, SealError,
+    Heading, Join, OpenError, PROTOCOL_VERSION, Possession, Refusal, Reply, Request, SealError,
     open_announcement, open_reply, request_digest, seal_request,
 };
 use manyhands_proto::run_file::{ChainKind, RunSpec, RunSpecError};
@@ -30,8 +31,8 @@ use crate::chain::{EnrolError, enrol};
 use crate::context::{Context, WorkerConfig, WorkerEvent, describe};
 use crate::data::{DataError, RunData};
 use crate::disk::{DiskError, WorkerDisk};
-use crate::sync::{Theta, restore, sync};
-use crate::train::{Reins, publish, restore_access, train};
+use crate::sync::{SyncError, Theta, restore, sync};
+use crate::train::{Reins, RoundError, publish, restore_access, train};
 use crate::verify::{evaluation, replay};
 
 /// A beat a second; announcements make it speak at once when something changed.
@@ -48,6 +49,8 @@ pub enum RunWorkerError {
     Disk(#[from] DiskError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("this node's disk fails: {0}")]
+    DiskFails(String),
     #[error(transparent)]
     Control(#[from] StartControlError),
     #[error(transparent)]
@@ -56,10 +59,12 @@ pub enum RunWorkerError {
     Unreachable(String),
     #[error("the run's specification is refused: {0}")]
     Spec(#[from] RunSpecError),
-    #[error(
-        "the coordinator's specification belongs to run {got}, the invitation is for {expected}"
-    )]
+    #[error("the coordinator serves run {got}, the invitation is for {expected}")]
     WrongRun { expected: RunId, got: RunId },
+    #[error("the coordinator speaks version {got} of the protocol, this program version {expected}")]
+    Version { expected: u32, got: u32 },
+    #[error("{}", .0.reason)]
+    Refused(Refusal),
     #[error(
         "the chain at {url} is {got}, the run is on {expected}; name a node of its chain with --chain"
     )]
@@ -94,9 +99,11 @@ impl From<DataError> for RunWorkerError {
 /// # Errors
 /// [`RunWorkerError`]: what kept the node from taking part.
 pub async fn run(
-    config: WorkerConfig,
-    stop: watch::Receiver<bool>,
+    mut config: WorkerConfig,
+    mut stop: watch::Receiver<bool>,
 ) -> Result<Exit, RunWorkerError> {
+    // Rounds, parameters and data of one run say nothing about another; the key is for all.
+    config.folder = config.folder.join("runs").join(config.invitation.run.to_string());
     let store = Arc::new(FileStore::open(config.folder.join("blobs"), config.store_bytes_max)?);
     let data_config =
         DataConfig::new(config.key.clone(), config.data_listen, Arc::clone(&store) as _);
@@ -104,20 +111,28 @@ pub async fn run(
     let control_config =
         ControlConfig::new(config.key.clone(), config.control_listen.clone(), SearchRole::Worker);
     let (control, events) = Control::start(control_config).await?;
-    let outcome = take_part(config, store, data.clone(), control.clone(), events, stop).await;
+    let prepared = tokio::select! {
+        prepared = prepare(config, store, data.clone(), control.clone()) => prepared.map(Some),
+        // Nothing is owed to anybody before the first round.
+        _ = stop.wait_for(|stop| *stop) => Ok(None),
+    };
+    let outcome = match prepared {
+        Ok(Some(service)) => service.run(events, stop).await,
+        Ok(None) => Ok(Exit::Left),
+        Err(error) => Err(error),
+    };
     control.shutdown().await;
     data.shutdown().await;
     outcome
 }
 
-async fn take_part(
+/// Everything before the first word as a member.
+async fn prepare(
     config: WorkerConfig,
     store: Arc<FileStore>,
     data: DataHandle,
     control: ControlHandle,
-    events: ControlEvents,
-    stop: watch::Receiver<bool>,
-) -> Result<Exit, RunWorkerError> {
+) -> Result<Service, RunWorkerError> {
     let mut line = Line {
         key: config.key.clone(),
         run: config.invitation.run,
@@ -169,7 +184,7 @@ async fn take_part(
     }
     context.control.subscribe(context.run).await;
     let machine = Worker::new(context.key.node_id(), identity, trained);
-    Ok(Service::new(context, data, machine, line).run(events, stop).await)
+    Ok(Service::new(context, data, machine, line))
 }
 
 /// The specification from the coordinator, checked against the run's id.
@@ -178,7 +193,17 @@ async fn describe_run(line: &mut Line, config: &WorkerConfig) -> Result<RunSpec,
     let bytes = loop {
         match line.ask(&Request::Describe).await {
             Ok(Reply::Description { spec, .. }) => break spec,
-            Ok(other) => return Err(RunWorkerError::Unreachable(format!("it answered {other:?}"))),
+            Ok(Reply::Refused(refusal)) => return Err(RunWorkerError::Refused(refusal)),
+            Ok(other @ (Reply::Situation(_) | Reply::Status(_))) => {
+                return Err(RunWorkerError::Unreachable(format!("it answered {other:?}")));
+            }
+            // It speaks for itself in its own run and version: asking again changes nothing.
+            Err(AskError::Open(OpenError::Run { expected, got })) => {
+                return Err(RunWorkerError::WrongRun { expected, got });
+            }
+            Err(AskError::Open(OpenError::Version { expected, got })) => {
+                return Err(RunWorkerError::Version { expected, got });
+            }
             Err(error) if attempt >= FIRST_CONTACT_ATTEMPTS => {
                 return Err(RunWorkerError::Unreachable(error.to_string()));
             }
@@ -241,8 +266,9 @@ async fn introduce(
         .to_string();
     let memory_bytes = memory_bytes()?;
     context.tell(WorkerEvent::Measured { class: class.clone(), tokens_per_second, memory_bytes });
-    let head_rounds =
-        context.disk.rounds()?.iter().map(|state| state.trained.assignment.round).collect();
+    let states = context.disk.rounds()?;
+    let newest = states.iter().rev().take(HEAD_ROUNDS_MAX);
+    let head_rounds = newest.map(|state| state.trained.assignment.round).collect();
     let join = Join {
         role,
         version: PROTOCOL_VERSION,
@@ -297,7 +323,7 @@ impl Line {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let nonce = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
         self.last_nonce = nonce.max(self.last_nonce + 1);
-        let heading = Heading { run: self.run, round: Round(0), nonce: self.last_nonce };
+        let heading = Heading { run: self.run, round: request.round(), nonce: self.last_nonce };
         let sealed = seal_request(&self.key, heading, request)?;
         let digest = request_digest(&sealed);
         let reply = self.control.request(self.coordinator, &self.addresses, sealed).await?;
@@ -310,6 +336,44 @@ impl Line {
 enum Done {
     Input(Input),
     Synced(Theta, Possession),
+    /// This node's own disk fails: whatever is tried again fails again.
+    Disk(String),
+}
+
+/// Why an effect was not done.
+enum Undone {
+    /// It may work the next time.
+    Passing(String),
+    HeadLost { round: Round, reason: String },
+    Disk(String),
+}
+
+impl From<RoundError> for Undone {
+    fn from(error: RoundError) -> Self {
+        let reason = error.to_string();
+        match error {
+            RoundError::Store(_) | RoundError::Disk(_) => Self::Disk(reason),
+            RoundError::NoHead { round } | RoundError::DamagedHead { round, .. } => {
+                Self::HeadLost { round, reason }
+            }
+            RoundError::Theta { .. }
+            | RoundError::Data(_)
+            | RoundError::Train(_)
+            | RoundError::Encode(_) => Self::Passing(reason),
+        }
+    }
+}
+
+impl From<SyncError> for Undone {
+    fn from(error: SyncError) -> Self {
+        let reason = error.to_string();
+        match error {
+            SyncError::Store(_) | SyncError::Disk(_) => Self::Disk(reason),
+            SyncError::Fetch(_) | SyncError::Parse(_) | SyncError::Seed { .. } => {
+                Self::Passing(reason)
+            }
+        }
+    }
 }
 
 struct Service {
@@ -323,6 +387,8 @@ struct Service {
     results: mpsc::Receiver<Done>,
     duty: String,
     joined: bool,
+    /// Nonce of the newest announcement: an older one is a repetition.
+    announced: u64,
 }
 
 impl Service {
@@ -332,25 +398,30 @@ impl Service {
         let theta = restore(&context);
         let reins = Arc::new(Reins::default());
         let duty = String::new();
-        Self { context, data, machine, line, theta, reins, done, results, duty, joined: false }
+        let (joined, announced) = (false, 0);
+        Self { context, data, machine, line, theta, reins, done, results, duty, joined, announced }
     }
 
-    async fn run(mut self, mut events: ControlEvents, mut stop: watch::Receiver<bool>) -> Exit {
+    async fn run(
+        mut self,
+        mut events: ControlEvents,
+        mut stop: watch::Receiver<bool>,
+    ) -> Result<Exit, RunWorkerError> {
         let mut stopping = false;
         loop {
             while let Some(request) = self.machine.poll_request(now()) {
                 self.say(request).await;
                 if let Some(exit) = self.start_effects() {
-                    return exit;
+                    return Ok(exit);
                 }
             }
             if let Some(exit) = self.start_effects() {
-                return exit;
+                return Ok(exit);
             }
             let wake = self.machine.poll_timeout().map_or(BEAT_MS, |tick| tick.since(now()));
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(wake.max(1))) => {}
-                Some(done) = self.results.recv() => self.take(done),
+                Some(done) = self.results.recv() => self.take(done)?,
                 event = events.next() => self.hear(event),
                 _ = stop.wait_for(|stop| *stop), if !stopping => {
                     stopping = true;
@@ -370,8 +441,6 @@ impl Service {
             Err(error) => {
                 tracing::info!(%error, "the coordinator did not answer");
                 self.machine.handle_no_reply(now());
-                // What waits to be said would be said again at once.
-                tokio::time::sleep(Duration::from_millis(BEAT_MS / 2)).await;
             }
         }
         if self.machine.is_member() && !self.joined {
@@ -389,14 +458,16 @@ impl Service {
         }
     }
 
-    fn take(&mut self, done: Done) {
+    fn take(&mut self, done: Done) -> Result<(), RunWorkerError> {
         match done {
             Done::Input(input) => self.machine.handle(now(), input),
             Done::Synced(theta, possession) => {
                 self.theta = Some(theta);
                 self.machine.handle(now(), Input::Synced(possession));
             }
+            Done::Disk(reason) => return Err(RunWorkerError::DiskFails(reason)),
         }
+        Ok(())
     }
 
     fn hear(&mut self, event: Option<ControlEvent>) {
@@ -405,10 +476,13 @@ impl Service {
                 let opened =
                     open_announcement(&announcement.bytes, self.line.run, self.line.coordinator);
                 match opened {
-                    Ok(_) => {
+                    Ok(signed) if signed.nonce > self.announced => {
+                        self.announced = signed.nonce;
                         announcement.accept();
                         self.machine.handle(now(), Input::Announced);
                     }
+                    // Not passed on: it would wake everybody again.
+                    Ok(_) => announcement.reject("it was announced before"),
                     Err(error) => announcement.reject(&error.to_string()),
                 }
             }
@@ -428,17 +502,18 @@ impl Service {
                 Effect::Exit(exit) => return Some(exit),
                 Effect::Abort { .. } => self.reins.stop.store(true, Ordering::Relaxed),
                 Effect::Publish { round, verifiers } => {
-                    if let Err(error) = publish(&self.context, round, &verifiers) {
-                        self.context.trouble(format!("cannot serve round {round}: {error}"));
+                    let (context, done) = (Arc::clone(&self.context), self.done.clone());
+                    if let Err(error) = publish(&context, round, &verifiers) {
+                        let reason = format!("cannot serve round {round}: {error}");
+                        // Full only when a heavy effect ends at the same time; it then fails as well.
+                        let _ = done.try_send(Done::Disk(reason));
                     }
                 }
                 Effect::Sync(wanted) => {
                     let (context, held) = (Arc::clone(&self.context), self.theta.clone());
                     self.spawn(async move {
                         let synced = sync(&context, &wanted, held).await;
-                        synced
-                            .map(|(theta, proof)| Done::Synced(theta, proof))
-                            .map_err(|e| e.to_string())
+                        Ok(synced.map(|(theta, proof)| Done::Synced(theta, proof))?)
                     });
                 }
                 Effect::Train(assignment) => {
@@ -447,7 +522,7 @@ impl Service {
                     let (theta, reins) = (self.theta.clone(), Arc::clone(&self.reins));
                     self.spawn(async move {
                         let trained = train(context, data, theta, assignment, reins).await;
-                        trained.map(|t| Done::Input(Input::Trained(t))).map_err(|e| e.to_string())
+                        Ok(trained.map(|trained| Done::Input(Input::Trained(trained)))?)
                     });
                 }
                 Effect::Replay(task) => {
@@ -460,7 +535,9 @@ impl Service {
                     let (context, data) = (Arc::clone(&self.context), Arc::clone(&self.data));
                     self.spawn(async move {
                         let evaluated = evaluation(context, data, task).await;
-                        evaluated.map(|evaluation| Done::Input(Input::Evaluated(evaluation)))
+                        evaluated
+                            .map(|evaluation| Done::Input(Input::Evaluated(evaluation)))
+                            .map_err(Undone::Passing)
                     });
                 }
             }
@@ -468,12 +545,19 @@ impl Service {
         None
     }
 
-    fn spawn(&self, work: impl Future<Output = Result<Done, String>> + Send + 'static) {
+    fn spawn(&self, work: impl Future<Output = Result<Done, Undone>> + Send + 'static) {
         let (done, context) = (self.done.clone(), Arc::clone(&self.context));
         tokio::spawn(async move {
-            let outcome = work.await.unwrap_or_else(|reason| {
-                context.trouble(reason);
-                Done::Input(Input::Failed)
+            let outcome = work.await.unwrap_or_else(|undone| match undone {
+                Undone::Passing(reason) => {
+                    context.trouble(reason);
+                    Done::Input(Input::Failed)
+                }
+                Undone::HeadLost { round, reason } => {
+                    context.trouble(reason);
+                    Done::Input(Input::HeadLost { round })
+                }
+                Undone::Disk(reason) => Done::Disk(reason),
             });
             // Closed only when the service has ended.
             let _ = done.send(outcome).await;

@@ -10,6 +10,7 @@ mod merge;
 mod payload;
 mod possession;
 pub(crate) mod settle;
+pub(crate) mod stakes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -60,6 +61,7 @@ pub(crate) fn peer(effect: &Effect) -> Option<NodeId> {
         Effect::CheckCodec(check) => Some(check.worker),
         Effect::CheckPossession { .. }
         | Effect::Merge(_)
+        | Effect::CheckStakes { .. }
         | Effect::Anchor { .. }
         | Effect::Settle(_)
         | Effect::ReportFault { .. }
@@ -74,6 +76,7 @@ pub(crate) const fn name(effect: &Effect) -> &'static str {
         Effect::CheckCodec(_) => "check_codec",
         Effect::CheckPossession { .. } => "check_possession",
         Effect::Merge(_) => "merge",
+        Effect::CheckStakes { .. } => "check_stakes",
         Effect::Anchor { .. } => "anchor",
         Effect::Settle(_) => "settle",
         Effect::ReportFault { .. } => "report_fault",
@@ -100,6 +103,9 @@ pub(crate) async fn perform(
             possession::check(context, possession::Claim { round, worker, theta, proof }).await
         }
         Effect::Merge(order) => merge::merge(context, order).await,
+        Effect::CheckStakes { round, members } => {
+            Ok(stakes::check(&context, round, &members).await.into())
+        }
         Effect::Anchor { round, stage, digest } => {
             Ok(anchor::anchor(&context, anchor::Anchored { round, stage, digest }).await.into())
         }

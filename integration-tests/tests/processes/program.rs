@@ -91,7 +91,7 @@ impl Program {
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = stderr.read(&mut buffer) {
-                let text: &mut String = &mut *kept.lock().expect("nobody panics with it");
+                let mut text = kept.lock().expect("nobody panics with it");
                 text.push_str(&String::from_utf8_lossy(&buffer[..count]));
             }
         });

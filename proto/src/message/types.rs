@@ -129,6 +129,29 @@ coded! {
     }
 }
 
+impl Role {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Verifier => "verifier",
+        }
+    }
+}
+
+impl Request {
+    /// The round that it is about, and is signed for; 0 if it is about none.
+    pub fn round(&self) -> Round {
+        match self {
+            Self::Commit(signed) => signed.commitment.round,
+            Self::Evaluation(evaluation) => evaluation.round,
+            Self::Beat(beat) => beat.theta.map_or(Round(0), |theta| theta.round),
+            Self::Describe | Self::Join(_) | Self::Verdict(_) | Self::Leave | Self::Status => {
+                Round(0)
+            }
+        }
+    }
+}
+
 /// The protocol's version: peers of another are refused.
 pub const PROTOCOL_VERSION: u32 = 1;
 

@@ -64,7 +64,7 @@ pub struct Run {
     /// Further workers are refused.
     #[serde(default = "default::workers_max")]
     pub workers_max: u32,
-    /// Only these workers may join; empty: anybody.
+    /// Only these nodes may take part, as workers or verifiers; empty: anybody.
     #[serde(default)]
     pub allow: Vec<crate::NodeId>,
     /// Payloads, openings and verdicts of this many rounds are kept.

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// A verifier that could not do a task is not asked again for it; after so many the task ends.
 const VERIFIERS_PER_TASK_MAX: usize = 3;
 
+/// A verifier does one at a time; more than this would only make each reply longer.
+const TASKS_AT_ONCE: usize = 16;
+
 /// A replay that somebody has to do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct ReplayTask {
@@ -50,6 +53,11 @@ impl Audits {
         self.evaluations.insert(round, theta);
     }
 
+    /// θ before this round are gone, or soon will be.
+    pub(super) fn forget_evaluations_before(&mut self, round: Round) {
+        self.evaluations.retain(|of, _| *of >= round);
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.replays.is_empty() && self.evaluations.is_empty()
     }
@@ -72,7 +80,11 @@ impl Audits {
             *load.entry(verifier).or_default() += 1;
         }
         for task in self.replays.values_mut().filter(|task| task.given_to.is_none()) {
-            let able = load.iter().filter(|(node, _)| !task.failed_by.contains(node));
+            // Nobody judges itself, in whatever role it comes back.
+            let judged = task.replay.assignment.worker;
+            let able = load
+                .iter()
+                .filter(|(node, _)| **node != judged && !task.failed_by.contains(node));
             if let Some((&verifier, _)) = able.min_by_key(|&(&node, &tasks)| (tasks, node)) {
                 task.given_to = Some((verifier, now));
                 *load.entry(verifier).or_default() += 1;
@@ -109,12 +121,14 @@ impl Audits {
 
     pub(super) fn replays_of(&self, verifier: NodeId) -> Vec<Replay> {
         let given = |task: &&ReplayTask| task.given_to.is_some_and(|(node, _)| node == verifier);
-        self.replays.values().filter(given).map(|task| task.replay.clone()).collect()
+        self.replays.values().filter(given).take(TASKS_AT_ONCE).map(|t| t.replay.clone()).collect()
     }
 
-    /// Everything is evaluated by the first verifier that is there.
+    /// Everything is evaluated by the first verifier that is there, the newest first: that is what
+    /// people wait for.
     pub(super) fn evaluations(&self) -> Vec<Evaluate> {
-        self.evaluations.iter().map(|(&round, &theta)| Evaluate { round, theta }).collect()
+        let newest = self.evaluations.iter().rev().take(TASKS_AT_ONCE);
+        newest.map(|(&round, &theta)| Evaluate { round, theta }).collect()
     }
 
     /// Whether this θ's loss was still asked for.

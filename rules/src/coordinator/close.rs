@@ -93,7 +93,8 @@ impl Coordinator {
     /// The checks have ended: says what became of everybody and orders the merge.
     pub(super) fn close_checks(&mut self, now: Tick) {
         self.audits.end_before_merge();
-        self.checks.extend(self.round.codec_checks());
+        let found: Vec<_> = self.round.codec_checks().collect();
+        self.note_checks(found);
         let workers: Vec<NodeId> = self.round.candidates.iter().map(|c| c.worker).collect();
         let results: Vec<_> = workers.into_iter().map(|worker| self.result(worker)).collect();
         for result in &results {
@@ -300,11 +301,12 @@ impl Coordinator {
             let deadline = now.after_ms(self.spec.round.check_ms.saturating_mul(2));
             self.round.enter(Phase::Finishing { deadline }, now);
         }
+        let kept = next.0.saturating_sub(self.spec.run.evidence_rounds);
+        self.audits.forget_evaluations_before(Round(kept));
         if last || next.0.is_multiple_of(self.spec.verification.evaluate_every_rounds) {
             self.audits.ask_evaluation(next, theta_next);
         }
-        let oldest = next.0.saturating_sub(self.spec.run.evidence_rounds);
-        self.closed.retain(|round, _| round.0 >= oldest);
+        self.closed.retain(|round, _| round.0 >= kept);
     }
 
     fn record(
@@ -328,11 +330,12 @@ impl Coordinator {
             .iter()
             .filter(|(_, member)| member.earned.0 > 0)
             .map(|(account, member)| {
+                // A node that changed its role may have done both.
                 let trained = results.iter().find(|result| result.worker == account);
-                let work = trained
-                    .map(|result| result.work)
-                    .or_else(|| verifier_work.get(&account).copied());
-                Earning { account, work: work.unwrap_or_default(), cumulative: member.earned }
+                let trained = trained.map_or(0, |result| result.work.0);
+                let verified = verifier_work.get(&account).map_or(0, |work| work.0);
+                let work = WorkUnits(trained + verified);
+                Earning { account, work, cumulative: member.earned }
             })
             .collect();
         RoundRecord {
@@ -439,6 +442,10 @@ impl Coordinator {
             theta: round.theta,
             proof,
         }));
+        if !round.stakes_unchecked.is_empty() {
+            let members = round.stakes_unchecked.clone();
+            wanted.push(Effect::CheckStakes { round: round.number, members });
+        }
         if matches!(round.phase, Phase::Uploading { .. } | Phase::Checking { .. }) {
             self.want_evidence(&mut wanted);
         }

@@ -59,7 +59,8 @@ impl Coordinator {
         if member.theta != Some(round) && !finishing {
             return self.sync_duty(node);
         }
-        match (phase, self.round.assignments.get(&node)) {
+        let assignment = self.round.assignments.get(&node);
+        match (phase, assignment.filter(|_| !self.round.excused.contains(&node))) {
             (Phase::Gathering { .. }, _) if round.0 == 0 => Duty::Gathering {
                 workers: self.membership.ready_workers(round).count() as u32,
                 workers_min: self.spec.run.workers_min,

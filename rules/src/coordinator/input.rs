@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use manyhands_proto::message::{Merge, Request};
+use manyhands_proto::message::{Merge, Request, Role};
 use manyhands_proto::{Balance, Digest, NodeId, Round, TokenCount};
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,11 @@ pub enum Input {
         round: Round,
         stage: Stage,
         entropy: Entropy,
+    },
+    /// The stakes of a round's members were looked up; these have too little, or are leaving.
+    StakesChecked {
+        round: Round,
+        gone: Vec<NodeId>,
     },
     /// The chain has taken the round's record.
     Settled {
@@ -113,6 +118,11 @@ pub enum Effect {
         proof: Digest,
     },
     Merge(MergeOrder),
+    /// Look up on chain whether these still have what they put down.
+    CheckStakes {
+        round: Round,
+        members: Vec<(NodeId, Role)>,
+    },
     /// Anchor `digest`, and answer with entropy that is later.
     Anchor {
         round: Round,

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::credibility::Credibility;
 
+/// From so many on, members that left before they did anything are forgotten when another comes.
+const MEMBERS_MAX: usize = 4_096;
+
 /// A worker's last commitment in a CommitSet: its next round's error buffer and moments follow
 /// from it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,10 +28,15 @@ pub(super) struct Member {
     pub(super) role: Role,
     pub(super) class: String,
     pub(super) addresses: Vec<SocketAddr>,
+    /// As it declared, then as its rounds showed.
     pub(super) tokens_per_second: u64,
+    /// Whether a round has shown its speed.
+    pub(super) is_measured: bool,
     pub(super) last_seen: Tick,
     /// Neither left nor silent.
     pub(super) present: bool,
+    /// Its stake was gone: it has to come in through the door again.
+    pub(super) must_join: bool,
     /// The round whose θ it proved to hold.
     pub(super) theta: Option<Round>,
     /// A proof that the shell is checking.
@@ -47,6 +55,35 @@ pub(super) struct Member {
 impl Member {
     pub(super) fn is_worker(&self) -> bool {
         self.role == Role::Worker && self.barred.is_none()
+    }
+
+    /// The speed that its share of a round follows. A newcomer's own word counts up to what is
+    /// `typical` here: whoever declares more would be given everybody's work.
+    pub(super) fn credible_speed(&self, typical: u64) -> u64 {
+        if self.is_measured {
+            self.tokens_per_second
+        } else {
+            self.tokens_per_second.min(typical)
+        }
+    }
+
+    /// Notes what a round showed of its speed.
+    pub(super) fn note_speed(&mut self, tokens_per_second: u64) {
+        let before = if self.is_measured { self.tokens_per_second } else { tokens_per_second };
+        // Half old, half new: one busy minute must not decide the next round. At most twice the
+        // old: a commitment made out of nothing comes at once.
+        let shown = tokens_per_second.min(before.saturating_mul(2));
+        self.tokens_per_second = (before / 2 + shown.div_ceil(2)).max(1);
+        self.is_measured = true;
+    }
+
+    /// Whether nothing would be lost with it.
+    fn is_forgettable(&self, probation: u32) -> bool {
+        !self.present
+            && self.head.is_none()
+            && self.barred.is_none()
+            && self.earned.0 == 0
+            && self.credibility == Credibility::on_probation(probation)
     }
 
     pub(super) fn start(&self) -> Start {
@@ -117,6 +154,10 @@ impl Membership {
     /// counts only if it still has it.
     pub(super) fn join(&mut self, now: Tick, node: NodeId, nonce: u64, join: Join, probation: u32) {
         self.nonces.insert(node, nonce);
+        if self.members.len() >= MEMBERS_MAX {
+            self.members.retain(|_, member| !member.is_forgettable(probation));
+            self.nonces.retain(|other, _| *other == node || self.members.contains_key(other));
+        }
         let Join { role, class, addresses, tokens_per_second, head_rounds, .. } = join;
         let earlier = self.members.remove(&node);
         let was_barred = earlier.as_ref().is_some_and(|member| member.barred.is_some());
@@ -124,13 +165,19 @@ impl Membership {
             .as_ref()
             .and_then(|member| member.head.clone())
             .filter(|head| !was_barred && head_rounds.contains(&head.commitment.round));
+        // What was measured is not undone by coming again, but a machine may have become slower.
+        let measured = earlier.as_ref().filter(|member| member.is_measured);
+        let tokens_per_second = measured
+            .map_or(tokens_per_second, |member| tokens_per_second.min(member.tokens_per_second));
         let member = Member {
             role,
             class,
             addresses,
             tokens_per_second,
+            is_measured: measured.is_some(),
             last_seen: now,
             present: true,
+            must_join: false,
             theta: None,
             claimed: None,
             wrong_theta: false,
@@ -168,4 +215,11 @@ impl Membership {
             member.claimed.map(|claim| (node, claim.round, claim.proof))
         })
     }
+}
+
+/// The lower median of what all of them have declared or shown, tokens per second.
+pub(super) fn typical_speed(workers: &[(NodeId, &Member)]) -> u64 {
+    let mut speeds: Vec<u64> = workers.iter().map(|(_, member)| member.tokens_per_second).collect();
+    speeds.sort_unstable();
+    speeds.get(speeds.len().saturating_sub(1) / 2).copied().unwrap_or_default()
 }

@@ -18,11 +18,12 @@ mod status;
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::reward::layout;
+use manyhands_proto::message::limits::{ADDRESSES_MAX, VERIFIERS_MAX};
 use manyhands_proto::message::{
-    Beat, Evaluation, Join, Merge, Refusal, RefusalCode, ReplayOutcome, Reply, Request,
+    Beat, Evaluation, Join, Merge, Refusal, RefusalCode, ReplayOutcome, Reply, Request, Role,
     SignedCommitment, Start, Verdict,
 };
-use manyhands_proto::run_file::RunSpec;
+use manyhands_proto::run_file::{ChainKind, RunSpec};
 use manyhands_proto::{Digest, NodeId, Round, RunId, Tick, WorkUnits};
 use serde::{Deserialize, Serialize};
 
@@ -37,7 +38,7 @@ pub use status::{MemberStatus, RoundStatus, Status};
 
 use self::audits::{Audits, Ended};
 use self::close::{ClosedRound, PendingFault};
-use self::membership::{Head, Membership};
+use self::membership::{Head, Membership, typical_speed};
 use self::round::{OpenRound, Upload};
 use crate::assignment::{Candidate, Opening, plan};
 use crate::draw::Beacon;
@@ -171,6 +172,10 @@ impl Coordinator {
                 self.handle_entropy(now, round, stage, entropy);
                 None
             }
+            Input::StakesChecked { round, gone } => {
+                self.handle_stakes(now, round, &gone);
+                None
+            }
             Input::Settled { round } => {
                 if self.unsettled.front().is_some_and(|record| record.round == round) {
                     self.unsettled.pop_front();
@@ -267,16 +272,44 @@ impl Coordinator {
             let reason = format!("your fault in round {} is still being settled", fault.round);
             return refuse(RefusalCode::Barred, reason);
         }
-        let others = self.membership.present_workers().filter(|(node, _)| *node != from).count();
-        if others >= self.spec.run.workers_max as usize {
-            let reason = format!("{others} workers take part, the run has no place for more");
+        self.ensure_room(from, join.role)?;
+        // Where it was seen comes first: what it says of itself may fill all places.
+        let mut addresses = facts.observed;
+        addresses.append(&mut join.addresses);
+        addresses.truncate(ADDRESSES_MAX);
+        join.addresses = addresses;
+        self.history.note(
+            now,
+            format!("{} {} joined: {}", join.role.name(), from.short(), join.class),
+        );
+        let start = self.round.assignments.get(&from).map(|assignment| assignment.start);
+        if let Some(Start::Head { round, .. }) = start
+            && !join.head_rounds.contains(&round)
+        {
+            self.round.excused.insert(from);
+        }
+        self.membership.join(now, from, nonce, join, self.spec.verification.probation_checks);
+        Ok(())
+    }
+
+    /// Whether one more of this role, beside `node` itself, has a place.
+    fn ensure_room(&self, node: NodeId, role: Role) -> Result<(), Refusal> {
+        let (others, places) = match role {
+            Role::Worker => {
+                let others = self.membership.present_workers().filter(|(other, _)| *other != node);
+                (others.count(), self.spec.run.workers_max as usize)
+            }
+            Role::Verifier => {
+                let others =
+                    self.membership.present_verifiers().filter(|(other, _)| *other != node);
+                (others.count(), VERIFIERS_MAX)
+            }
+        };
+        if others >= places {
+            let reason =
+                format!("{others} {}s take part, the run has no place for more", role.name());
             return refuse(RefusalCode::RunIsFull, reason);
         }
-        join.addresses.extend(facts.observed);
-        let what =
-            if join.role == manyhands_proto::message::Role::Worker { "worker" } else { "verifier" };
-        self.history.note(now, format!("{what} {} joined: {}", from.short(), join.class));
-        self.membership.join(now, from, nonce, join, self.spec.verification.probation_checks);
         Ok(())
     }
 
@@ -287,10 +320,18 @@ impl Coordinator {
         nonce: u64,
         request: Request,
     ) -> Result<(), Refusal> {
-        if self.membership.get(from).is_none() {
+        let Some(member) = self.membership.get(from) else {
             return refuse(RefusalCode::NotAMember, format!("node {from} has not joined"));
+        };
+        if member.must_join {
+            let reason = "your stake was not there when it was looked up: join again".to_owned();
+            return refuse(RefusalCode::NotAMember, reason);
         }
+        let (was_present, role) = (member.present, member.role);
         self.membership.note_nonce(from, nonce)?;
+        if !was_present {
+            self.ensure_room(from, role)?;
+        }
         if let Some(member) = self.membership.get_mut(from) {
             member.last_seen = now;
             member.present = true;
@@ -315,7 +356,8 @@ impl Coordinator {
         let Some((member, claim)) = self.membership.get(from).zip(beat.theta) else { return false };
         claim.round == self.round.number
             && member.theta != Some(claim.round)
-            && member.claimed != Some(claim)
+            // One at a time: each costs a pass over θ.
+            && member.claimed.is_none_or(|earlier| earlier.round != claim.round)
     }
 
     fn handle_beat(&mut self, from: NodeId, beat: &Beat) -> Result<(), Refusal> {
@@ -384,10 +426,9 @@ impl Coordinator {
         }
         let elapsed_ms = now.since(round.phase_since).max(1);
         if let Some(member) = self.membership.get_mut(from) {
-            // Half old, half new: one busy minute must not decide the next round.
-            let measured = expected.saturating_mul(1_000) / elapsed_ms;
-            member.tokens_per_second = (member.tokens_per_second / 2 + measured / 2).max(1);
+            member.note_speed(expected.saturating_mul(1_000) / elapsed_ms);
         }
+        round.committed_ms.insert(from, elapsed_ms);
         round.commitments.insert(from, signed);
         Ok(())
     }
@@ -440,7 +481,7 @@ impl Coordinator {
             Ended::Abandoned => (None, Some(Outcome::Unverified)),
         };
         if let Some(finding) = finding {
-            self.checks.push(Check { round, worker, verifier, finding });
+            self.note_checks([Check { round, worker, verifier, finding }]);
         }
         if outcome.is_none()
             && let Some(member) = self.membership.get_mut(worker)
@@ -454,6 +495,13 @@ impl Coordinator {
         } else if let Some(outcome) = outcome.filter(|outcome| *outcome != Outcome::Unverified) {
             self.find_fault_after_merge(now, round, worker, outcome);
         }
+    }
+
+    /// What was found goes into the next record, and is shown.
+    fn note_checks(&mut self, found: impl IntoIterator<Item = Check>) {
+        let found: Vec<_> = found.into_iter().collect();
+        self.history.note_checks(&found);
+        self.checks.extend(found);
     }
 
     fn handle_evaluation(&mut self, from: NodeId, evaluation: Evaluation) -> Result<(), Refusal> {
@@ -489,6 +537,23 @@ impl Coordinator {
                 member.theta = Some(round);
             } else {
                 member.wrong_theta = true;
+            }
+        }
+    }
+
+    /// Whoever took its stake back is out until it joins with another: nothing would answer for its
+    /// work.
+    fn handle_stakes(&mut self, now: Tick, round: Round, gone: &[NodeId]) {
+        if round != self.round.number {
+            return;
+        }
+        self.round.stakes_unchecked.clear();
+        for &node in gone {
+            let Some(member) = self.membership.get_mut(node) else { continue };
+            (member.present, member.must_join) = (false, true);
+            self.history.note(now, format!("{} has no stake in the run any more", node.short()));
+            if matches!(self.round.phase, Phase::Training { .. }) {
+                self.round.commitments.remove(&node);
             }
         }
     }
@@ -536,6 +601,7 @@ impl Coordinator {
             Phase::Training { deadline } => {
                 let awaited = self.round.assignments.keys().any(|worker| {
                     !self.round.commitments.contains_key(worker)
+                        && !self.round.excused.contains(worker)
                         && self.membership.get(*worker).is_some_and(|member| member.present)
                 });
                 if awaited && now < deadline {
@@ -591,11 +657,12 @@ impl Coordinator {
 
     fn open_round(&mut self, now: Tick) {
         let ready: Vec<_> = self.membership.ready_workers(self.round.number).collect();
+        let typical = typical_speed(&ready);
         let candidates: Vec<_> = ready
             .iter()
             .map(|(worker, member)| Candidate {
                 worker: *worker,
-                tokens_per_second: member.tokens_per_second,
+                tokens_per_second: member.credible_speed(typical),
                 class: member.class.clone(),
                 start: member.start(),
             })
@@ -621,6 +688,12 @@ impl Coordinator {
             .map(|assignment| (assignment.worker, assignment))
             .collect();
         round.candidates = candidates;
+        if self.spec.chain.kind == ChainKind::Substrate {
+            let verifiers = self.membership.present_verifiers();
+            round.stakes_unchecked = verifiers.map(|(node, _)| (node, Role::Verifier)).collect();
+            let workers = round.candidates.iter().map(|candidate| (candidate.worker, Role::Worker));
+            round.stakes_unchecked.extend(workers);
+        }
         round.opened_at = now;
         let deadline = now.after_ms(self.spec.round.commit_ms);
         round.enter(Phase::Training { deadline }, now);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use manyhands_proto::message::{Assignment, CommitSet, SignedCommitment, WaitReason};
+use manyhands_proto::message::{Assignment, CommitSet, Role, SignedCommitment, WaitReason};
 use manyhands_proto::{Digest, NodeId, Round, Tick};
 use serde::{Deserialize, Serialize};
 
@@ -99,7 +99,11 @@ pub(super) struct OpenRound {
     pub(super) assignments: BTreeMap<NodeId, Assignment>,
     /// The heads that the assignments start from.
     pub(super) heads: BTreeMap<NodeId, Head>,
+    /// Workers that lost the state that their assignment starts from: nobody waits for them.
+    pub(super) excused: BTreeSet<NodeId>,
     pub(super) commitments: BTreeMap<NodeId, SignedCommitment>,
+    /// Milliseconds into the training phase.
+    pub(super) committed_ms: BTreeMap<NodeId, u64>,
     pub(super) uploads: BTreeMap<NodeId, Upload>,
     pub(super) codec: BTreeMap<NodeId, CodecResult>,
     /// Results of replays before the merge: none if it passed.
@@ -109,6 +113,8 @@ pub(super) struct OpenRound {
     /// Those whose replay has been asked for.
     pub(super) replay_asked: BTreeSet<NodeId>,
     pub(super) commitments_entropy: Option<Entropy>,
+    /// Members whose stake is still to be looked up in this round.
+    pub(super) stakes_unchecked: Vec<(NodeId, Role)>,
 }
 
 impl OpenRound {
@@ -131,13 +137,16 @@ impl OpenRound {
             verified: false,
             assignments: BTreeMap::new(),
             heads: BTreeMap::new(),
+            excused: BTreeSet::new(),
             commitments: BTreeMap::new(),
+            committed_ms: BTreeMap::new(),
             uploads: BTreeMap::new(),
             codec: BTreeMap::new(),
             replayed: BTreeMap::new(),
             probation: Vec::new(),
             replay_asked: BTreeSet::new(),
             commitments_entropy: None,
+            stakes_unchecked: Vec::new(),
         }
     }
 
@@ -147,6 +156,12 @@ impl OpenRound {
         }
         self.phase = phase;
         self.phase_since = now;
+    }
+
+    /// From the first commitment to the end of the training phase.
+    pub(super) fn waiting_ms_max(&self) -> u64 {
+        let first = self.committed_ms.values().min();
+        first.map_or(0, |first| self.train_ms.saturating_sub(*first))
     }
 
     pub(super) fn commit_set(&self) -> CommitSet {

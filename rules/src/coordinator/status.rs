@@ -8,12 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Coordinator;
 use super::round::OpenRound;
-use crate::record::{Outcome, RoundRecord, WorkerResult};
+use crate::record::{Check, Outcome, RoundRecord, WorkerResult};
 
 /// Rounds that the status lists; older ones are in the records.
 const ROUNDS_MAX: usize = 512;
 /// Happenings that the status lists.
 const EVENTS_MAX: usize = 200;
+/// Checks that the status lists.
+const CHECKS_MAX: usize = 100;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -29,6 +31,8 @@ pub struct Status {
     /// Oldest first.
     pub history: Vec<RoundStatus>,
     pub faults: Vec<FaultStatus>,
+    /// What codec checks and replays found, oldest first.
+    pub checks: Vec<Check>,
     /// Oldest first.
     pub events: Vec<Event>,
     pub records_unsettled: usize,
@@ -74,7 +78,16 @@ pub struct RoundStatus {
     pub aggregate_bytes: u64,
     pub duration_ms: u64,
     pub train_ms: u64,
+    /// How long the first to commit waited for the last, or for the deadline.
+    pub waiting_ms_max: u64,
     pub theta_next: Digest,
+}
+
+impl RoundStatus {
+    /// The share of the round that the worker which waited longest for others spent so.
+    pub fn waiting_share_max(&self) -> f64 {
+        self.waiting_ms_max as f64 / self.duration_ms.max(1) as f64
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -97,6 +110,7 @@ pub(super) struct History {
     rounds: VecDeque<RoundStatus>,
     losses: BTreeMap<Round, f64>,
     faults: Vec<FaultStatus>,
+    checks: VecDeque<Check>,
     events: VecDeque<Event>,
 }
 
@@ -133,6 +147,12 @@ impl History {
         }
     }
 
+    pub(super) fn note_checks(&mut self, checks: &[Check]) {
+        self.checks.extend(checks.iter().cloned());
+        let too_many = self.checks.len().saturating_sub(CHECKS_MAX);
+        self.checks.drain(..too_many);
+    }
+
     pub(super) fn note_fault(&mut self, round: Round, worker: NodeId, reason: String) {
         self.faults.push(FaultStatus { round, worker, reason, slashed: None });
     }
@@ -164,6 +184,7 @@ impl History {
             aggregate_bytes: record.merge.map_or(0, |merge| merge.aggregate_bytes),
             duration_ms: now.since(open.opened_at),
             train_ms: open.train_ms,
+            waiting_ms_max: open.waiting_ms_max(),
             theta_next: record.theta_next,
         });
         while self.rounds.len() > ROUNDS_MAX {
@@ -191,6 +212,7 @@ impl Coordinator {
             members: self.membership.iter().map(|(node, m)| self.member_status(node, m)).collect(),
             history,
             faults: self.history.faults.clone(),
+            checks: self.history.checks.iter().cloned().collect(),
             events: self.history.events.iter().cloned().collect(),
             records_unsettled: self.unsettled.len(),
             verified: !self.verifiers().is_empty(),

@@ -14,6 +14,9 @@ use manyhands_proto::message::{
 use manyhands_proto::{Digest, NodeId, Round, Tick};
 use serde::{Deserialize, Serialize};
 
+/// Requests in a row without an answer, after which a node that was asked to stop just goes.
+const GOODBYES_MAX: u32 = 3;
+
 /// What a node knows of itself when it starts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
@@ -61,6 +64,10 @@ pub enum Input {
     Evaluated(Evaluation),
     /// The running effect could not be done; it is asked for again as long as it is a duty.
     Failed,
+    /// The state that the assignment starts from is not on disk any more, or damaged.
+    HeadLost {
+        round: Round,
+    },
     Progress {
         steps_done: u32,
     },
@@ -112,6 +119,10 @@ pub struct Worker {
     stopping: bool,
     situation: Option<Situation>,
     next_beat: Tick,
+    /// Requests in a row that nobody answered.
+    unanswered: u32,
+    /// Nothing is said before, because nobody answered.
+    silent_until: Tick,
     effects: Vec<Effect>,
 }
 
@@ -133,6 +144,8 @@ impl Worker {
             stopping: false,
             situation: None,
             next_beat: Tick(0),
+            unanswered: 0,
+            silent_until: Tick(0),
             effects: Vec::new(),
         }
     }
@@ -161,6 +174,9 @@ impl Worker {
 
     /// The next thing to say to the coordinator, if it is time to say something.
     pub fn poll_request(&mut self, now: Tick) -> Option<Request> {
+        if now < self.silent_until {
+            return None;
+        }
         match self.membership {
             Membership::Gone => return None,
             Membership::Outside if now < self.next_beat => return None,
@@ -191,7 +207,7 @@ impl Worker {
 
     /// When [`Self::poll_request`] will next have something to say on its own.
     pub fn poll_timeout(&self) -> Option<Tick> {
-        (self.membership != Membership::Gone).then_some(self.next_beat)
+        (self.membership != Membership::Gone).then_some(self.next_beat.max(self.silent_until))
     }
 
     pub fn poll_effects(&mut self) -> Vec<Effect> {
@@ -200,6 +216,7 @@ impl Worker {
 
     /// The coordinator's answer to `request`.
     pub fn handle_reply(&mut self, now: Tick, request: &Request, reply: Reply) {
+        self.unanswered = 0;
         match reply {
             Reply::Situation(situation) => {
                 self.sent(request);
@@ -216,9 +233,14 @@ impl Worker {
         }
     }
 
-    /// The request did not arrive or was not answered: it is made again a beat later.
+    /// The request did not arrive or was not answered: it is made again a beat later. A node that
+    /// was asked to stop and owes no evidence does not wait for a coordinator that is gone.
     pub fn handle_no_reply(&mut self, now: Tick) {
-        self.next_beat = now.after_ms(self.identity.beat_ms);
+        self.silent_until = now.after_ms(self.identity.beat_ms);
+        self.unanswered += 1;
+        if self.stopping && self.unanswered >= GOODBYES_MAX && !self.owes_evidence() {
+            self.exit(Exit::Left);
+        }
     }
 
     /// Notes that the coordinator has what `request` carried.
@@ -281,14 +303,21 @@ impl Worker {
                 self.effects.push(Effect::Abort { round });
             }
         }
+        // A verifier that came later may be the one that has to open a past round.
+        if let Some((round, _)) = self.published
+            && !matches!(duty, Duty::Upload(_))
+        {
+            self.publish(round, verifiers.clone());
+        }
         match duty {
             Duty::Gathering { .. } | Duty::Wait { .. } => {}
             Duty::Train(assignment) => self.follow_assignment(assignment),
             Duty::Upload(commit_set) => {
                 let round = commit_set.round;
-                if self.published.as_ref() != Some(&(round, verifiers.clone())) {
-                    self.published = Some((round, verifiers.clone()));
-                    self.effects.push(Effect::Publish { round, verifiers });
+                // Nothing is shown before the set that names our own commitment is closed.
+                let own = self.trained.as_ref().map(|trained| trained.commitment.digest());
+                if own.is_some_and(|own| commit_set.entries.contains(&(self.node, own))) {
+                    self.publish(round, verifiers);
                 }
             }
             Duty::Sync(sync) => {
@@ -320,6 +349,14 @@ impl Worker {
                 self.exit(Exit::Complete { round: *round, theta: *theta });
             }
             Duty::Dismissed(refusal) => self.exit(Exit::Refused(refusal.clone())),
+        }
+    }
+
+    /// Opens a round's evidence, or lets other verifiers see what is open already.
+    fn publish(&mut self, round: Round, verifiers: Vec<NodeId>) {
+        if self.published.as_ref() != Some(&(round, verifiers.clone())) {
+            self.published = Some((round, verifiers.clone()));
+            self.effects.push(Effect::Publish { round, verifiers });
         }
     }
 
@@ -368,6 +405,13 @@ impl Worker {
                 self.doing = Doing::Nothing;
                 self.next_beat = now.after_ms(self.identity.beat_ms);
             }
+            Input::HeadLost { round } => {
+                self.doing = Doing::Nothing;
+                // Joining says which states are still here: the next round starts without.
+                self.identity.join.head_rounds.retain(|kept| *kept != round);
+                self.membership = Membership::Outside;
+                self.next_beat = now;
+            }
             Input::Progress { steps_done } => self.steps_done = steps_done,
             Input::Announced => self.next_beat = now,
             Input::Stop => {
@@ -392,7 +436,13 @@ impl Worker {
     /// A worker that asked to stop stays while its evidence is wanted: leaving in the middle would
     /// cost it the round.
     fn may_leave(&self) -> bool {
-        let owes = match self.duty() {
+        let idle = self.doing == Doing::Nothing && self.commitment_is_known;
+        self.stopping && idle && !self.owes_evidence()
+    }
+
+    /// Whether leaving now would cost a round that is committed.
+    fn owes_evidence(&self) -> bool {
+        match self.duty() {
             None => false,
             Some(Duty::Upload(_)) => true,
             Some(Duty::Wait { .. }) => self.round_is_open(),
@@ -404,8 +454,7 @@ impl Worker {
                 | Duty::Complete { .. }
                 | Duty::Dismissed(_),
             ) => false,
-        };
-        self.stopping && self.doing == Doing::Nothing && !owes && self.commitment_is_known
+        }
     }
 
     /// Whether our commitment belongs to the round that the coordinator is in.

@@ -3,13 +3,18 @@
 use manyhands_worker::{EnrolError, RunWorkerError};
 
 use crate::failure::Failure;
+use crate::remote::refused;
 
 pub(super) fn run(error: RunWorkerError) -> Failure {
     let (code, remedy) = match error {
         RunWorkerError::Chain(error) => return error.into(),
         RunWorkerError::Enrol(error) => return enrol(error),
-        RunWorkerError::Disk(_) | RunWorkerError::Store(_) => {
-            ("disk", "make room, or choose another folder with --dir")
+        RunWorkerError::Refused(refusal) => return refused(&refusal),
+        RunWorkerError::Disk(_) | RunWorkerError::Store(_) | RunWorkerError::DiskFails(_) => {
+            ("disk", "make room, or choose another folder with --dir; what is on disk is kept")
+        }
+        RunWorkerError::Version { .. } => {
+            ("version_mismatch", "build the version that the coordinator runs")
         }
         RunWorkerError::Control(_) | RunWorkerError::Data(_) => {
             ("port_in_use", "choose another port with --listen, or stop the program that has it")

@@ -8,6 +8,8 @@ use manyhands_proto::message::{
 };
 use manyhands_proto::{Balance, TokenCount};
 
+mod hostile;
+
 use super::*;
 use crate::record::Entropy;
 use crate::record::tests_support;
@@ -24,6 +26,18 @@ fn node(id: u8) -> NodeId {
     key(id).node_id()
 }
 
+fn join(role: Role) -> Join {
+    Join {
+        role,
+        version: PROTOCOL_VERSION,
+        class: "cpu".to_owned(),
+        memory_bytes: 1 << 40,
+        tokens_per_second: 10_000,
+        addresses: Vec::new(),
+        head_rounds: (0..100).map(Round).collect(),
+    }
+}
+
 /// A coordinator and the world around it.
 struct World {
     machine: Coordinator,
@@ -37,6 +51,8 @@ struct World {
     records: Vec<RoundRecord>,
     reports: Vec<NodeId>,
     merges: Vec<MergeOrder>,
+    /// Who took its stake back.
+    stakeless: Vec<NodeId>,
 }
 
 impl World {
@@ -51,6 +67,7 @@ impl World {
             records: Vec::new(),
             reports: Vec::new(),
             merges: Vec::new(),
+            stakeless: Vec::new(),
         }
     }
 
@@ -67,16 +84,7 @@ impl World {
     }
 
     fn join(&mut self, id: u8, role: Role) -> Reply {
-        let join = Join {
-            role,
-            version: PROTOCOL_VERSION,
-            class: "cpu".to_owned(),
-            memory_bytes: 1 << 40,
-            tokens_per_second: 10_000,
-            addresses: Vec::new(),
-            head_rounds: (0..100).map(Round).collect(),
-        };
-        self.ask(id, Request::Join(join))
+        self.ask(id, Request::Join(join(role)))
     }
 
     /// Everybody who lives does what it is told, once; then the shell answers what is wanted.
@@ -161,6 +169,9 @@ impl World {
                 };
                 self.merges.push(order);
                 Input::Merged { round, result: MergeResult { merge, theta } }
+            }
+            Effect::CheckStakes { round, .. } => {
+                Input::StakesChecked { round, gone: self.stakeless.clone() }
             }
             Effect::Anchor { round, stage, digest } => {
                 Input::Entropy { round, stage, entropy: entropy(digest) }

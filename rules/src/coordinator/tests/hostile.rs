@@ -1,0 +1,144 @@
+//! Members that want to be trusted, heard or paid more than is due to them.
+
+use std::net::SocketAddr;
+
+use manyhands_proto::message::limits::{ADDRESSES_MAX, VERIFIERS_MAX};
+use manyhands_proto::message::{Heading, seal_reply};
+
+use super::*;
+
+/// What every reply has to survive: a limit that is exceeded would silence the coordinator.
+fn assert_sealable(world: &World, id: u8) {
+    let reply = world.machine.situation_reply(node(id));
+    let heading = Heading { run: RUN, round: world.machine.round(), nonce: 1 };
+    let sealed = seal_reply(&key(200), heading, Digest::of(b"request"), &reply);
+    assert!(sealed.is_ok(), "{sealed:?}");
+}
+
+fn is_refused(reply: &Reply, code: RefusalCode) -> bool {
+    matches!(reply, Reply::Refused(refusal) if refusal.code == code)
+}
+
+#[test]
+fn a_member_with_every_address_there_is_room_for_silences_nobody() {
+    let mut world = World::new(tests_support::spec());
+    let address = |port: u16| SocketAddr::from(([10, 0, 0, 1], port));
+    let crowded = Join { addresses: (1..=16).map(address).collect(), ..join(Role::Worker) };
+    let observed = vec![address(100), address(101)];
+    let facts = Facts { stake: Balance(u128::MAX), observed: observed.clone() };
+    let request = Request::Join(crowded);
+    world.handle(Input::Message { from: node(1), nonce: 1, request, facts });
+    world.nonce = 1;
+    world.join(2, Role::Worker);
+    world.obey(1);
+    world.machine.poll_effects().into_iter().for_each(|effect| world.perform(effect));
+    let addresses = &world.machine.membership.get(node(1)).expect("a member").addresses;
+    assert_eq!(addresses.len(), ADDRESSES_MAX);
+    assert!(addresses.starts_with(&observed), "where it was seen counts most");
+    assert!(matches!(world.machine.situation_reply(node(2)), Reply::Situation(s)
+        if matches!(&s.duty, Duty::Sync(sync) if !sync.sources.is_empty())));
+    assert_sealable(&world, 2);
+}
+
+#[test]
+fn verifiers_have_a_limit_and_what_waits_for_them_does_not_pile_up() {
+    let mut spec = tests_support::spec();
+    spec.run.rounds = 1_000;
+    let mut world = World::new(spec);
+    for id in 0..VERIFIERS_MAX as u8 {
+        assert!(matches!(world.join(100 + id, Role::Verifier), Reply::Situation(_)));
+    }
+    assert!(is_refused(&world.join(1, Role::Verifier), RefusalCode::RunIsFull));
+    for round in 0..2_000 {
+        world.machine.audits.ask_evaluation(Round(round), Digest::of(b"theta"));
+    }
+    assert_sealable(&world, 100);
+    let asked = world.machine.audits.evaluations();
+    assert!(asked.len() < 100 && asked[0].round == Round(1_999), "the newest is asked for first");
+}
+
+#[test]
+fn a_newcomers_word_gives_it_no_more_than_the_usual_share() {
+    let mut world = World::new(tests_support::spec());
+    world.join(1, Role::Worker);
+    world.join(2, Role::Worker);
+    let boaster = Join { tokens_per_second: 1 << 50, ..join(Role::Worker) };
+    world.ask(3, Request::Join(boaster));
+    while !matches!(world.machine.phase(), Phase::Training { .. }) {
+        world.turn(&[1, 2, 3], &[]);
+    }
+    let shares: BTreeSet<_> =
+        world.machine.round.assignments.values().map(|assignment| assignment.sequences).collect();
+    assert_eq!(shares.len(), 1, "{shares:?}");
+
+    world.now = world.now.after_ms(1);
+    world.obey(3);
+    let speed = |world: &World| world.machine.membership.get(node(3)).map(|m| m.tokens_per_second);
+    let shown = speed(&world);
+    world.ask(3, Request::Join(Join { tokens_per_second: 1 << 50, ..join(Role::Worker) }));
+    assert_eq!(speed(&world), shown, "coming again does not undo what a round has shown");
+}
+
+#[test]
+fn nobody_is_given_its_own_round_to_judge() {
+    let mut spec = tests_support::spec();
+    spec.verification.verifiers_min = 1;
+    let mut world = World::new(spec);
+    world.join(1, Role::Worker);
+    world.join(2, Role::Worker);
+    world.join(9, Role::Verifier);
+    while !matches!(world.machine.phase(), Phase::Checking { .. }) {
+        world.turn(&[1, 2], &[]);
+    }
+    world.join(1, Role::Verifier);
+    world.dead.insert(9);
+    world.machine.membership.get_mut(node(9)).expect("a member").present = false;
+    world.handle(Input::Timeout);
+    let mine = world.machine.audits.replays_of(node(1));
+    assert!(mine.iter().all(|replay| replay.assignment.worker != node(1)), "{mine:?}");
+}
+
+#[test]
+fn who_takes_its_stake_back_is_out_until_it_joins_with_another() {
+    let mut world = World::new(tests_support::spec());
+    world.join(1, Role::Worker);
+    world.join(2, Role::Worker);
+    world.stakeless.push(node(2));
+    while world.machine.round() < Round(2) {
+        world.turn(&[1, 2], &[]);
+    }
+    assert_eq!(world.outcome(1, 1), &Outcome::Admitted);
+    assert!(world.records[1].candidates.iter().all(|candidate| candidate.worker != node(2)));
+    assert!(is_refused(
+        &world.ask(2, Request::Beat(Beat { theta: None, steps_done: 0 })),
+        RefusalCode::NotAMember
+    ));
+    world.stakeless.clear();
+    assert!(matches!(world.join(2, Role::Worker), Reply::Situation(_)));
+}
+
+#[test]
+fn who_lost_its_state_is_not_waited_for_and_starts_afresh() {
+    let mut spec = tests_support::spec();
+    spec.run.rounds = 4;
+    let mut world = World::new(spec);
+    world.join(1, Role::Worker);
+    world.join(2, Role::Worker);
+    let in_round_one = |world: &World| {
+        world.machine.round() == Round(1) && matches!(world.machine.phase(), Phase::Training { .. })
+    };
+    while !in_round_one(&world) {
+        world.turn(&[1, 2], &[]);
+    }
+    let began = world.now;
+    world.ask(2, Request::Join(Join { head_rounds: Vec::new(), ..join(Role::Worker) }));
+    while world.machine.round() == Round(1) {
+        world.turn(&[1, 2], &[]);
+    }
+    assert!(world.now.since(began) < world.machine.spec().round.commit_ms);
+    world.run(&[1, 2], &[], 300);
+    assert_eq!(world.outcome(1, 2), &Outcome::NotCommitted);
+    assert_eq!(world.outcome(2, 2), &Outcome::Admitted);
+    let candidate = world.records[2].candidates.iter().find(|c| c.worker == node(2));
+    assert_eq!(candidate.expect("a candidate").start, Start::Fresh);
+}
