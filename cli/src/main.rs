@@ -7,6 +7,8 @@ mod demo;
 mod failure;
 mod folder;
 mod logging;
+#[cfg(any(feature = "worker", feature = "devnet"))]
+mod metrics;
 mod output;
 mod progress;
 mod remote;

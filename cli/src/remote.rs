@@ -10,12 +10,12 @@ use manyhands_network::data::{
     Data, DataConfig, DataHandle, FetchError, FetchRequest, NoStore, Refusal, Source, SourceError,
 };
 use manyhands_network::invitation::Invitation;
+use manyhands_proto::Digest;
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
     self, Heading, OpenError, Reply, Request, open_reply, request_digest, seal_request,
 };
 use manyhands_proto::run_file::RunSpec;
-use manyhands_proto::Digest;
 use manyhands_rules::coordinator::Status;
 use manyhands_rules::run_id::run_id;
 

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use manyhands_network::invitation::Invitation;
+use manyhands_proto::Digest;
+use manyhands_proto::run_file::RunSpec;
 
 use crate::failure::{Explain, Failure};
 
@@ -15,6 +17,31 @@ pub(crate) struct RunReference {
     pub(crate) invitation: Invitation,
     /// The folder that `launch` keeps, if the run was named by it.
     pub(crate) folder: Option<PathBuf>,
+}
+
+/// What of a launch's folder others than the coordinator read.
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct LaunchFolder {
+    pub(crate) spec: RunSpec,
+    /// The data set's files.
+    pub(crate) served: Vec<ServedFile>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct ServedFile {
+    pub(crate) digest: Digest,
+    pub(crate) path: PathBuf,
+}
+
+impl LaunchFolder {
+    pub(crate) fn read(folder: &Path) -> Result<Self, Failure> {
+        const REMEDY: &str = "name the folder of a run's launch";
+        let path = folder.join("run.json");
+        let bytes = std::fs::read(&path).map_err(|error| {
+            Failure::new("run_folder", format!("cannot read {}: {error}", path.display()), REMEDY)
+        })?;
+        serde_json::from_slice(&bytes).explain("run_folder", REMEDY)
+    }
 }
 
 /// An invitation: the line itself, a file that holds it, or the folder of the run's launch.

@@ -32,8 +32,10 @@ fn help_lists_what_there_is_and_nothing_else() {
         );
     }
     let join = text(&manyhands(&["join", "--help"]).stdout);
-    for later in ["plan", "simulate", "--ask", "--bundle", "--offline"] {
-        assert!(!help.contains(later) && !join.contains(later), "{later}");
+    let audit = text(&manyhands(&["audit", "--help"]).stdout);
+    for later in ["plan ", "simulate ", "--ask", "--bundle", "--offline"] {
+        let listed = |help: &str| help.lines().any(|line| line.trim_start().starts_with(later));
+        assert!(!listed(&help) && !listed(&join) && !listed(&audit), "{later}");
     }
 }
 

@@ -26,8 +26,13 @@ pub(crate) fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
     }
 }
 
-/// The control plane's own addresses, those under which it is also reachable first.
-pub(crate) fn control(own: Vec<Multiaddr>, reachable_at: &[IpAddr]) -> Vec<Multiaddr> {
+/// The control plane's own addresses, those under which it is also reachable first, and QUIC before TCP:
+/// whichever listener was up first, a run started again has the invitation that it had.
+pub(crate) fn control(mut own: Vec<Multiaddr>, reachable_at: &[IpAddr]) -> Vec<Multiaddr> {
+    own.sort_by_cached_key(|address| {
+        let text = address.to_string();
+        (!text.contains("/quic-v1"), text)
+    });
     let mut addresses: Vec<Multiaddr> = Vec::new();
     for ip in reachable_at {
         for address in &own {

@@ -9,7 +9,7 @@ pub(crate) fn spec() -> RunSpec {
         name = "tiny"
         rounds = 2
         [model]
-        vocabulary_size = 256
+        vocabulary_size = 300
         hidden_size = 32
         layers = 1
         heads = 4

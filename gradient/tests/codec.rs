@@ -4,7 +4,7 @@ use manyhands_gradient::codec::{
     ChunkScratch, CodecMismatch, EncodeError, Endpoints, OpenedChunk, ParseUpdateError, Update,
     UpdateCodec, payload_bytes_max,
 };
-use manyhands_gradient::error_feedback::{NextError, NextMoments, RoundEnding, add_sent};
+use manyhands_gradient::error_feedback::add_sent;
 use manyhands_gradient::vector::digest;
 use manyhands_gradient::{CHUNK, Layout};
 use manyhands_proto::ChunkIndex;
@@ -206,21 +206,17 @@ fn a_worker_that_sends_what_it_did_not_train_fails_the_codec_check() {
 }
 
 #[test]
-fn a_late_update_goes_back_into_the_buffer_and_nobody_chooses() {
+fn a_late_update_goes_back_into_the_buffer() {
     let layout = layout();
     let trained = trained(&layout, 6);
     let (payload, mut next) = encoded(&layout, Profile::Standard, &trained);
     let update = Update::parse(payload.as_bytes(), &layout, Profile::Standard).expect("honest");
-    assert_eq!(RoundEnding::Late.next_state().error, NextError::NextPlusSent);
     add_sent(&layout, &mut next, &update);
     for (at, &next) in next.iter().enumerate() {
         let error = 0.95 * trained.error[at] + (trained.start[at] - trained.end[at]);
         // (e − v̂) + v̂ rounds twice.
         assert!((next - error).abs() <= 2.0 * f32::EPSILON * error.abs());
     }
-    assert_eq!(RoundEnding::Rejected.next_state(), RoundEnding::Admitted.next_state());
-    assert_eq!(RoundEnding::NotCommitted.next_state().moments, NextMoments::Head);
-    assert_eq!(RoundEnding::ReturnedAfterFault.next_state().error, NextError::Zero);
 }
 
 #[test]

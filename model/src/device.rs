@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use manyhands_gradient::Layout;
 use manyhands_gradient::layout::LayoutError;
-use manyhands_proto::Digest;
 use manyhands_proto::run_file::{Architecture, Precision, Training};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
@@ -116,11 +115,6 @@ impl NumericClass {
             precision,
             threads,
         }
-    }
-
-    /// One number for the whole class.
-    pub fn digest(&self) -> Digest {
-        Digest::derive("manyhands 2026 numeric class", self.to_string().as_bytes())
     }
 }
 
@@ -358,8 +352,8 @@ mod tests {
     #[test]
     fn the_class_of_this_machine_tells_precisions_and_threads_apart() {
         let class = NumericClass::of(Device::Cpu, Precision::F32, 2);
-        assert_eq!(class.digest(), NumericClass::of(Device::Cpu, Precision::F32, 2).digest());
-        assert_ne!(class.digest(), NumericClass::of(Device::Cpu, Precision::Bf16, 2).digest());
-        assert_ne!(class.digest(), NumericClass::of(Device::Cpu, Precision::F32, 1).digest());
+        assert_eq!(class, NumericClass::of(Device::Cpu, Precision::F32, 2));
+        assert_ne!(class, NumericClass::of(Device::Cpu, Precision::Bf16, 2));
+        assert_ne!(class, NumericClass::of(Device::Cpu, Precision::F32, 1));
     }
 }

@@ -1,6 +1,8 @@
 //! What is kept of a round, so that anybody can recompute it: the evidence behind the chain's
 //! contributions root. Records form a hash chain that starts at the run's specification.
 
+use std::fmt;
+
 use manyhands_proto::message::{CommitSet, Distances, Evaluation, Merge, SignedCommitment};
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, WorkUnits};
 use serde::{Deserialize, Serialize};
@@ -133,6 +135,30 @@ pub enum Outcome {
     Withheld(String),
     /// No verifier answered in time. Nobody is blamed.
     Unverified,
+}
+
+/// In words, for log, status, page and refusals alike.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Admitted => f.write_str("merged"),
+            Self::Late => f.write_str("came after the deadline"),
+            Self::NotCommitted => f.write_str("did not commit"),
+            Self::NotUploaded => f.write_str("committed and did not upload"),
+            Self::Malformed(reason) => write!(f, "the payload is malformed: {reason}"),
+            Self::CodecFault(reason) => {
+                write!(f, "the update is not what its states encode to: {reason}")
+            }
+            Self::ReplayFault(distances) if distances.delta < 1_000.0 => write!(
+                f,
+                "the replay came out {:.3} of the update's length elsewhere",
+                distances.delta
+            ),
+            Self::ReplayFault(_) => f.write_str("the replay came out beyond any distance"),
+            Self::Withheld(reason) => write!(f, "withheld evidence: {reason}"),
+            Self::Unverified => f.write_str("no verdict in time, which is nobody's fault"),
+        }
+    }
 }
 
 impl Outcome {

@@ -105,7 +105,7 @@ fn after_probation_a_cheater_is_found_by_audits_and_revoked() {
     let outcome = simulation
         .terms(|spec| {
             spec.verification.probation_checks = 0;
-            spec.verification.audit_rate_per_mille = 500;
+            spec.verification.audit_rate_per_mille = 1_000;
         })
         .run();
     outcome.assert_invariants();

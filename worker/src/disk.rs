@@ -133,3 +133,68 @@ fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), DiskError> {
     });
     written.map_err(|source| DiskError::Io { path: path.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use manyhands_proto::RunId;
+    use manyhands_proto::TokenCount;
+    use manyhands_proto::keys::NodeKey;
+    use manyhands_proto::message::{Assignment, Commitment, SignedCommitment, Start};
+
+    use super::*;
+
+    fn state(round: u32) -> RoundState {
+        let key = NodeKey::from_seed([1; 32]);
+        let (round, blob) = (Round(round), Digest::of(&round.to_le_bytes()));
+        let assignment = Assignment {
+            round,
+            worker: key.node_id(),
+            theta: blob,
+            class: "cpu".to_owned(),
+            first_sequence: 0,
+            sequences: 4,
+            steps: 2,
+            first_step: 0,
+            start: Start::Fresh,
+            commit_deadline_ms: 1_000,
+        };
+        let commitment = Commitment {
+            round,
+            payload: blob,
+            payload_bytes: 10,
+            theta: blob,
+            moments: blob,
+            error: blob,
+            tokens: TokenCount(128),
+            loss: 3.0,
+        };
+        let commitment = SignedCommitment::sign(&key, RunId::new([2; 32]), commitment);
+        let trained = Trained { assignment, commitment };
+        RoundState { trained, adam_step: 2, published_to: None }
+    }
+
+    #[test]
+    fn the_newest_rounds_stay_and_what_goes_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = WorkerDisk::open(folder.path()).expect("opens");
+        for round in 8..11 {
+            assert_eq!(disk.keep_round(&state(round)).expect("kept"), []);
+        }
+        assert_eq!(disk.keep_round(&state(11)).expect("kept"), [state(8)]);
+        let again = WorkerDisk::open(folder.path()).expect("opens after a restart");
+        assert_eq!(again.rounds().expect("read"), [state(9), state(10), state(11)]);
+        assert_eq!(again.round(Round(8)).expect("read"), None);
+    }
+
+    #[test]
+    fn a_damaged_state_is_named_and_never_taken_for_another() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = WorkerDisk::open(folder.path()).expect("opens");
+        disk.keep_round(&state(1)).expect("kept");
+        let path = disk.round_path(Round(1));
+        let bytes = fs::read(&path).expect("there");
+        fs::write(&path, &bytes[..bytes.len() / 2]).expect("cut short");
+        let error = disk.round(Round(1)).expect_err("damaged").to_string();
+        assert!(error.contains("round-1.json") && error.contains("damaged"), "{error}");
+    }
+}

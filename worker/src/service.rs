@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use manyhands_chain_client::{ChainClient, ConnectError};
+use manyhands_model::Device;
 use manyhands_model::device::{DeviceError, NumericClass, SpeedError, SpeedTask, measure_speed};
 use manyhands_network::control::{
     Control, ControlConfig, ControlEvent, ControlEvents, ControlHandle, RequestError,
@@ -61,7 +62,9 @@ pub enum RunWorkerError {
     Spec(#[from] RunSpecError),
     #[error("the coordinator serves run {got}, the invitation is for {expected}")]
     WrongRun { expected: RunId, got: RunId },
-    #[error("the coordinator speaks version {got} of the protocol, this program version {expected}")]
+    #[error(
+        "the coordinator speaks version {got} of the protocol, this program version {expected}"
+    )]
     Version { expected: u32, got: u32 },
     #[error("{}", .0.reason)]
     Refused(Refusal),
@@ -264,7 +267,7 @@ async fn introduce(
     let tokens_per_second = (speed.tokens_per_second * context.load_max) as u64;
     let class = NumericClass::of(context.device, context.spec.training.precision, context.threads)
         .to_string();
-    let memory_bytes = memory_bytes()?;
+    let memory_bytes = memory_bytes(context.device)?;
     context.tell(WorkerEvent::Measured { class: class.clone(), tokens_per_second, memory_bytes });
     let states = context.disk.rounds()?;
     let newest = states.iter().rev().take(HEAD_ROUNDS_MAX);
@@ -281,12 +284,28 @@ async fn introduce(
     Ok(Identity { join, beat_ms: BEAT_MS })
 }
 
-/// Memory of the machine; a GPU's own is not asked for yet, so the machine's stands for it.
-fn memory_bytes() -> Result<u64, RunWorkerError> {
+/// Free memory of the device: a CUDA device's own, as its driver tells; the machine's for all others, whose
+/// memory it is.
+fn memory_bytes(device: Device) -> Result<u64, RunWorkerError> {
+    if let Device::Cuda(index) = device
+        && let Some(free) = cuda_memory_bytes(index)
+    {
+        return Ok(free);
+    }
     let mut system =
         sysinfo::System::new().map_err(|error| RunWorkerError::Memory(error.to_string()))?;
     system.refresh_memory();
     Ok(system.available_memory())
+}
+
+/// None where the driver's tool is missing; the machine's memory then stands for the device's.
+fn cuda_memory_bytes(index: usize) -> Option<u64> {
+    let query = ["--query-gpu=memory.free", "--format=csv,noheader,nounits"];
+    let output =
+        std::process::Command::new("nvidia-smi").args(query).arg(format!("--id={index}")).output();
+    let text = String::from_utf8(output.ok().filter(|output| output.status.success())?.stdout);
+    let mebibytes: u64 = text.ok()?.trim().parse().ok()?;
+    Some(mebibytes << 20)
 }
 
 /// Where others can reach our data plane: a wildcard address says nothing to them, and what the
@@ -344,7 +363,10 @@ enum Done {
 enum Undone {
     /// It may work the next time.
     Passing(String),
-    HeadLost { round: Round, reason: String },
+    HeadLost {
+        round: Round,
+        reason: String,
+    },
     Disk(String),
 }
 

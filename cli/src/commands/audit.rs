@@ -1,7 +1,5 @@
 //! `audit`: from a run's evidence to a finalised block.
 
-use std::path::{Path, PathBuf};
-
 use manyhands_audit::{
     AuditOptions, AuditReport, Evidence, EvidenceError, FolderEvidence, Progress as At,
     RoundSelection, Subject, audit_run, newest_record,
@@ -15,7 +13,7 @@ use crate::failure::{Explain, Failure};
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::remote::{Blobs, Remote};
-use crate::run_reference::{self, RunReference};
+use crate::run_reference::{self, LaunchFolder, RunReference};
 
 /// Recomputes assignments, draws, aggregates, parameters and rewards from the evidence, and compares them with
 /// what the chain holds. Exit code 1 if anything does not hold; what does not is named.
@@ -46,7 +44,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
     let mut options = AuditOptions { rounds, newest_record: None, coordinator };
     let report = match reference.folder.clone() {
         Some(folder) => {
-            let spec = spec_in(&folder)?;
+            let spec = LaunchFolder::read(&folder)?.spec;
             if spec.chain.kind == ChainKind::None {
                 options.newest_record = newest_record(&folder.join("records"))
                     .explain("evidence", "name the folder of a run's launch")?;
@@ -101,21 +99,6 @@ async fn audit(
     audit_run(subject, options, &mut show)
         .await
         .explain("audit_stopped", "check that chain and evidence can be reached, and start again")
-}
-
-/// The specification in the folder of a launch.
-fn spec_in(folder: &Path) -> Result<RunSpec, Failure> {
-    const REMEDY: &str = "name the folder of a run's launch";
-    #[derive(serde::Deserialize)]
-    struct Manifest {
-        spec: RunSpec,
-    }
-    let path: PathBuf = folder.join("run.json");
-    let bytes = std::fs::read(&path).map_err(|error| {
-        Failure::new("run_folder", format!("cannot read {}: {error}", path.display()), REMEDY)
-    })?;
-    let manifest: Manifest = serde_json::from_slice(&bytes).explain("run_folder", REMEDY)?;
-    Ok(manifest.spec)
 }
 
 fn conclude(report: &AuditReport, output: Output) -> Result<(), Failure> {

@@ -8,6 +8,7 @@ use manyhands_chain_devnet::{Devnet, DevnetConfig, RunDevnetError, StartDevnetEr
 
 use crate::failure::Failure;
 use crate::folder;
+use crate::metrics::MetricsArg;
 use crate::output::Output;
 use crate::stop;
 
@@ -23,10 +24,13 @@ pub(crate) struct Args {
     /// A block is made at least so often, in milliseconds.
     #[arg(long, value_name = "MS", default_value = "1000")]
     block_time_ms: NonZeroU64,
+    #[command(flatten)]
+    metrics: MetricsArg,
 }
 
 pub(crate) async fn run(args: Args, output: Output, with_stdin: bool) -> Result<(), Failure> {
     let stop = stop::requested(with_stdin);
+    args.metrics.serve()?;
     let data_dir = folder::choose(args.dir, "devnet")?;
     let config = DevnetConfig {
         data_dir: data_dir.clone(),

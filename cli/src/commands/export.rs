@@ -2,22 +2,30 @@
 
 use std::path::{Path, PathBuf};
 
+use manyhands_audit::{Evidence, FolderEvidence, newest_record};
 use manyhands_gradient::{CHUNK, vector};
 use manyhands_model::data::{Manifest, TextTokenizer};
 use manyhands_model::hugging_face::export;
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, Round};
+use manyhands_rules::record::RoundRecord;
 use manyhands_rules::reward::layout;
 
 use crate::failure::{Explain, Failure};
 use crate::output::Output;
 use crate::remote::Remote;
-use crate::run_reference;
+use crate::run_reference::{self, LaunchFolder, RunReference};
 
+const DATA_REMEDY: &str = "ask the run's owner: its data set is damaged";
+const FOLDER_REMEDY: &str =
+    "name the folder of a run's launch, whole, or the run by its invitation";
+/// Records of a round hold a commitment and a result of every worker: kilobytes each.
+const RECORD_BYTES_MAX: u64 = 64 << 20;
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 
-/// The coordinator is asked for the parameters, which are checked against their digest.
+/// A run that is named by its folder is read from there; otherwise the coordinator is asked. Either way
+/// the parameters are checked against their digest.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The invitation, a file that holds it, or the folder of the run's launch.
@@ -62,29 +70,85 @@ pub(crate) async fn export_run(run: &str, to: &Path) -> Result<Exported, Failure
             "remove it, or choose another folder with --to",
         ));
     }
-    let mut remote = Remote::connect(run_reference::parse(run)?.invitation).await?;
-    let spec = remote.describe().await?;
-    let status = remote.status().await?;
+    let RunReference { invitation, folder } = run_reference::parse(run)?;
+    let found = match folder {
+        Some(folder) => in_folder(&folder).await?,
+        None => at_coordinator(Remote::connect(invitation).await?).await?,
+    };
+    let Found { spec, round, theta, theta_bytes, tokenizer } = found;
     let layout = layout(&spec.model);
-    let theta_bytes = (layout.chunk_count() * CHUNK * 4) as u64;
-    let theta = remote.blobs().get(status.theta, theta_bytes).await?;
-    let tokenizer = tokenizer(&remote, &spec).await?;
-    remote.close().await;
-    let theta = vector::from_bytes(&theta, &layout)
+    let values = vector::from_bytes(&theta_bytes, &layout)
         .explain("parameters", "ask the run's owner: its parameters are damaged")?;
-    export(to, &spec.model, &theta, &tokenizer)
+    let tokenizer = TextTokenizer::parse(tokenizer).explain("data_set", DATA_REMEDY)?;
+    export(to, &spec.model, &values, &tokenizer)
         .explain("export", "make room, or choose another folder with --to")?;
-    Ok(Exported {
-        round: status.round,
-        theta: status.theta,
-        parameters: layout.parameter_count().0,
-    })
+    Ok(Exported { round, theta, parameters: layout.parameter_count().0 })
 }
 
-async fn tokenizer(remote: &Remote, spec: &RunSpec) -> Result<TextTokenizer, Failure> {
-    const REMEDY: &str = "ask the run's owner: its data set is damaged";
-    let manifest = remote.blobs().get(spec.data.manifest, MANIFEST_BYTES_MAX).await?;
-    let manifest = Manifest::parse(&manifest).explain("data_set", REMEDY)?;
-    let bytes = remote.blobs().get(manifest.tokenizer().digest, TOKENIZER_BYTES_MAX).await?;
-    TextTokenizer::parse(bytes).explain("data_set", REMEDY)
+/// What an export is made of.
+struct Found {
+    spec: RunSpec,
+    round: Round,
+    theta: Digest,
+    theta_bytes: Vec<u8>,
+    tokenizer: Vec<u8>,
+}
+
+async fn at_coordinator(mut remote: Remote) -> Result<Found, Failure> {
+    let spec = remote.describe().await?;
+    let status = remote.status().await?;
+    let blobs = remote.blobs();
+    let theta_bytes = blobs.get(status.theta, theta_bytes_of(&spec)).await?;
+    let manifest = blobs.get(spec.data.manifest, MANIFEST_BYTES_MAX).await?;
+    let tokenizer = blobs.get(tokenizer_of(&manifest)?, TOKENIZER_BYTES_MAX).await?;
+    remote.close().await;
+    Ok(Found { spec, round: status.round, theta: status.theta, theta_bytes, tokenizer })
+}
+
+/// From what `launch` keeps; no coordinator needs to run.
+async fn in_folder(folder: &Path) -> Result<Found, Failure> {
+    let LaunchFolder { spec, served } = LaunchFolder::read(folder)?;
+    let blobs = FolderEvidence::new(folder.join("blobs"));
+    let newest = newest_record(&folder.join("records")).explain("run_folder", FOLDER_REMEDY)?;
+    let (round, theta) = match newest {
+        None => (Round(0), spec.data.theta),
+        Some(digest) => {
+            let record = blob(&blobs, digest, RECORD_BYTES_MAX).await?;
+            let record = RoundRecord::parse(&record).explain("run_folder", FOLDER_REMEDY)?;
+            (record.round.next(), record.theta_next)
+        }
+    };
+    let theta_bytes = blob(&blobs, theta, theta_bytes_of(&spec)).await?;
+    let read = |digest: Digest| {
+        let file = served.iter().find(|file| file.digest == digest);
+        let path = &file.ok_or_else(|| missing(digest))?.path;
+        let bytes = std::fs::read(path).map_err(|error| {
+            Failure::new(
+                "data_set",
+                format!("cannot read {}: {error}", path.display()),
+                DATA_REMEDY,
+            )
+        })?;
+        if Digest::of(&bytes) == digest { Ok(bytes) } else { Err(missing(digest)) }
+    };
+    let tokenizer = read(tokenizer_of(&read(spec.data.manifest)?)?)?;
+    Ok(Found { spec, round, theta, theta_bytes, tokenizer })
+}
+
+async fn blob(blobs: &FolderEvidence, digest: Digest, bytes_max: u64) -> Result<Vec<u8>, Failure> {
+    let found = blobs.blob(digest, bytes_max).await.explain("run_folder", FOLDER_REMEDY)?;
+    found.ok_or_else(|| missing(digest))
+}
+
+fn missing(digest: Digest) -> Failure {
+    Failure::new("run_folder", format!("the run's folder lacks {digest}"), FOLDER_REMEDY)
+}
+
+fn theta_bytes_of(spec: &RunSpec) -> u64 {
+    (layout(&spec.model).chunk_count() * CHUNK * 4) as u64
+}
+
+fn tokenizer_of(manifest: &[u8]) -> Result<Digest, Failure> {
+    let manifest = Manifest::parse(manifest).explain("data_set", DATA_REMEDY)?;
+    Ok(manifest.tokenizer().digest)
 }

@@ -72,6 +72,16 @@ struct Started<'a> {
 
 pub(crate) async fn run(args: Args, output: Output, with_stdin: bool) -> Result<(), Failure> {
     let stop = stop::requested(with_stdin);
+    let exit_when_complete = args.exit_when_complete;
+    let handle = tokio::select! {
+        handle = start(args, output) => handle?,
+        // What was begun is on disk and on chain; started again, it goes on.
+        () = stop::wait(stop.clone()) => return Ok(()),
+    };
+    coordinate(handle, output, stop, exit_when_complete).await
+}
+
+async fn start(args: Args, output: Output) -> Result<Handle, Failure> {
     let file = read_file(&args.file, args.dataset.as_deref())?;
     let folder = folder::choose(args.dir.clone(), Path::new("runs").join(&file.run.name))?;
     let (key, key_is_new) = folder::key(&folder)?;
@@ -110,7 +120,7 @@ pub(crate) async fn run(args: Args, output: Output, with_stdin: bool) -> Result<
         key_is_new,
     };
     output.event(&started, || Some(introduction(&started)));
-    coordinate(handle, output, stop, args.exit_when_complete).await
+    Ok(handle)
 }
 
 /// Until the run is complete and nobody needs the evidence any more, or until it is told to stop.

@@ -71,7 +71,7 @@ fn screen(status: &Status) -> String {
     }
     let mut rows = vec![words(
         "round",
-        &["merged", "tokens", "train loss", "held-out loss", "seconds", "not merged"],
+        &["merged", "tokens", "train loss", "held-out loss", "seconds", "longest wait"],
     )];
     rows.extend(status.history.iter().rev().take(ROUNDS_SHOWN).map(round_row));
     let _ = write!(text, "\n{}\n", table(&rows));
@@ -113,7 +113,7 @@ fn round_row(round: &RoundStatus) -> Vec<String> {
         loss(round.train_loss),
         loss(round.held_out_loss),
         format!("{:.1}", round.duration_ms as f64 / 1e3),
-        (round.results.len() - round.admitted.min(round.results.len())).to_string(),
+        format!("{:.0} %", round.waiting_share_max() * 100.0),
     ]
 }
 

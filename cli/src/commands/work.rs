@@ -17,6 +17,7 @@ use super::ChainArg;
 use super::doctor::gpu;
 use crate::amount::{Amount, parse_load};
 use crate::failure::Failure;
+use crate::metrics::MetricsArg;
 use crate::output::Output;
 use crate::remote::{any_address, control_addresses};
 use crate::{folder, run_reference, stop};
@@ -64,6 +65,8 @@ struct NodeArgs {
     /// Disk for updates and parameters, in GiB.
     #[arg(long, value_name = "GIB", default_value = "64", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     disk_max: u64,
+    #[command(flatten)]
+    metrics: MetricsArg,
 }
 
 /// What tells a worker from a verifier.
@@ -100,6 +103,7 @@ async fn take_part(
     with_stdin: bool,
 ) -> Result<(), Failure> {
     let stop = stop::requested(with_stdin);
+    args.metrics.serve()?;
     let invitation = run_reference::parse(&args.address)?.invitation;
     let folder = folder::choose(args.dir.clone(), part.folder)?;
     let (key, key_is_new) = folder::key(&folder)?;

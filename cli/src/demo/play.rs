@@ -50,6 +50,8 @@ struct Scene {
     invitation: String,
     /// The digests that each worker said it holds, by round.
     thetas: Vec<(String, Round, Digest)>,
+    /// By round: how long the first to commit waited for the last, as a share of the round.
+    waiting_shares: Vec<f64>,
     parameters: u64,
 }
 
@@ -66,6 +68,7 @@ impl Play {
             workers: Vec::new(),
             invitation: String::new(),
             thetas: Vec::new(),
+            waiting_shares: Vec::new(),
             parameters: 0,
         };
         let chain_url = self.raise_curtain(&mut scene).await?;
@@ -190,6 +193,7 @@ impl Play {
                 ("coordinator", "round") => {
                     let round = value["round"].as_u64().unwrap_or_default();
                     self.tell_round(&value);
+                    scene.waiting_shares.extend(waiting_share(&value));
                     if round + 1 >= u64::from(self.file.run.rounds / 2)
                         && let Some(name) = late.take()
                     {
@@ -209,6 +213,10 @@ impl Play {
     }
 
     fn tell_round(&self, value: &Value) {
+        if value["results"].as_array().is_none_or(Vec::is_empty) {
+            self.teller.tell("what was found about the last rounds is on record");
+            return;
+        }
         let loss = value["train_loss"]
             .as_f64()
             .map_or(String::new(), |loss| format!(", training loss {loss:.3}"));
@@ -333,6 +341,8 @@ impl Play {
                 )
             })
         };
+        let (waiting_share_median, waiting_share_max) = middle_and_worst(&scene.waiting_shares);
+        let validation_loss_last = loss_at(recorded.losses.last_key_value())?;
         let equal =
             scene.thetas.iter().all(|(_, round, theta)| recorded.thetas.get(round) == Some(theta));
         Ok(Report {
@@ -341,8 +351,9 @@ impl Play {
             parameters: scene.parameters,
             tokens: recorded.tokens,
             validation_loss_first: loss_at(recorded.losses.first_key_value())?,
-            validation_loss_last: loss_at(recorded.losses.last_key_value())?,
+            validation_loss_last,
             validation_loss_one_process: one_process,
+            loss_above_one_process: validation_loss_last / one_process - 1.0,
             unigram_loss,
             bits_per_parameter: recorded.bits_per_parameter,
             theta_digests_equal: equal,
@@ -351,6 +362,8 @@ impl Play {
                 .thetas
                 .last_key_value()
                 .map_or(manifest.spec.data.theta, |(_, theta)| *theta),
+            waiting_share_max,
+            waiting_share_median,
             contributions_on_chain: on_chain.contributions,
             rewards_paid,
             cheaters,
@@ -466,14 +479,24 @@ impl Play {
             (
                 "held-out loss",
                 format!(
-                    "{:.3} at first, {:.3} at last; one process {:.3}; token frequencies {:.3}",
+                    "{:.3} at first, {:.3} at last; one process {:.3} ({:+.1} %); token frequencies {:.3}",
                     report.validation_loss_first,
                     report.validation_loss_last,
                     report.validation_loss_one_process,
+                    report.loss_above_one_process * 100.0,
                     report.unigram_loss
                 ),
             ),
             ("updates", format!("{:.4} bits per parameter", report.bits_per_parameter)),
+            (
+                "waiting",
+                format!(
+                    "the worker that waited longest for the others did so for {:.0} % of a round in the \
+                     middle, {:.0} % at worst",
+                    report.waiting_share_median * 100.0,
+                    report.waiting_share_max * 100.0
+                ),
+            ),
             ("paid", tokens(report.rewards_paid)),
             ("audit", report.audit.clone()),
         ]);
@@ -516,6 +539,21 @@ impl Scene {
         self.services.push(process);
         Ok(())
     }
+}
+
+/// None for a round in which nobody trained.
+fn waiting_share(round: &Value) -> Option<f64> {
+    let waited = round["waiting_ms_max"].as_f64()?;
+    let duration = round["duration_ms"].as_f64().filter(|duration| *duration > 0.0)?;
+    round["results"].as_array().filter(|results| !results.is_empty())?;
+    Some(waited / duration)
+}
+
+fn middle_and_worst(shares: &[f64]) -> (f64, f64) {
+    let mut shares = shares.to_vec();
+    shares.sort_by(f64::total_cmp);
+    let middle = shares.get(shares.len() / 2).copied().unwrap_or_default();
+    (middle, shares.last().copied().unwrap_or_default())
 }
 
 fn word(value: &Value, field: &str) -> Result<String, Failure> {

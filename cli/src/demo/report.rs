@@ -27,6 +27,8 @@ pub(super) struct Report {
     pub(super) validation_loss_first: f64,
     pub(super) validation_loss_last: f64,
     pub(super) validation_loss_one_process: f64,
+    /// validation_loss_last over validation_loss_one_process, less 1.
+    pub(super) loss_above_one_process: f64,
     pub(super) unigram_loss: f64,
     /// Payload bytes × 8 over parameters, mean over all commitments.
     pub(super) bits_per_parameter: f64,
@@ -35,6 +37,10 @@ pub(super) struct Report {
     /// θ digests of workers that were compared.
     pub(super) theta_digests_compared: usize,
     pub(super) theta: Digest,
+    /// The share of a round that a worker waited for the others to train: of the worker that waited longest,
+    /// in the worst round and in the middle one.
+    pub(super) waiting_share_max: f64,
+    pub(super) waiting_share_median: f64,
     /// Leaves in final commits.
     pub(super) contributions_on_chain: u64,
     pub(super) rewards_paid: Balance,
@@ -152,25 +158,19 @@ impl OnChain {
 
 fn reason(records: &[RoundRecord], worker: NodeId, round: Round) -> String {
     let checks = records.iter().flat_map(|record| &record.checks);
-    let found =
-        checks.filter(|check| check.worker == worker && check.round == round).find_map(|check| {
-            match &check.finding {
-                Finding::ReplayFault(distances) => Some(format!(
-                    "the replay of its round came out {:.3} of the update's length elsewhere",
-                    distances.delta
-                )),
-                Finding::CodecFault(why) => {
-                    Some(format!("its update is not what its states encode to: {why}"))
-                }
-                Finding::CodecPassed | Finding::ReplayPassed(_) | Finding::Withheld(_) => None,
-            }
-        });
+    let mut own = checks.filter(|check| check.worker == worker && check.round == round);
+    let found = own.find_map(|check| match &check.finding {
+        Finding::ReplayFault(distances) => Some(Outcome::ReplayFault(*distances)),
+        Finding::CodecFault(why) => Some(Outcome::CodecFault(why.clone())),
+        Finding::CodecPassed | Finding::ReplayPassed(_) | Finding::Withheld(_) => None,
+    });
     let outcome = || {
         let record = records.iter().find(|record| record.round == round)?;
         let result = record.results.iter().find(|result| result.worker == worker)?;
-        serde_json::to_string(&result.outcome).ok()
+        Some(result.outcome.clone())
     };
-    found.or_else(outcome).unwrap_or_else(|| "not recorded".to_owned())
+    let outcome = found.or_else(outcome);
+    outcome.map_or_else(|| "not recorded".to_owned(), |outcome| outcome.to_string())
 }
 
 impl Report {

@@ -41,7 +41,7 @@ pub(crate) fn run_file() -> RunFile {
         rounds = 2
         workers_min = 2
         [model]
-        vocabulary_size = 256
+        vocabulary_size = 300
         hidden_size = 32
         layers = 1
         heads = 4

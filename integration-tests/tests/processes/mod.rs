@@ -42,7 +42,7 @@ held_out_sequences = 8
 [round]
 commit_ms = 60_000
 upload_ms = 20_000
-check_ms = 60_000
+check_ms = 20_000
 sync_ms = 10_000
 silence_ms = 4_000
 

@@ -82,9 +82,8 @@ impl Audits {
         for task in self.replays.values_mut().filter(|task| task.given_to.is_none()) {
             // Nobody judges itself, in whatever role it comes back.
             let judged = task.replay.assignment.worker;
-            let able = load
-                .iter()
-                .filter(|(node, _)| **node != judged && !task.failed_by.contains(node));
+            let able =
+                load.iter().filter(|(node, _)| **node != judged && !task.failed_by.contains(node));
             if let Some((&verifier, _)) = able.min_by_key(|&(&node, &tasks)| (tasks, node)) {
                 task.given_to = Some((verifier, now));
                 *load.entry(verifier).or_default() += 1;

@@ -171,13 +171,11 @@ impl Coordinator {
     }
 
     fn bar(&mut self, now: Tick, round: Round, worker: NodeId, outcome: &Outcome) {
-        let (kind, what) = match outcome {
-            Outcome::CodecFault(reason) => (FaultKind::Codec, reason.clone()),
-            Outcome::ReplayFault(distances) => (
-                FaultKind::Replay,
-                format!("the replayed update is at a relative distance of {:.3}", distances.delta),
-            ),
-            Outcome::Malformed(reason) => (FaultKind::Malformed, reason.clone()),
+        let what = outcome.to_string();
+        let kind = match outcome {
+            Outcome::CodecFault(_) => FaultKind::Codec,
+            Outcome::ReplayFault(_) => FaultKind::Replay,
+            Outcome::Malformed(_) => FaultKind::Malformed,
             Outcome::Admitted
             | Outcome::Late
             | Outcome::NotCommitted

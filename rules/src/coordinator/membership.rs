@@ -60,11 +60,7 @@ impl Member {
     /// The speed that its share of a round follows. A newcomer's own word counts up to what is
     /// `typical` here: whoever declares more would be given everybody's work.
     pub(super) fn credible_speed(&self, typical: u64) -> u64 {
-        if self.is_measured {
-            self.tokens_per_second
-        } else {
-            self.tokens_per_second.min(typical)
-        }
+        if self.is_measured { self.tokens_per_second } else { self.tokens_per_second.min(typical) }
     }
 
     /// Notes what a round showed of its speed.

@@ -278,10 +278,8 @@ impl Coordinator {
         addresses.append(&mut join.addresses);
         addresses.truncate(ADDRESSES_MAX);
         join.addresses = addresses;
-        self.history.note(
-            now,
-            format!("{} {} joined: {}", join.role.name(), from.short(), join.class),
-        );
+        self.history
+            .note(now, format!("{} {} joined: {}", join.role.name(), from.short(), join.class));
         let start = self.round.assignments.get(&from).map(|assignment| assignment.start);
         if let Some(Start::Head { round, .. }) = start
             && !join.head_rounds.contains(&round)

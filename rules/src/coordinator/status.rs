@@ -131,8 +131,8 @@ impl History {
 
     pub(super) fn note_outcome(&mut self, now: Tick, round: Round, result: &WorkerResult) {
         if result.outcome != Outcome::Admitted {
-            let why = serde_json::to_string(&result.outcome).unwrap_or_default();
-            self.note(now, format!("round {round}: {} not merged: {why}", result.worker.short()));
+            let (worker, why) = (result.worker.short(), &result.outcome);
+            self.note(now, format!("round {round}: {worker} is not merged: {why}"));
         }
     }
 
@@ -217,11 +217,6 @@ impl Coordinator {
             records_unsettled: self.unsettled.len(),
             verified: !self.verifiers().is_empty(),
         }
-    }
-
-    /// Held-out loss of each θ that was evaluated.
-    pub fn held_out_losses(&self) -> &BTreeMap<Round, f64> {
-        &self.history.losses
     }
 
     fn member_status(&self, node: NodeId, member: &super::membership::Member) -> MemberStatus {

@@ -95,7 +95,11 @@ fn a_round_from_joining_to_the_upload() {
     assert_eq!(request, Request::Commit(trained(0).commitment));
     assert!(effects.is_empty(), "nothing is published before the commitments are closed");
 
-    let set = CommitSet { round: Round(0), entries: Vec::new() };
+    let without = CommitSet { round: Round(0), entries: Vec::new() };
+    let (_, effects) = tell(&mut worker, 550, Duty::Upload(without));
+    assert!(effects.is_empty(), "nor for a set that does not hold the commitment");
+    let entry = (key().node_id(), trained(0).commitment.digest());
+    let set = CommitSet { round: Round(0), entries: vec![entry] };
     let (_, effects) = tell(&mut worker, 600, Duty::Upload(set.clone()));
     assert_eq!(effects, [Effect::Publish { round: Round(0), verifiers: Vec::new() }]);
     let (_, effects) = tell(&mut worker, 700, Duty::Upload(set));
@@ -159,4 +163,43 @@ fn a_refusal_that_cannot_be_mended_ends_the_worker_with_its_reason() {
     let refusal = Refusal { code: RefusalCode::StakeTooSmall, reason: "too small".to_owned() };
     worker.handle_reply(Tick(0), &request, Reply::Refused(refusal.clone()));
     assert_eq!(worker.poll_effects(), [Effect::Exit(Exit::Refused(refusal))]);
+}
+
+#[test]
+fn a_node_that_was_asked_to_stop_does_not_wait_for_a_coordinator_that_is_gone() {
+    let mut worker = worker(None);
+    let gathering = Duty::Gathering { workers: 1, workers_min: 2 };
+    tell(&mut worker, 0, gathering);
+    worker.handle(Tick(10), Input::Stop);
+    let mut now = 10;
+    for _ in 0..3 {
+        assert_eq!(worker.poll_request(Tick(now)), Some(Request::Leave));
+        worker.handle_no_reply(Tick(now));
+        assert_eq!(worker.poll_request(Tick(now)), None, "not again at once");
+        now += 1_000;
+    }
+    assert_eq!(worker.poll_effects(), [Effect::Exit(Exit::Left)]);
+}
+
+#[test]
+fn a_verifier_that_comes_later_may_open_what_is_open_already() {
+    let mut worker = worker(Some(trained(0)));
+    let entry = (key().node_id(), trained(0).commitment.digest());
+    let set = CommitSet { round: Round(0), entries: vec![entry] };
+    tell(&mut worker, 0, Duty::Upload(set));
+    let verifiers = vec![NodeId::new([9; 32])];
+    let duty = Duty::Wait { round: Round(0), reason: WaitReason::Merge };
+    let request = worker.poll_request(Tick(1_000)).expect("a beat");
+    let situation = Situation { duty, verifiers: verifiers.clone() };
+    worker.handle_reply(Tick(1_000), &request, Reply::Situation(situation));
+    assert_eq!(worker.poll_effects(), [Effect::Publish { round: Round(0), verifiers }]);
+}
+
+#[test]
+fn a_lost_state_is_confessed_by_joining_without_it() {
+    let mut worker = worker(Some(trained(0)));
+    tell(&mut worker, 0, Duty::Train(assignment(1)));
+    worker.handle(Tick(100), Input::HeadLost { round: Round(0) });
+    let request = worker.poll_request(Tick(100)).expect("it is time to speak");
+    assert!(matches!(request, Request::Join(join) if join.head_rounds.is_empty()));
 }
