@@ -13,8 +13,9 @@ use manyhands_rules::worker::Trained;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Rounds whose end state is kept: the last committed one and one that may not count.
-const ROUNDS_KEPT: usize = 2;
+/// Rounds whose end state is kept. A round is audited while the next is trained, from the state
+/// before it; and a verifier may be a round behind.
+const ROUNDS_KEPT: usize = 3;
 
 /// Why the worker's own state could not be read or written.
 #[derive(Debug, thiserror::Error)]

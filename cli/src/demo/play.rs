@@ -28,6 +28,8 @@ const SLOW_LOAD: &str = "25%";
 const LOOPBACK: &str = "127.0.0.1:0";
 /// How often a claim is tried until its reward has vested.
 const CLAIM_ATTEMPTS: u32 = 60;
+/// About so many rounds are told one by one.
+const ROUNDS_TOLD: u32 = 20;
 const PROMPT: &str = "/// Returns the ";
 
 /// What the demo is given.
@@ -217,6 +219,11 @@ impl Play {
             self.teller.tell("what was found about the last rounds is on record");
             return;
         }
+        let is_whole =
+            value["admitted"].as_u64() == value["results"].as_array().map(|all| all.len() as u64);
+        if is_whole && !self.is_told(value) {
+            return;
+        }
         let loss = value["train_loss"]
             .as_f64()
             .map_or(String::new(), |loss| format!(", training loss {loss:.3}"));
@@ -230,6 +237,13 @@ impl Play {
             bits >> 10,
             value["duration_ms"].as_f64().unwrap_or_default() / 1e3
         ));
+    }
+
+    /// Of many rounds only some are told.
+    fn is_told(&self, value: &Value) -> bool {
+        let every = u64::from(self.file.run.rounds.div_ceil(ROUNDS_TOLD));
+        let round = value["round"].as_u64().unwrap_or_default();
+        round == 0 || (round + 1).is_multiple_of(every) || round >= u64::from(self.file.run.rounds)
     }
 
     /// Waits for an event of one process.
@@ -270,8 +284,11 @@ impl Play {
         let field = |name: &str| value[name].as_str().unwrap_or_default();
         let short = |name: &str| field(name).get(..8).unwrap_or_default().to_owned();
         match (process, field("event")) {
+            // Dozens of them; the page shows all.
+            ("coordinator", "note") if field("kind") == "audit" => {}
             ("coordinator", "note") => self.teller.tell(field("text")),
             ("coordinator", "problem") => self.teller.tell(format!("{}: {}", field("what"), field("why"))),
+            ("coordinator", "held_out_loss") if !self.is_told(value) => {}
             ("coordinator", "held_out_loss") => self.teller.tell(format!(
                 "θ of round {}: held-out loss {:.3}",
                 value["round"],

@@ -184,7 +184,8 @@ impl Peer {
     pub(crate) async fn ask(&mut self, request: &Request) -> Option<Reply> {
         self.nonce += 1;
         let invitation = self.invitations.borrow().clone();
-        let heading = Heading { run: invitation.run, round: Round(0), nonce: self.nonce };
+        let round = request.round();
+        let heading = Heading { run: invitation.run, round, nonce: self.nonce };
         let sealed = seal_request(&self.key, heading, request).expect("within the limits");
         self.send(sealed).await
     }

@@ -25,9 +25,15 @@ async fn nonsense_foreign_signatures_and_other_runs_are_refused_with_their_codes
         seal_request(&key(key_seed), heading, &Request::Leave).expect("within the limits")
     };
     let sealed = |seed| seal(seed, run);
-    for bytes in [Vec::new(), vec![0xff; 1000], sealed(1)[..40].to_vec()] {
+    for bytes in [vec![0xff; 1000], sealed(1)[..40].to_vec()] {
         assert_eq!(code(within("an answer", peer.send(bytes)).await), RefusalCode::Malformed);
     }
+    // It says no version at all.
+    let empty = within("an answer", peer.send(Vec::new())).await;
+    assert_eq!(code(empty), RefusalCode::VersionMismatch);
+    let heading = Heading { run, round: Round(7), nonce: 1 };
+    let elsewhere = seal_request(&key(1), heading, &Request::Leave).expect("within the limits");
+    assert_eq!(code(within("an answer", peer.send(elsewhere)).await), RefusalCode::Malformed);
     let mut changed = sealed(1);
     *changed.last_mut().expect("not empty") ^= 1;
     assert_eq!(code(within("an answer", peer.send(changed)).await), RefusalCode::Malformed);

@@ -1,5 +1,6 @@
 //! Whole runs, each part a process of its own, as people start them by hand.
 
+mod cheats;
 mod program;
 mod refusals;
 
@@ -63,27 +64,26 @@ fault_quorum = 1
 struct Bench {
     folder: tempfile::TempDir,
     /// Killed when dropped.
-    _devnet: Program,
+    devnet: Program,
     chain: String,
     listen: String,
 }
 
 impl Bench {
     fn new(rounds: u32) -> Self {
+        Self::with(&RUN_FILE.replace("ROUNDS", &rounds.to_string()))
+    }
+
+    fn with(run_file: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name).display().to_string();
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let text = |name: &str| repository.join(name).display().to_string();
-        std::fs::write(
-            folder.path().join("run.toml"),
-            RUN_FILE.replace("ROUNDS", &rounds.to_string()),
-        )
-        .expect("the run's file is written");
+        std::fs::write(folder.path().join("run.toml"), run_file)
+            .expect("the run's file is written");
         run_json(&[
             "prepare",
             "--text",
-            &text("proto/src"),
-            &text("rules/src"),
+            &repository("proto/src"),
+            &repository("rules/src"),
             "--extensions",
             "rs",
             "--vocabulary",
@@ -91,20 +91,9 @@ impl Bench {
             "--out",
             &path("data"),
         ]);
-        let devnet = Program::start(
-            "devnet",
-            &[
-                "devnet",
-                "--dir",
-                &path("chain"),
-                "--listen",
-                "127.0.0.1:0",
-                "--block-time-ms",
-                "200",
-            ],
-        );
+        let devnet = devnet(&path("chain"), "127.0.0.1:0");
         let chain = text_of(&devnet.wait_for("serving"), "url");
-        Self { _devnet: devnet, chain, listen: free_address(), folder }
+        Self { devnet, chain, listen: free_address(), folder }
     }
 
     fn path(&self, name: &str) -> String {
@@ -112,21 +101,15 @@ impl Bench {
     }
 
     fn launch(&self) -> (Program, Value) {
-        let program = Program::start(
-            "coordinator",
-            &[
-                "launch",
-                &self.path("run.toml"),
-                "--dir",
-                &self.path("coordinator"),
-                "--chain",
-                &self.chain,
-                "--listen",
-                &self.listen,
-                "--page-port",
-                "0",
-            ],
-        );
+        self.launch_with(&[])
+    }
+
+    fn launch_with(&self, more: &[&str]) -> (Program, Value) {
+        let (file, folder) = (self.path("run.toml"), self.path("coordinator"));
+        let mut arguments = vec!["launch", &file, "--dir", &folder, "--chain", &self.chain];
+        arguments.extend(["--listen", &self.listen, "--page-port", "0"]);
+        arguments.extend(more);
+        let program = Program::start("coordinator", &arguments);
         let launched = program.wait_for("launched");
         (program, launched)
     }
@@ -137,6 +120,50 @@ impl Bench {
             [command, invitation, "--dir", &folder, "--threads", "1", "--listen", "127.0.0.1:0"];
         Program::start(name, &arguments)
     }
+
+    fn cheat(&self, invitation: &str) -> Program {
+        let arguments = [invitation, "--dir", &self.path("cheat"), "--listen", "127.0.0.1:0"];
+        Program::start_cheat("cheat", &arguments)
+    }
+
+    /// Kills the chain and starts it again, in its folder and on its port.
+    fn restart_devnet(&mut self) {
+        self.devnet.kill();
+        let listen = self.chain.trim_start_matches("ws://").to_owned();
+        self.devnet = devnet(&self.path("chain"), &listen);
+        self.devnet.wait_for("serving");
+    }
+
+    /// What a node's account has to spend.
+    fn free(&self, name: &str) -> u128 {
+        let shown = run_json(&["keys", "show", "--dir", &self.path(name), "--chain", &self.chain]);
+        let free = &shown["chain"]["free"];
+        free.to_string().parse().unwrap_or_else(|_| panic!("no balance in {shown}"))
+    }
+
+    /// Claims what a node earned, and checks that its account is the richer for it.
+    fn claim(&self, name: &str, invitation: &str) {
+        let before = self.free(name);
+        let folder = self.path(name);
+        run_json(&["claim", invitation, "--dir", &folder, "--chain", &self.chain]);
+        assert!(self.free(name) > before, "{name} is paid");
+    }
+
+    fn audit(&self, invitation: &str) -> Value {
+        let audit = run_json(&["audit", invitation, "--chain", &self.chain]);
+        assert_eq!(audit["audit"], "ok", "{audit}");
+        audit
+    }
+}
+
+fn devnet(folder: &str, listen: &str) -> Program {
+    let arguments = ["devnet", "--dir", folder, "--listen", listen, "--block-time-ms", "200"];
+    Program::start("devnet", &arguments)
+}
+
+/// A folder of this repository.
+fn repository(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name).display().to_string()
 }
 
 /// An address whose port and the one after it are free now.
@@ -167,17 +194,33 @@ fn get(page: &str, path: &str) -> String {
     answer
 }
 
-/// Every node that held θ of a round held the same one.
+/// Every node held θ of some round, and all that held θ of a round held the same one.
 fn assert_same_parameters(nodes: &[&Program]) {
     let mut thetas: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
-    for event in nodes.iter().flat_map(|node| node.heard("synced")) {
-        let round = event["round"].as_u64().expect("a round");
-        thetas.entry(round).or_default().insert(text_of(&event, "theta"));
+    for node in nodes {
+        let synced = node.heard("synced");
+        assert!(!synced.is_empty(), "{} never had any parameters", node.name());
+        for event in synced {
+            let round = event["round"].as_u64().expect("a round");
+            thetas.entry(round).or_default().insert(text_of(&event, "theta"));
+        }
     }
-    assert!(!thetas.is_empty());
     for (round, thetas) in thetas {
         assert_eq!(thetas.len(), 1, "θ of round {round}");
     }
+}
+
+/// What became of a worker in the rounds that the coordinator told of.
+fn outcomes(coordinator: &Program, node: &str) -> Vec<String> {
+    let rounds = coordinator.heard("round");
+    let results = rounds.iter().flat_map(|round| round["results"].as_array().into_iter().flatten());
+    results.filter(|result| result[0] == node).map(|result| text_of(&result[1], "kind")).collect()
+}
+
+/// Whether a round merged nothing of a worker.
+fn closed_without(round: &Value, worker: &str) -> bool {
+    let results = round["results"].as_array().expect("a round has results");
+    results.iter().all(|result| result[0] != worker || result[1]["kind"] != "admitted")
 }
 
 #[test]
@@ -189,7 +232,7 @@ fn a_run_by_hand_from_the_chain_to_the_sample() {
     let workers = ["first", "second"].map(|name| bench.node("join", name, &invitation));
 
     let page = text_of(&launched, "page");
-    assert!(get(&page, "/").contains("<html"), "the live page loads");
+    assert!(get(&page, "/").contains("<title>Manyhands run"), "the live page loads");
     coordinator.wait_for("final");
     assert!(get(&page, "/metrics").contains("manyhands_"), "and is measured");
     let status: Value = run_json(&["status", &invitation]);
@@ -198,35 +241,49 @@ fn a_run_by_hand_from_the_chain_to_the_sample() {
         assert!(worker.wait_for_exit().success(), "a worker ends well with its run");
     }
     assert_same_parameters(&[&workers[0], &workers[1]]);
-    assert!(verifier.heard("replayed").iter().all(|replayed| replayed["passed"] == true));
+    let replays = verifier.heard("replayed");
+    assert!(!replays.is_empty() && replays.iter().all(|replayed| replayed["passed"] == true));
 
-    let audit = run_json(&["audit", &invitation, "--chain", &bench.chain]);
-    assert_eq!(audit["audit"], "ok", "{audit}");
-    let before =
-        run_json(&["keys", "show", "--dir", &bench.path("first"), "--chain", &bench.chain]);
-    run_json(&["claim", &invitation, "--dir", &bench.path("first"), "--chain", &bench.chain]);
-    let after = run_json(&["keys", "show", "--dir", &bench.path("first"), "--chain", &bench.chain]);
-    assert_ne!(before, after, "the reward is on the account");
+    bench.audit(&invitation);
+    bench.claim("first", &invitation);
+    bench.claim("verifier", &invitation);
 
-    run_json(&["export", &invitation, "--to", &bench.path("model")]);
-    assert!(PathBuf::from(bench.path("model")).join("model.safetensors").exists());
-    let sample = run(&["generate", &bench.path("model"), "--prompt", "fn main", "--tokens", "8"]);
+    let model = bench.path("model");
+    run_json(&["export", &invitation, "--to", &model]);
+    assert!(PathBuf::from(&model).join("model.safetensors").exists());
+    let sample = run(&["generate", &model, "--prompt", "fn main", "--tokens", "8"]);
     assert!(sample.contains("fn main"), "{sample}");
+
+    drop(coordinator);
+    let again = bench.path("model-from-folder");
+    run_json(&["export", &bench.path("coordinator"), "--to", &again]);
+    let weights = |folder: &str| std::fs::read(PathBuf::from(folder).join("model.safetensors"));
+    assert_eq!(
+        weights(&model).expect("exported"),
+        weights(&again).expect("exported with nobody to ask"),
+    );
 }
 
 #[test]
 fn killed_processes_come_back_and_the_run_goes_on() {
-    let bench = Bench::new(6);
+    let mut bench = Bench::new(8);
     let (mut coordinator, launched) = bench.launch();
     let invitation = text_of(&launched, "invitation");
-    let _verifier = bench.node("verify", "verifier", &invitation);
+    let mut verifier = bench.node("verify", "verifier", &invitation);
     let steady = bench.node("join", "steady", &invitation);
     let mut unlucky = bench.node("join", "unlucky", &invitation);
+    let unlucky_id = text_of(&unlucky.wait_for("starting"), "node");
 
     coordinator.wait_for("round");
     unlucky.kill();
-    coordinator.wait_for("round");
+    // It may have been killed after its update was there.
+    while !closed_without(&coordinator.wait_for("round"), &unlucky_id) {}
     let back = bench.node("join", "unlucky", &invitation);
+    back.wait_for("committed");
+    verifier.kill();
+    let verifier = bench.node("verify", "verifier", &invitation);
+    verifier.wait_for("joined");
+    bench.restart_devnet();
     coordinator.kill();
     let (coordinator, launched) = bench.launch();
     assert_eq!(launched["resumed"], true);
@@ -235,6 +292,66 @@ fn killed_processes_come_back_and_the_run_goes_on() {
     let late = bench.node("join", "late", &invitation);
     coordinator.wait_for("final");
     assert_same_parameters(&[&steady, &unlucky, &back, &late]);
-    let audit = run_json(&["audit", &invitation, "--chain", &bench.chain]);
-    assert_eq!(audit["audit"], "ok", "{audit}");
+    bench.audit(&invitation);
+}
+
+#[test]
+fn a_worker_that_leaves_is_paid_and_the_run_goes_on_without_it() {
+    let bench = Bench::new(6);
+    let (coordinator, launched) = bench.launch();
+    let invitation = text_of(&launched, "invitation");
+    let _verifier = bench.node("verify", "verifier", &invitation);
+    let _steady = bench.node("join", "steady", &invitation);
+    let leaver = bench.node("join", "leaver", &invitation);
+    leaver.wait_for("committed");
+    leaver.interrupt();
+    assert!(leaver.wait_for_exit().success());
+    assert_eq!(leaver.heard("left").len(), 1);
+    coordinator.wait_for("final");
+    bench.claim("leaver", &invitation);
+}
+
+#[test]
+fn a_worker_leaves_though_the_coordinator_is_gone() {
+    let bench = Bench::new(6);
+    let (mut coordinator, launched) = bench.launch();
+    let invitation = text_of(&launched, "invitation");
+    // Alone, it has nothing to do yet and owes nobody anything.
+    let waiting = bench.node("join", "waiting", &invitation);
+    waiting.wait_for("joined");
+    coordinator.kill();
+    waiting.interrupt();
+    assert!(waiting.wait_for_exit().success());
+}
+
+#[test]
+fn one_folder_serves_one_run_after_another() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let home = folder.path().display().to_string();
+    for vocabulary in ["512", "400"] {
+        let text = RUN_FILE.replace("ROUNDS", "2").replace("workers_min = 2", "workers_min = 1");
+        let bench = Bench::with(&text.replace("learning_rate = 3e-3", "learning_rate = 2e-3"));
+        let data = bench.path("other");
+        let source = bench.path("run.toml");
+        run_json(&[
+            "prepare",
+            "--text",
+            &source,
+            &repository("rules/src"),
+            "--vocabulary",
+            vocabulary,
+            "--out",
+            &data,
+        ]);
+        let (coordinator, launched) = bench.launch_with(&["--dataset", &data]);
+        let invitation = text_of(&launched, "invitation");
+        let _verifier = bench.node("verify", "verifier", &invitation);
+        let arguments =
+            ["join", &invitation, "--dir", &home, "--threads", "1", "--listen", "127.0.0.1:0"];
+        let worker = Program::start("worker", &arguments);
+        coordinator.wait_for("final");
+        assert!(worker.wait_for_exit().success());
+        let id = text_of(&worker.heard("starting")[0], "node");
+        assert_eq!(outcomes(&coordinator, &id), ["admitted", "admitted"]);
+    }
 }

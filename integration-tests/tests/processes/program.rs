@@ -13,17 +13,17 @@ use serde_json::Value;
 /// Longer than anything takes on a busy machine; reached only when something hangs.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// The binary that was built beside this test.
-fn binary() -> PathBuf {
+/// A binary that was built beside this test.
+fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
     let folder = test.ancestors().nth(2).expect("tests lie in a folder of the target directory");
-    let binary = folder.join("manyhands");
+    let binary = folder.join(name);
     assert!(binary.exists(), "{} is missing: run `make test`, which builds it", binary.display());
     binary
 }
 
 fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(binary());
+    let mut command = Command::new(binary("manyhands"));
     command.arg("--json").args(arguments).env("MANYHANDS_HOME", std::env::temp_dir());
     command
 }
@@ -69,7 +69,18 @@ pub(super) struct Program {
 
 impl Program {
     pub(super) fn start(name: &str, arguments: &[&str]) -> Self {
-        let mut child = command(arguments)
+        Self::spawn(name, command(arguments))
+    }
+
+    /// The worker of the examples that cheats; it tells no JSON.
+    pub(super) fn start_cheat(name: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(binary("cheating-worker"));
+        command.args(arguments);
+        Self::spawn(name, command)
+    }
+
+    fn spawn(name: &str, mut command: Command) -> Self {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -97,6 +108,10 @@ impl Program {
         });
         let (child, heard) = (RefCell::new(child), RefCell::default());
         Self { name: name.to_owned(), child, lines, heard, complaints }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// The next event of that name that was not waited for yet.
@@ -133,6 +148,13 @@ impl Program {
             self.heard.borrow_mut().push(value);
         }
         self.child.borrow_mut().wait().expect("a child can be waited for")
+    }
+
+    /// Ctrl-C.
+    pub(super) fn interrupt(&self) {
+        let id = self.child.borrow().id().to_string();
+        let sent = Command::new("kill").args(["-INT", &id]).status().expect("kill is there");
+        assert!(sent.success(), "it was running");
     }
 
     /// `kill -9`.

@@ -16,6 +16,7 @@ use super::input::{
 };
 use super::membership::Head;
 use super::round::{OpenRound, Phase};
+use super::status::EventKind;
 use crate::draw::Beacon;
 use crate::record::{
     Draw, Earning, Entropy, Outcome, Revocation, RoundRecord, WorkerResult, admitted_set,
@@ -196,6 +197,7 @@ impl Coordinator {
         let evidence = Digest::of(&evidence);
         self.history.note(
             now,
+            EventKind::Fault,
             format!("worker {} is barred, fault in round {round}: {what}", worker.short()),
         );
         self.history.note_fault(round, worker, what);
@@ -270,8 +272,11 @@ impl Coordinator {
             let signed = &closed.commitments[worker];
             let replay = self.replay_of(assignment, signed, closed.heads.get(worker), beacon);
             self.audits.ask_replay(replay, false);
-            self.history
-                .note(now, format!("round {round} of worker {} is audited", worker.short()));
+            self.history.note(
+                now,
+                EventKind::Audit,
+                format!("round {round} of {} is audited", worker.short()),
+            );
         }
         self.draws.push(Draw { round, entropy, drawn });
     }

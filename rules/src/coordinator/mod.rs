@@ -34,7 +34,7 @@ pub use input::{
     MergeOrder, MergeResult, RevocationOrder, Stage,
 };
 pub use round::Phase;
-pub use status::{MemberStatus, RoundStatus, Status};
+pub use status::{EventKind, MemberStatus, RoundStatus, Status};
 
 use self::audits::{Audits, Ended};
 use self::close::{ClosedRound, PendingFault};
@@ -189,7 +189,7 @@ impl Coordinator {
             Input::RunCompleted => {
                 if matches!(self.round.phase, Phase::Finishing { .. }) {
                     self.round.enter(Phase::Complete, now);
-                    self.history.note(now, "the run is complete".to_owned());
+                    self.history.note(now, EventKind::Run, "the run is complete".to_owned());
                 }
                 None
             }
@@ -278,8 +278,11 @@ impl Coordinator {
         addresses.append(&mut join.addresses);
         addresses.truncate(ADDRESSES_MAX);
         join.addresses = addresses;
-        self.history
-            .note(now, format!("{} {} joined: {}", join.role.name(), from.short(), join.class));
+        self.history.note(
+            now,
+            EventKind::Member,
+            format!("{} {} joined: {}", join.role.name(), from.short(), join.class),
+        );
         let start = self.round.assignments.get(&from).map(|assignment| assignment.start);
         if let Some(Start::Head { round, .. }) = start
             && !join.head_rounds.contains(&round)
@@ -343,7 +346,7 @@ impl Coordinator {
                 if let Some(member) = self.membership.get_mut(from) {
                     member.present = false;
                 }
-                self.history.note(now, format!("{} left", from.short()));
+                self.history.note(now, EventKind::Member, format!("{} left", from.short()));
                 Ok(())
             }
             Request::Join(_) | Request::Describe | Request::Status => Ok(()),
@@ -441,7 +444,8 @@ impl Coordinator {
             return refuse(RefusalCode::NotYourTask, format!("task {} is not yours", verdict.id));
         }
         if let ReplayOutcome::Failed(reason) = &verdict.outcome {
-            self.history.note(now, format!("verifier {} could not replay: {reason}", from.short()));
+            let text = format!("verifier {} could not replay: {reason}", from.short());
+            self.history.note(now, EventKind::Audit, text);
         }
         let answered =
             self.audits.answer(from, verdict.id, &verdict.outcome, &self.spec.verification);
@@ -549,7 +553,8 @@ impl Coordinator {
         for &node in gone {
             let Some(member) = self.membership.get_mut(node) else { continue };
             (member.present, member.must_join) = (false, true);
-            self.history.note(now, format!("{} has no stake in the run any more", node.short()));
+            let text = format!("{} has no stake in the run any more", node.short());
+            self.history.note(now, EventKind::Member, text);
             if matches!(self.round.phase, Phase::Training { .. }) {
                 self.round.commitments.remove(&node);
             }
@@ -700,7 +705,8 @@ impl Coordinator {
     /// Nobody committed: the same round is tried again with whoever is there then.
     fn reopen_round(&mut self, now: Tick) {
         let OpenRound { number, theta, first_sequence, .. } = self.round;
-        self.history.note(now, format!("round {number} opens again: nobody committed"));
+        let text = format!("round {number} opens again: nobody committed");
+        self.history.note(now, EventKind::Round, text);
         let deadline = now.after_ms(self.spec.round.sync_ms);
         self.round = OpenRound::new(number, theta, first_sequence, now, deadline);
     }

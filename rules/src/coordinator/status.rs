@@ -102,7 +102,24 @@ pub struct FaultStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
     pub tick: Tick,
+    pub kind: EventKind,
     pub text: String,
+}
+
+/// What a happening is about, for whoever shows only some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// Somebody came or went.
+    Member,
+    /// A round was unusual.
+    Round,
+    /// A replay was drawn.
+    Audit,
+    Fault,
+    Slash,
+    /// The run as a whole.
+    Run,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -115,8 +132,8 @@ pub(super) struct History {
 }
 
 impl History {
-    pub(super) fn note(&mut self, tick: Tick, text: String) {
-        self.events.push_back(Event { tick, text });
+    pub(super) fn note(&mut self, tick: Tick, kind: EventKind, text: String) {
+        self.events.push_back(Event { tick, kind, text });
         while self.events.len() > EVENTS_MAX {
             self.events.pop_front();
         }
@@ -132,13 +149,15 @@ impl History {
     pub(super) fn note_outcome(&mut self, now: Tick, round: Round, result: &WorkerResult) {
         if result.outcome != Outcome::Admitted {
             let (worker, why) = (result.worker.short(), &result.outcome);
-            self.note(now, format!("round {round}: {worker} is not merged: {why}"));
+            let text = format!("round {round}: {worker} is not merged: {why}");
+            self.note(now, EventKind::Round, text);
         }
     }
 
     pub(super) fn note_slash(&mut self, now: Tick, round: Round, worker: NodeId, slashed: Balance) {
         self.note(
             now,
+            EventKind::Slash,
             format!("worker {} was slashed {slashed} for round {round}", worker.short()),
         );
         let fault = self.faults.iter_mut().find(|f| f.round == round && f.worker == worker);

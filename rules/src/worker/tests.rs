@@ -96,13 +96,13 @@ fn a_round_from_joining_to_the_upload() {
     assert!(effects.is_empty(), "nothing is published before the commitments are closed");
 
     let without = CommitSet { round: Round(0), entries: Vec::new() };
-    let (_, effects) = tell(&mut worker, 550, Duty::Upload(without));
+    let (_, effects) = tell(&mut worker, 600, Duty::Upload(without));
     assert!(effects.is_empty(), "nor for a set that does not hold the commitment");
     let entry = (key().node_id(), trained(0).commitment.digest());
     let set = CommitSet { round: Round(0), entries: vec![entry] };
-    let (_, effects) = tell(&mut worker, 600, Duty::Upload(set.clone()));
+    let (_, effects) = tell(&mut worker, 700, Duty::Upload(set.clone()));
     assert_eq!(effects, [Effect::Publish { round: Round(0), verifiers: Vec::new() }]);
-    let (_, effects) = tell(&mut worker, 700, Duty::Upload(set));
+    let (_, effects) = tell(&mut worker, 800, Duty::Upload(set));
     assert!(effects.is_empty(), "once is enough");
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use manyhands_coordinator::{Completed, Handle, LiveStatus, WaitError};
 use manyhands_proto::{NodeId, Round, Tick};
-use manyhands_rules::coordinator::RoundStatus;
+use manyhands_rules::coordinator::{EventKind, RoundStatus};
 use serde::Serialize;
 
 use crate::amount::tokens;
@@ -19,6 +19,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 enum Happening<'a> {
     /// Something that the run's log says in words.
     Note {
+        kind: EventKind,
         text: &'a str,
     },
     Round(&'a RoundStatus),
@@ -124,7 +125,10 @@ impl Told {
             run.events.iter().rposition(|event| event.tick == *tick && event.text == *text)
         });
         for event in &run.events[told.map_or(0, |at| at + 1)..] {
-            news.push(Happening::Note { text: &event.text });
+            // Told with its amount in tokens, below.
+            if event.kind != EventKind::Slash {
+                news.push(Happening::Note { kind: event.kind, text: &event.text });
+            }
         }
         self.last_note = run.events.last().map(|event| (event.tick, event.text.clone()));
         for round in &run.history {
@@ -158,7 +162,7 @@ impl Told {
 fn tell(output: Output, happening: &Happening<'_>) {
     output.event(happening, || {
         Some(match happening {
-            Happening::Note { text } => (*text).to_owned(),
+            Happening::Note { text, .. } => (*text).to_owned(),
             Happening::Round(round) => {
                 let loss = round
                     .train_loss
