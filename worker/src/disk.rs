@@ -13,9 +13,10 @@ use manyhands_rules::worker::Trained;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Rounds whose end state is kept. A round is audited while the next is trained, from the state
-/// before it; and a verifier may be a round behind.
-const ROUNDS_KEPT: usize = 3;
+/// Rounds whose end state is kept in any case: the last committed one and one that may not count.
+const ROUNDS_KEPT_MIN: usize = 2;
+/// More are kept while they may be checked, up to this: a coordinator's word must not fill the disk.
+const ROUNDS_KEPT_MAX: usize = 20;
 
 /// Why the worker's own state could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -88,17 +89,23 @@ impl WorkerDisk {
         read(&self.round_path(round))
     }
 
-    /// Writes a round's state; the oldest ones beyond those kept are removed and returned.
-    pub(crate) fn keep_round(&self, state: &RoundState) -> Result<Vec<RoundState>, DiskError> {
-        write(&self.round_path(state.trained.assignment.round), state)?;
-        let mut states = self.rounds()?;
-        let too_many = states.len().saturating_sub(ROUNDS_KEPT);
-        let gone: Vec<_> = states.drain(..too_many).collect();
-        for state in &gone {
+    /// Writes a round's state.
+    pub(crate) fn keep_round(&self, state: &RoundState) -> Result<(), DiskError> {
+        write(&self.round_path(state.trained.assignment.round), state)
+    }
+
+    /// Removes states that no check can be about: those of rounds from `evidence_from` on stay, and the one
+    /// that the first of them started from.
+    pub(crate) fn forget_rounds(&self, evidence_from: Round) -> Result<(), DiskError> {
+        let states = self.rounds()?;
+        let wanted = |state: &&RoundState| state.trained.assignment.round >= evidence_from;
+        let needed = states.iter().filter(wanted).count() + 1;
+        let kept = needed.clamp(ROUNDS_KEPT_MIN, ROUNDS_KEPT_MAX);
+        for state in &states[..states.len().saturating_sub(kept)] {
             let path = self.round_path(state.trained.assignment.round);
             fs::remove_file(&path).map_err(|source| DiskError::Io { path, source })?;
         }
-        Ok(gone)
+        Ok(())
     }
 
     pub(crate) fn theta(&self) -> Result<Option<ThetaState>, DiskError> {
@@ -175,16 +182,23 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_rounds_stay_and_what_goes_is_named() {
+    fn states_stay_while_a_check_may_ask_for_them() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = WorkerDisk::open(folder.path()).expect("opens");
-        for round in 8..11 {
-            assert_eq!(disk.keep_round(&state(round)).expect("kept"), []);
+        for round in [5, 7, 8, 9, 10] {
+            disk.keep_round(&state(round)).expect("kept");
         }
-        assert_eq!(disk.keep_round(&state(11)).expect("kept"), [state(8)]);
+        // Round 8 is checked from the state before it, which round 7 left.
+        disk.forget_rounds(Round(8)).expect("forgotten");
         let again = WorkerDisk::open(folder.path()).expect("opens after a restart");
-        assert_eq!(again.rounds().expect("read"), [state(9), state(10), state(11)]);
-        assert_eq!(again.round(Round(8)).expect("read"), None);
+        assert_eq!(again.rounds().expect("read"), [state(7), state(8), state(9), state(10)]);
+        disk.forget_rounds(Round(100)).expect("forgotten");
+        assert_eq!(disk.rounds().expect("read"), [state(9), state(10)]);
+        for round in 0..100 {
+            disk.keep_round(&state(round)).expect("kept");
+        }
+        disk.forget_rounds(Round(0)).expect("forgotten");
+        assert_eq!(disk.rounds().expect("read").len(), ROUNDS_KEPT_MAX);
     }
 
     #[test]

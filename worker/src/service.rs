@@ -411,6 +411,7 @@ struct Service {
     joined: bool,
     /// Nonce of the newest announcement: an older one is a repetition.
     announced: u64,
+    evidence_from: Round,
 }
 
 impl Service {
@@ -419,9 +420,20 @@ impl Service {
         let (done, results) = mpsc::channel(4);
         let theta = restore(&context);
         let reins = Arc::new(Reins::default());
-        let duty = String::new();
-        let (joined, announced) = (false, 0);
-        Self { context, data, machine, line, theta, reins, done, results, duty, joined, announced }
+        Self {
+            context,
+            data,
+            machine,
+            line,
+            theta,
+            reins,
+            done,
+            results,
+            duty: String::new(),
+            joined: false,
+            announced: 0,
+            evidence_from: Round(0),
+        }
     }
 
     async fn run(
@@ -432,7 +444,7 @@ impl Service {
         let mut stopping = false;
         loop {
             while let Some(request) = self.machine.poll_request(now()) {
-                self.say(request).await;
+                self.say(request).await?;
                 if let Some(exit) = self.start_effects() {
                     return Ok(exit);
                 }
@@ -457,7 +469,7 @@ impl Service {
         }
     }
 
-    async fn say(&mut self, request: Request) {
+    async fn say(&mut self, request: Request) -> Result<(), DiskError> {
         match self.line.ask(&request).await {
             Ok(reply) => self.machine.handle_reply(now(), &request, reply),
             Err(error) => {
@@ -477,7 +489,12 @@ impl Service {
                 self.context.tell(WorkerEvent::Duty { duty: duty.clone() });
                 self.duty = duty;
             }
+            if situation.evidence_from != self.evidence_from {
+                self.evidence_from = situation.evidence_from;
+                self.context.disk.forget_rounds(self.evidence_from)?;
+            }
         }
+        Ok(())
     }
 
     fn take(&mut self, done: Done) -> Result<(), RunWorkerError> {

@@ -281,6 +281,8 @@ pub struct Situation {
     pub duty: Duty,
     /// Who may open this node's evidence, beside the coordinator.
     pub verifiers: Vec<NodeId>,
+    /// Rounds from this one on may still be checked: what they started from and ended in is kept.
+    pub evidence_from: Round,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

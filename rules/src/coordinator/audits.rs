@@ -97,9 +97,16 @@ impl Audits {
         given.map(|(_, since)| since.after_ms(patience_ms)).min()
     }
 
-    /// Tasks that too many verifiers failed at.
-    pub(super) fn abandon(&mut self) -> Vec<ReplayTask> {
-        self.take(|task| task.failed_by.len() >= VERIFIERS_PER_TASK_MAX)
+    /// The oldest round that waits for a replay.
+    pub(super) fn oldest_round(&self) -> Option<Round> {
+        self.replays.values().map(|task| task.replay.assignment.round).min()
+    }
+
+    /// Tasks that too many verifiers failed at, and those about a round before `from`.
+    pub(super) fn abandon(&mut self, from: Round) -> Vec<ReplayTask> {
+        self.take(|task| {
+            task.failed_by.len() >= VERIFIERS_PER_TASK_MAX || task.replay.assignment.round < from
+        })
     }
 
     /// Ends the replays that a merge no longer waits for.

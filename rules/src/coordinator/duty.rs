@@ -2,10 +2,10 @@
 
 use crate::reward::layout;
 use manyhands_gradient::CHUNK;
-use manyhands_proto::NodeId;
 use manyhands_proto::message::{
     Duty, Refusal, RefusalCode, Reply, Role, Situation, Source, Sync, Tasks,
 };
+use manyhands_proto::{NodeId, Round};
 
 use super::Coordinator;
 use super::membership::Member;
@@ -13,6 +13,10 @@ use super::round::Phase;
 
 /// Other members named as sources for θ: enough to spread the load, few enough to keep the reply small.
 const SOURCES_MAX: usize = 4;
+
+/// How far audits may fall behind the open round. Workers keep the end states of so many rounds if they
+/// must, ten bytes per parameter each.
+const AUDIT_ROUNDS_MAX: u32 = 16;
 
 impl Coordinator {
     pub(super) fn situation_reply(&self, node: NodeId) -> Reply {
@@ -24,8 +28,22 @@ impl Coordinator {
             Some(member) => Reply::Situation(Situation {
                 duty: self.duty(node, member),
                 verifiers: self.verifiers(),
+                evidence_from: self.evidence_wanted_from(),
             }),
         }
+    }
+
+    /// The oldest round that a check may still be about. Rounds go on while audits wait for a verifier,
+    /// but not for ever: what is older is abandoned.
+    fn evidence_wanted_from(&self) -> Round {
+        let undrawn = self.closed.iter().filter(|(_, closed)| closed.entropy.is_none());
+        let wanted = undrawn.map(|(round, _)| *round).chain(self.audits.oldest_round());
+        wanted.min().unwrap_or(self.round.number).max(self.audited_from())
+    }
+
+    /// Replays of rounds before this one are not waited for any more.
+    pub(super) fn audited_from(&self) -> Round {
+        Round(self.round.number.0.saturating_sub(AUDIT_ROUNDS_MAX))
     }
 
     fn duty(&self, node: NodeId, member: &Member) -> Duty {

@@ -480,7 +480,11 @@ impl Coordinator {
             Ended::Withheld(reason) => {
                 (Some(Finding::Withheld(reason.clone())), Some(Outcome::Withheld(reason)))
             }
-            Ended::Abandoned => (None, Some(Outcome::Unverified)),
+            Ended::Abandoned => {
+                let text = format!("no verifier could replay round {round} of {}", worker.short());
+                self.history.note(now, EventKind::Audit, text);
+                (None, Some(Outcome::Unverified))
+            }
         };
         if let Some(finding) = finding {
             self.note_checks([Check { round, worker, verifier, finding }]);
@@ -581,7 +585,7 @@ impl Coordinator {
     fn advance(&mut self, now: Tick) {
         self.membership.expire(now, self.spec.round.silence_ms);
         while self.advance_phase(now) {}
-        for task in self.audits.abandon() {
+        for task in self.audits.abandon(self.audited_from()) {
             let assignment = &task.replay.assignment;
             let (round, worker) = (assignment.round, assignment.worker);
             self.handle_replayed(now, round, worker, None, task.before_merge, Ended::Abandoned);

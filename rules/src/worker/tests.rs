@@ -59,7 +59,7 @@ fn trained(round: u32) -> Trained {
 }
 
 fn situation(duty: Duty) -> Reply {
-    Reply::Situation(Situation { duty, verifiers: Vec::new() })
+    Reply::Situation(Situation { duty, verifiers: Vec::new(), evidence_from: Round(0) })
 }
 
 /// Lets the worker speak once and answers with `duty`.
@@ -190,7 +190,7 @@ fn a_verifier_that_comes_later_may_open_what_is_open_already() {
     let verifiers = vec![NodeId::new([9; 32])];
     let duty = Duty::Wait { round: Round(0), reason: WaitReason::Merge };
     let request = worker.poll_request(Tick(1_000)).expect("a beat");
-    let situation = Situation { duty, verifiers: verifiers.clone() };
+    let situation = Situation { duty, verifiers: verifiers.clone(), evidence_from: Round(0) };
     worker.handle_reply(Tick(1_000), &request, Reply::Situation(situation));
     assert_eq!(worker.poll_effects(), [Effect::Publish { round: Round(0), verifiers }]);
 }

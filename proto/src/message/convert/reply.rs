@@ -51,7 +51,8 @@ impl TryFrom<wire::Reply> for Reply {
 impl From<&Situation> for wire::Situation {
     fn from(situation: &Situation) -> Self {
         let verifiers = situation.verifiers.iter().map(|node| node.as_bytes().to_vec()).collect();
-        Self { kind: Some((&situation.duty).into()), verifiers }
+        let evidence_from = situation.evidence_from.0;
+        Self { kind: Some((&situation.duty).into()), verifiers, evidence_from }
     }
 }
 
@@ -62,6 +63,7 @@ impl TryFrom<wire::Situation> for Situation {
         let field = "situation.verifiers";
         Ok(Self {
             verifiers: list(field, wire.verifiers, VERIFIERS_MAX, |id| node(field, &id))?,
+            evidence_from: round("situation.evidence_from", wire.evidence_from)?,
             duty: required("situation.kind", wire.kind)?.try_into()?,
         })
     }

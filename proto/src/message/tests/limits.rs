@@ -25,7 +25,8 @@ fn the_largest_replies_fit() {
         nodes(COMMIT_SET_ENTRIES_MAX).into_iter().map(|node| (node, digest("one"))).collect();
     let set = CommitSet { round: Round(ROUND_MAX), entries };
     let verifiers = nodes(VERIFIERS_MAX);
-    let largest = Reply::Situation(Situation { duty: Duty::Upload(set), verifiers });
+    let evidence_from = Round(ROUND_MAX);
+    let largest = Reply::Situation(Situation { duty: Duty::Upload(set), verifiers, evidence_from });
     for reply in [
         largest,
         Reply::Status(vec![b' '; STATUS_BYTES_MAX]),
@@ -131,7 +132,8 @@ fn replies_outside_the_limits_are_refused_by_field() {
     assert_eq!(synced(None, vec![source; SOURCES_MAX + 1]), "sync.sources");
 
     let verifiers = nodes(VERIFIERS_MAX + 1);
-    let watched = Situation { duty: Duty::Gathering { workers: 0, workers_min: 1 }, verifiers };
+    let duty = Duty::Gathering { workers: 0, workers_min: 1 };
+    let watched = Situation { duty, verifiers, evidence_from: Round(0) };
     assert_eq!(refused_reply(&Reply::Situation(watched)), "situation.verifiers");
     assert_eq!(refused_reply(&Reply::Status(vec![0; STATUS_BYTES_MAX + 1])), "status");
     let description = Reply::Description { spec: vec![0; SPEC_BYTES_MAX + 1], round: Round(0) };
@@ -158,7 +160,10 @@ fn wire_messages_that_no_program_of_ours_sends_are_refused() {
     assert!(parse(Some(wire::request::Kind::Verdict(verdict))).is_err());
 
     assert!(Reply::try_from(wire::Reply { kind: None }).is_err());
-    assert!(Situation::try_from(wire::Situation { kind: None, verifiers: vec![] }).is_err());
+    assert!(
+        Situation::try_from(wire::Situation { kind: None, verifiers: vec![], evidence_from: 0 })
+            .is_err()
+    );
     let start = wire::Start { head_round: None, sent_values_returned: true, adam_step: 0 };
     assert!(Start::try_from(start).is_err());
     assert!(Refusal::try_from(wire::Refusal { code: 0, reason: String::new() }).is_err());

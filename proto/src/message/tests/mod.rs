@@ -160,7 +160,9 @@ fn replies() -> Vec<Reply> {
     ];
     let mut replies: Vec<Reply> = duties
         .into_iter()
-        .map(|duty| Reply::Situation(Situation { duty, verifiers: nodes(2) }))
+        .map(|duty| {
+            Reply::Situation(Situation { duty, verifiers: nodes(2), evidence_from: Round(3) })
+        })
         .collect();
     replies.push(Reply::Description { spec: b"[run]".to_vec(), round: Round(4) });
     replies.push(Reply::Refused(refusal));
@@ -169,7 +171,7 @@ fn replies() -> Vec<Reply> {
 }
 
 fn duty(duty: Duty) -> Reply {
-    Reply::Situation(Situation { duty, verifiers: vec![] })
+    Reply::Situation(Situation { duty, verifiers: vec![], evidence_from: Round(0) })
 }
 
 fn sealed_reply(reply: &Reply) -> Vec<u8> {

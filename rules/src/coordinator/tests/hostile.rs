@@ -142,3 +142,35 @@ fn who_lost_its_state_is_not_waited_for_and_starts_afresh() {
     let candidate = world.records[2].candidates.iter().find(|c| c.worker == node(2));
     assert_eq!(candidate.expect("a candidate").start, Start::Fresh);
 }
+
+#[test]
+fn evidence_is_asked_for_while_an_audit_waits_and_not_for_ever() {
+    let mut spec = tests_support::spec();
+    spec.run.rounds = 40;
+    spec.verification.probation_checks = 0;
+    spec.verification.audit_rate_per_mille = 1_000;
+    let mut world = World::new(spec);
+    world.join(1, Role::Worker);
+    world.join(2, Role::Worker);
+    world.join(9, Role::Verifier);
+    let wanted_from = |world: &World| {
+        let Reply::Situation(situation) = world.machine.situation_reply(node(1)) else {
+            panic!("a member has a situation")
+        };
+        situation.evidence_from
+    };
+    // The verifier beats, and does nothing else.
+    let idle = |world: &mut World| {
+        world.turn(&[1, 2], &[]);
+        world.ask(9, Request::Beat(Beat { theta: None, steps_done: 0 }));
+    };
+    while world.machine.round() < Round(10) {
+        idle(&mut world);
+    }
+    assert_eq!(wanted_from(&world), Round(0), "nothing of round 0 may be thrown away yet");
+    while world.machine.round() < Round(30) {
+        idle(&mut world);
+    }
+    assert_eq!(wanted_from(&world), Round(14));
+    assert_eq!(world.outcome(0, 1), &Outcome::Admitted, "a slow verifier costs a worker nothing");
+}
