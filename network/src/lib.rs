@@ -6,10 +6,12 @@
 //! does not know what a round is: control messages are byte strings that `proto` parses, and
 //! [`data::BlobStore`] is asked before anything is served.
 
+mod bucket;
 pub mod control;
 pub mod data;
 pub mod identity;
 pub mod invitation;
 pub mod metrics;
+mod origin;
 
 pub use libp2p::Multiaddr;

@@ -1,13 +1,16 @@
 //! The names of every metric of this crate. Counters only ever grow; gauges say so.
 
-/// Counter. Control requests answered or refused, with label `result`: `answered`, `dropped_full`
-/// (the owner's queue was full), `dropped_unanswered` (the owner dropped the responder).
+/// Counter. Control requests answered or refused, with label `result`: `answered`, `dropped_rate` (the
+/// peer asks too often), `dropped_full` (too many of the peer's wait), `nonsense`, and, once more for
+/// each of those, `dropped_unanswered` (nobody answers).
 pub const CONTROL_REQUESTS_RECEIVED: &str = "manyhands_control_requests_received_total";
 /// Counter. Control requests sent, with label `result`: `answered` or `failed`.
 pub const CONTROL_REQUESTS_SENT: &str = "manyhands_control_requests_sent_total";
 /// Counter. Gossip announcements received, with label `verdict`: `accept`, `reject`, `ignore`, or
 /// `dropped_full` (the owner's queue was full, so nobody judged it).
 pub const CONTROL_ANNOUNCEMENTS: &str = "manyhands_control_announcements_total";
+/// Counter. Peers blocked for a while, for nonsense or a flood.
+pub const CONTROL_PEERS_BLOCKED: &str = "manyhands_control_peers_blocked_total";
 /// Counter. Events the owner never saw because its queue was full, with label `kind`.
 pub const CONTROL_EVENTS_DROPPED: &str = "manyhands_control_events_dropped_total";
 /// Gauge. Established control connections.

@@ -1,5 +1,7 @@
 //! What a verifier does: repeats a worker's round and compares, and measures held-out loss.
 
+mod evidence;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +10,10 @@ use manyhands_chain_client::types::FaultKind;
 use manyhands_gradient::moments8::Moments8;
 use manyhands_gradient::{CHUNK, Layout, vector};
 use manyhands_model::{
-    ClaimedChunk, Control, EndState, EvaluateTask, TrainTask, Transformer,
+    ClaimedChunk, Control, EndState, EvaluateTask, TrainError, TrainTask, Transformer,
     compare as compare_chunks, evaluate,
 };
-use manyhands_network::data::{
-    FetchError, FetchRequest, GROUPS_PER_REQUEST_MAX, Source, SourceError,
-};
+use manyhands_network::data::{GROUPS_PER_REQUEST_MAX, Source};
 use manyhands_proto::message::{
     Distances, Evaluate, Evaluation, Replay, ReplayOutcome, Start, Verdict,
 };
@@ -22,12 +22,10 @@ use manyhands_rules::coordinator::within;
 use manyhands_rules::reward::layout;
 
 use crate::context::{Context, WorkerEvent};
-use crate::data::RunData;
+use crate::data::{RunData, progress};
 use crate::metrics;
-use crate::sync::fetch_theta;
-
-/// Attempts to reach a worker before its silence is reported.
-const ATTEMPTS: u32 = 5;
+use crate::sync::{borrow_theta, incoming};
+use evidence::{Evidence, EvidenceError, PAUSE_MAX};
 
 /// How a replay can end without distances.
 enum Stopped {
@@ -40,6 +38,12 @@ enum Stopped {
 impl Stopped {
     fn failed(error: impl std::fmt::Display) -> Self {
         Self::Failed(error.to_string())
+    }
+
+    /// By whom depends on the evidence that is missing.
+    fn by(what: &str, error: &EvidenceError) -> Self {
+        let reason = format!("{what}: {error}");
+        if error.is_withheld() { Self::Withheld(reason) } else { Self::Failed(reason) }
     }
 }
 
@@ -83,22 +87,34 @@ async fn compare(
 ) -> Result<Distances, Stopped> {
     let assignment = &task.assignment;
     let layout = layout(&context.spec.model);
-    let vector_bytes = layout.vector_len() as u64 * 4;
-    let theta = fetch_theta(context, assignment.theta, vector_bytes, &[]).await;
-    let theta = vector::from_bytes(&theta.map_err(Stopped::failed)?, &layout);
-    let theta = theta.map_err(Stopped::failed)?;
-    let worker = Source { peer: task.source.node, addresses: task.source.addresses.clone() };
+    let chunks = layout.chunk_count();
+    // Nobody could open these, and that is not the worker's fault.
+    if let Some(chunk) = task.chunks.iter().find(|chunk| chunk.0 as usize >= chunks) {
+        return Err(Stopped::Failed(format!("expected chunks below {chunks}, got {}", chunk.0)));
+    }
+    let theta = borrow_theta(context, assignment.theta).await.map_err(Stopped::failed)?;
+    let theta = vector::from_bytes(&theta, &layout).map_err(Stopped::failed)?;
+    let mut evidence = evidence_of(context, task);
     let moments = match task.head_moments {
         None => None,
-        Some(digest) => Some(fetch_moments(context, &worker, digest, &layout).await?),
+        Some(digest) => Some(fetch_moments(&mut evidence, digest, &layout).await?),
     };
     let batches = data.batches(context, assignment).await.map_err(Stopped::failed)?;
-    let replayed = run(context, data, task, theta, moments, batches).await?;
+    let from_own_moments = moments.is_some();
+    let replayed = match run(context, data, task, theta, moments, batches).await {
+        Ok(replayed) => replayed,
+        Err(error) if from_own_moments && is_not_finite(&error) => {
+            let (round, worker) = (assignment.round, assignment.worker.short());
+            context.trouble(format!("round {round} of {worker}, from its own moments: {error}"));
+            return Ok(farthest());
+        }
+        Err(error) => return Err(Stopped::failed(error)),
+    };
     let theta_digest = vector::digest(&replayed.theta);
     // The worker's end state is opened only now, when ours is fixed.
     let claimed_moments =
-        fetch_moments(context, &worker, task.commitment.moments, &layout).await?.dequantise();
-    let claimed_theta = open_chunks(context, &worker, task, vector_bytes).await?;
+        fetch_moments(&mut evidence, task.commitment.moments, &layout).await?.dequantise();
+    let claimed_theta = open_chunks(&mut evidence, task, &layout).await?;
     let claimed: Vec<_> = claimed_theta
         .into_iter()
         .map(|(index, theta)| {
@@ -124,6 +140,41 @@ async fn compare(
     })
 }
 
+/// Half of the time that checks have: the rest is for our own work, and for another verifier.
+fn evidence_of<'a>(context: &'a Context, task: &Replay) -> Evidence<'a> {
+    let worker = Source { peer: task.source.node, addresses: task.source.addresses.clone() };
+    Evidence {
+        data: &context.data,
+        worker,
+        incoming: incoming(context),
+        progress: progress(context, "evidence"),
+        pause_max: PAUSE_MAX,
+        left: Duration::from_millis(context.spec.round.check_ms / 2),
+    }
+}
+
+/// Whether what was trained on led nowhere, rather than something of ours failed. Whoever starts from
+/// moments that it committed itself, and ended somewhere, was not led there by them: such moments are
+/// a fault, or every replay of this worker could be made to fail.
+fn is_not_finite(error: &TrainError) -> bool {
+    match error {
+        TrainError::NotFinite { .. } | TrainError::Moments(_) => true,
+        TrainError::Stopped { .. }
+        | TrainError::ThetaLength { .. }
+        | TrainError::MomentsLength { .. }
+        | TrainError::EmptyStep { .. }
+        | TrainError::ContextLength { .. }
+        | TrainError::Sequence(_)
+        | TrainError::Torch(_) => false,
+    }
+}
+
+/// The claim is as far from the replay as a message can say, which ended nowhere.
+fn farthest() -> Distances {
+    let (delta, first_moment, second_moment) = (f64::MAX, f64::MAX, f64::MAX);
+    Distances { delta, first_moment, second_moment, theta: Digest::of(&[]) }
+}
+
 /// Where our own repetition started and ended.
 struct Replayed {
     start: Vec<f32>,
@@ -138,7 +189,7 @@ async fn run(
     start: Vec<f32>,
     moments: Option<Moments8>,
     batches: Vec<Vec<manyhands_model::data::SequenceId>>,
-) -> Result<Replayed, Stopped> {
+) -> Result<Replayed, TrainError> {
     let mut trainer = context.honest_trainer(data.train());
     let context = Arc::clone(context);
     let assignment = task.assignment.clone();
@@ -164,65 +215,36 @@ async fn run(
         });
         outcome.map(|outcome| Replayed { theta: outcome.theta, moments: outcome.moments, start })
     });
-    work.await.expect("a replaying thread does not panic").map_err(Stopped::failed)
+    work.await.expect("a replaying thread does not panic")
 }
 
 async fn fetch_moments(
-    context: &Context,
-    worker: &Source,
+    evidence: &mut Evidence<'_>,
     digest: Digest,
     layout: &Layout,
 ) -> Result<Moments8, Stopped> {
     let bytes_max = Moments8::zero(layout).as_bytes().len() as u64;
-    let mut attempt = 0;
-    let bytes = loop {
-        let request = FetchRequest::new(digest, vec![worker.clone()], bytes_max);
-        match context.data.fetch_to_memory(request).await {
-            Ok((bytes, _)) => break bytes,
-            Err(FetchError::NoSource { .. }) if attempt < ATTEMPTS => attempt += 1,
-            Err(error) => return Err(Stopped::Withheld(format!("moments: {error}"))),
-        }
-        pause(attempt).await;
-    };
-    Moments8::parse(bytes.to_vec(), layout)
-        .map_err(|error| Stopped::Withheld(format!("moments: {error}")))
+    let bytes = evidence.blob(digest, bytes_max).await;
+    let bytes = bytes.map_err(|error| Stopped::by("moments", &error))?;
+    Moments8::parse(bytes, layout).map_err(|error| Stopped::Withheld(format!("moments: {error}")))
 }
 
 /// Opens the drawn chunks of θ_H, each proven against the committed digest.
 async fn open_chunks(
-    context: &Context,
-    worker: &Source,
+    evidence: &mut Evidence<'_>,
     task: &Replay,
-    vector_bytes: u64,
+    layout: &Layout,
 ) -> Result<Vec<(ChunkIndex, Vec<f32>)>, Stopped> {
+    let length = layout.vector_len() as u64 * 4;
     let mut opened = Vec::with_capacity(task.chunks.len());
     for chunks in task.chunks.chunks(GROUPS_PER_REQUEST_MAX) {
         let groups: Vec<u64> = chunks.iter().map(|chunk| u64::from(chunk.0)).collect();
-        let mut attempt = 0;
-        let openings = loop {
-            match context.data.open_groups(worker, task.commitment.theta, &groups).await {
-                Ok(openings) => break openings,
-                Err(SourceError::Blame(blame)) => {
-                    return Err(Stopped::Withheld(format!("θ: {blame}")));
-                }
-                Err(_) if attempt < ATTEMPTS => attempt += 1,
-                Err(error) => return Err(Stopped::Withheld(format!("θ: {error}"))),
-            }
-            pause(attempt).await;
-        };
-        if openings.length != vector_bytes {
-            let got = openings.length;
-            return Err(Stopped::Withheld(format!("θ has {got} bytes, not {vector_bytes}")));
-        }
-        let values = openings.groups.into_iter().map(|group| vector::floats(&group.bytes));
+        let bytes = evidence.groups(task.commitment.theta, length, &groups).await;
+        let bytes = bytes.map_err(|error| Stopped::by("θ", &error))?;
+        let values = bytes.iter().map(|bytes| vector::floats(bytes));
         opened.extend(chunks.iter().copied().zip(values));
     }
     Ok(opened)
-}
-
-/// Half a second, then twice as long each time: the worker may be restarting.
-async fn pause(attempt: u32) {
-    tokio::time::sleep(Duration::from_millis(250 << attempt)).await;
 }
 
 /// A failed replay goes on the chain under the verifier's own name.
@@ -247,10 +269,8 @@ pub(crate) async fn evaluation(
     data: Arc<RunData>,
     task: Evaluate,
 ) -> Result<Evaluation, String> {
-    let layout = layout(&context.spec.model);
-    let vector_bytes = layout.vector_len() as u64 * 4;
-    let bytes = fetch_theta(&context, task.theta, vector_bytes, &[]).await;
-    let theta = vector::from_bytes(&bytes.map_err(|error| error.to_string())?, &layout)
+    let bytes = borrow_theta(&context, task.theta).await.map_err(|error| error.to_string())?;
+    let theta = vector::from_bytes(&bytes, &layout(&context.spec.model))
         .map_err(|error| error.to_string())?;
     let sequences = data.held_out_sequences(&context).await.map_err(|error| error.to_string())?;
     let source = data.held_out();
@@ -270,4 +290,29 @@ pub(crate) async fn evaluation(
     let found = work.await.expect("an evaluating thread does not panic")?;
     context.tell(WorkerEvent::Evaluated { round: task.round, loss: found.loss });
     Ok(Evaluation { round: task.round, theta: task.theta, loss: found.loss })
+}
+
+#[cfg(test)]
+mod tests {
+    use manyhands_gradient::moments8::QuantiseError;
+
+    use super::*;
+
+    #[test]
+    fn training_that_is_not_finite_is_told_from_what_is_our_own_fault() {
+        let step = 7;
+        assert!(is_not_finite(&TrainError::NotFinite { step, loss: f32::NAN }));
+        assert!(is_not_finite(&TrainError::Moments(QuantiseError::NotFinite { block: 0 })));
+        assert!(!is_not_finite(&TrainError::EmptyStep { step }));
+        assert!(!is_not_finite(&TrainError::Stopped { steps_done: step }));
+    }
+
+    #[test]
+    fn what_is_farthest_is_a_fault_and_can_be_said() {
+        let distances = farthest();
+        assert!(!within(&distances, &manyhands_proto::run_file::Verification::default()));
+        for distance in [distances.delta, distances.first_moment, distances.second_moment] {
+            assert!(distance.is_finite());
+        }
+    }
 }

@@ -17,6 +17,7 @@ use libp2p::{
 };
 
 use super::codec::BoundedCodec;
+use super::gate::Gate;
 use super::{ControlConfig, ControlLimits, Role, StartControlError};
 
 const REQUEST_PROTOCOL: StreamProtocol = StreamProtocol::new("/manyhands/control/1");
@@ -30,6 +31,7 @@ const PEERS_PER_IP: f64 = 32.0;
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     // Limits first: they refuse a connection before the others prepare for it.
+    pub(super) gate: Gate,
     pub(super) connection_limits: connection_limits::Behaviour,
     pub(super) memory_limits: memory_connection_limits::Behaviour,
     pub(super) blocked: allow_block_list::Behaviour<allow_block_list::BlockedPeers>,
@@ -61,6 +63,7 @@ impl Behaviour {
             None
         };
         Ok(Self {
+            gate: Gate::new(limits.connections_per_ip),
             connection_limits: connection_limits::Behaviour::new(connection_limits(limits)),
             memory_limits: memory_limits(limits),
             blocked: allow_block_list::Behaviour::default(),
@@ -91,6 +94,8 @@ fn connection_limits(limits: &ControlLimits) -> ConnectionLimits {
         .with_max_pending_incoming(Some(limits.pending_connections))
         .with_max_pending_outgoing(Some(limits.pending_connections))
         .with_max_established(Some(limits.connections))
+        // An eighth is left for those that this node dials: strangers must not keep it from them.
+        .with_max_established_incoming(Some(limits.connections - limits.connections / 8))
         .with_max_established_per_peer(Some(limits.connections_per_peer))
 }
 

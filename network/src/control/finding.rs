@@ -1,5 +1,6 @@
 //! Finding a run by its id: coordinators publish provider records, searchers ask for them and then
-//! for the providers' addresses.
+//! for the providers' addresses. A record can be crowded out by those of impostors, so the coordinator
+//! that the searcher means is always among those looked for.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -9,7 +10,7 @@ use libp2p::kad::{
     InboundRequest, QueryId, QueryResult, RecordKey,
 };
 use libp2p::{Multiaddr, PeerId};
-use manyhands_proto::RunId;
+use manyhands_proto::{NodeId, RunId};
 use tokio::sync::oneshot;
 
 use super::messages::{FindError, Located};
@@ -19,8 +20,7 @@ type Kad = kad::Behaviour<kad::store::MemoryStore>;
 type FindReply = oneshot::Sender<Result<Vec<Located>, FindError>>;
 
 const SEARCHES_MAX: usize = 64;
-/// Coordinators of one run that are looked up; there is one, and impostors are told apart by the
-/// invitation's node id.
+/// Coordinators of one run that are looked up; there is one, and the searcher knows which.
 const PROVIDERS_MAX: usize = 8;
 const ADDRESSES_MAX: usize = 16;
 
@@ -57,7 +57,13 @@ impl Finding {
         Ok(())
     }
 
-    pub(super) fn find(&mut self, kad: &mut Kad, run: RunId, reply: FindReply) {
+    pub(super) fn find(
+        &mut self,
+        kad: &mut Kad,
+        run: RunId,
+        coordinator: NodeId,
+        reply: FindReply,
+    ) {
         // A send fails only if the searcher has given up.
         if self.searches.len() >= SEARCHES_MAX {
             let _ = reply.send(Err(FindError::TooMany { limit: SEARCHES_MAX }));
@@ -69,8 +75,8 @@ impl Finding {
         }
         let search = self.next_search;
         self.next_search += 1;
-        let state =
-            Search { reply, providers: BTreeSet::new(), addresses: BTreeMap::new(), pending: 0 };
+        let providers = BTreeSet::from([identity::peer_id(&coordinator)]);
+        let state = Search { reply, providers, addresses: BTreeMap::new(), pending: 0 };
         self.searches.insert(search, state);
         self.queries.insert(kad.get_providers(key(run)), Query::Providers { search });
     }
@@ -120,13 +126,8 @@ impl Finding {
                     }
                 }
             }
-            Ok(GetProvidersOk::FinishedWithNoAdditionalRecord { .. }) => {}
-            Err(kad::GetProvidersError::Timeout { .. }) => {
-                if state.providers.is_empty() {
-                    self.answer(search, Err(FindError::Timeout));
-                    return;
-                }
-            }
+            Ok(GetProvidersOk::FinishedWithNoAdditionalRecord { .. })
+            | Err(kad::GetProvidersError::Timeout { .. }) => {}
         }
         if !last {
             return;
@@ -165,15 +166,15 @@ impl Finding {
             return;
         }
         let Some(state) = self.searches.get_mut(&search) else { return };
-        let mut addresses = std::mem::take(&mut state.addresses);
-        let located = std::mem::take(&mut state.providers)
+        let located: Vec<Located> = std::mem::take(&mut state.addresses)
             .into_iter()
-            .filter_map(|peer| {
-                let node = identity::node_id(&peer).ok()?;
-                Some(Located { node, addresses: addresses.remove(&peer).unwrap_or_default() })
+            .filter(|(_, addresses)| !addresses.is_empty())
+            .filter_map(|(peer, addresses)| {
+                Some(Located { node: identity::node_id(&peer).ok()?, addresses })
             })
             .collect();
-        self.answer(search, Ok(located));
+        let found = if located.is_empty() { Err(FindError::NotFound) } else { Ok(located) };
+        self.answer(search, found);
     }
 
     fn answer(&mut self, search: u64, result: Result<Vec<Located>, FindError>) {

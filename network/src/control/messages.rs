@@ -67,8 +67,8 @@ pub enum AnnounceError {
 pub enum FindError {
     #[error("no node to ask: connect to one first")]
     NobodyToAsk,
-    #[error("the search took too long")]
-    Timeout,
+    #[error("nobody who was asked knows where the run is")]
+    NotFound,
     #[error("the record could not be kept: {0}")]
     Record(String),
     #[error("{limit} searches are under way already")]
@@ -105,7 +105,8 @@ pub struct Located {
 /// What happens on the control plane.
 #[derive(Debug)]
 pub enum ControlEvent {
-    /// A peer asks; answer with [`Responder::respond`], or drop it to refuse.
+    /// A peer asks; answer with [`Responder::respond`], or drop it to refuse. What is nonsense is
+    /// somebody's fault: [`Responder::blame`].
     Request { peer: NodeId, bytes: Vec<u8>, reply: Responder },
     /// Judge it: it is passed on only once accepted.
     Announcement(Announcement),
@@ -131,12 +132,24 @@ impl ControlEvents {
 /// Answers one request.
 #[derive(Debug)]
 pub struct Responder {
+    pub(super) asker: PeerId,
     pub(super) channel: ResponseChannel<Vec<u8>>,
     pub(super) commands: mpsc::WeakSender<Command>,
     pub(super) response_bytes_max: usize,
 }
 
 impl Responder {
+    /// Says that the request was nonsense, which an honest program does not send: after a few the
+    /// asker is blocked for a while. It may still be answered.
+    pub fn blame(&self, reason: &str) {
+        let command = Command::Blame { peer: self.asker, reason: reason.to_owned() };
+        // Lost if the service is far behind: the next one counts.
+        let told = self.commands.upgrade().is_some_and(|to| to.try_send(command).is_ok());
+        if !told {
+            tracing::debug!(peer = %self.asker, "nobody was told of a peer's nonsense");
+        }
+    }
+
     /// # Errors
     /// [`RespondError`]; the asker then sees its request fail.
     pub async fn respond(self, bytes: Vec<u8>) -> Result<(), RespondError> {
@@ -237,16 +250,13 @@ pub(super) enum Command {
         run: RunId,
         reply: Reply<()>,
     },
-    Unsubscribe {
-        run: RunId,
-        reply: Reply<()>,
-    },
     Provide {
         run: RunId,
         reply: Reply<Result<(), FindError>>,
     },
     Find {
         run: RunId,
+        coordinator: NodeId,
         reply: Reply<Result<Vec<Located>, FindError>>,
     },
     Dial {
@@ -258,14 +268,9 @@ pub(super) enum Command {
         address: Multiaddr,
         reply: Reply<Result<(), StartControlError>>,
     },
-    Block {
-        peer: NodeId,
+    Blame {
+        peer: PeerId,
         reason: String,
-        reply: Reply<()>,
-    },
-    Unblock {
-        peer: NodeId,
-        reply: Reply<()>,
     },
     Addresses {
         reply: Reply<Vec<Multiaddr>>,

@@ -2,11 +2,14 @@
 //! its own; QUIC is tried first, TCP with noise and yamux second.
 //!
 //! Messages are byte strings here; `proto` gives them meaning. Every queue is bounded: what the owner
-//! does not take in time is dropped and counted, so a flood costs bounded memory.
+//! does not take in time is dropped and counted, so a flood costs bounded memory. A peer that asks too
+//! fast is not answered, and one that goes on, or sends nonsense, is blocked for a while.
 
 mod behaviour;
 mod codec;
+mod conduct;
 mod finding;
+mod gate;
 mod messages;
 mod service;
 mod swarm;
@@ -71,6 +74,11 @@ impl ControlConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlLimits {
     pub request_bytes: usize,
+    /// Requests of one peer that are taken, in the long run and at once; further ones are dropped.
+    pub requests_per_s: u32,
+    pub request_burst: u32,
+    /// How long a peer that sent nonsense is refused.
+    pub penalty: Duration,
     pub response_bytes: usize,
     pub announcement_bytes: usize,
     /// Events that wait for the owner.
@@ -82,8 +90,11 @@ pub struct ControlLimits {
     /// Requests of the owner that wait for answers.
     pub requests_in_flight: usize,
     pub streams_per_connection: usize,
+    /// Established connections; others may open seven eighths of them.
     pub connections: u32,
     pub connections_per_peer: u32,
+    /// Opened by others from one IPv4 address, or one IPv6 network of 64 bits.
+    pub connections_per_ip: usize,
     pub pending_connections: u32,
     /// Gossip messages that wait for a slow peer.
     pub gossip_queue: usize,
@@ -94,7 +105,12 @@ pub struct ControlLimits {
 impl Default for ControlLimits {
     fn default() -> Self {
         Self {
-            request_bytes: 1 << 20,
+            // The largest that means anything is a few KiB.
+            request_bytes: 64 << 10,
+            // A worker's beat is a second apart; the rest is room for tests in a hurry.
+            requests_per_s: 50,
+            request_burst: 200,
+            penalty: Duration::from_secs(300),
             response_bytes: 5 << 20,
             announcement_bytes: 64 << 10,
             event_queue: 1024,
@@ -105,6 +121,8 @@ impl Default for ControlLimits {
             connections: 1024,
             // QUIC and TCP, each way.
             connections_per_peer: 4,
+            // A laboratory behind one address.
+            connections_per_ip: 64,
             pending_connections: 128,
             gossip_queue: 256,
             process_memory_bytes: None,
@@ -146,17 +164,11 @@ impl Control {
 #[derive(Debug, Clone)]
 pub struct ControlHandle {
     commands: mpsc::Sender<Command>,
-    node: NodeId,
     request_bytes_max: usize,
     announcement_bytes_max: usize,
 }
 
 impl ControlHandle {
-    /// This node.
-    pub fn node_id(&self) -> NodeId {
-        self.node
-    }
-
     /// Asks `peer` and waits for its answer. `addresses` are used if no connection is up.
     ///
     /// # Errors
@@ -196,11 +208,6 @@ impl ControlHandle {
         self.ask(|reply| Command::Subscribe { run, reply }).await.is_some()
     }
 
-    /// Stops following `run`. False if the service has ended.
-    pub async fn unsubscribe(&self, run: RunId) -> bool {
-        self.ask(|reply| Command::Unsubscribe { run, reply }).await.is_some()
-    }
-
     /// Makes this node findable as a coordinator of `run`; renewed until the node stops.
     ///
     /// # Errors
@@ -210,12 +217,16 @@ impl ControlHandle {
         self.ask(|reply| Command::Provide { run, reply }).await.unwrap_or(Err(FindError::ShutDown))
     }
 
-    /// Looks for the coordinators of `run` among all nodes reachable through the connected ones.
+    /// Looks for `coordinator`, and for whoever else says it coordinates `run`, among all nodes
+    /// reachable through the connected ones. Anybody can say so: only the coordinator's own place in
+    /// the result is worth a message, and it is there even if impostors crowd out its record.
     ///
     /// # Errors
-    /// [`FindError`].
-    pub async fn find(&self, run: RunId) -> Result<Vec<Located>, FindError> {
-        self.ask(|reply| Command::Find { run, reply }).await.unwrap_or(Err(FindError::ShutDown))
+    /// [`FindError`]; the result is not empty, and everybody in it has an address.
+    pub async fn find(&self, run: RunId, coordinator: NodeId) -> Result<Vec<Located>, FindError> {
+        self.ask(|reply| Command::Find { run, coordinator, reply })
+            .await
+            .unwrap_or(Err(FindError::ShutDown))
     }
 
     /// Connects to `peer`; returns at once if a connection is up.
@@ -240,17 +251,6 @@ impl ControlHandle {
             let reason = "the control plane has been shut down".to_owned();
             Err(StartControlError::Listen { address: asked, reason })
         })
-    }
-
-    /// Closes every connection to `peer` and refuses new ones. False if the service has ended.
-    pub async fn block(&self, peer: NodeId, reason: &str) -> bool {
-        let reason = reason.to_owned();
-        self.ask(|reply| Command::Block { peer, reason, reply }).await.is_some()
-    }
-
-    /// Lets a blocked peer connect again. False if the service has ended.
-    pub async fn unblock(&self, peer: NodeId) -> bool {
-        self.ask(|reply| Command::Unblock { peer, reply }).await.is_some()
     }
 
     /// Where this node can be reached, each ending in `/p2p/<its peer id>`: listening addresses and

@@ -13,8 +13,11 @@ use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::{Multiaddr, PeerId, Swarm, identify, kad, mdns};
 use manyhands_proto::{NodeId, RunId};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::behaviour::{Behaviour, BehaviourEvent, IDENTIFY_PROTOCOL, KAD_PROTOCOL, topic_score};
+use super::codec::Asked;
+use super::conduct::{Conduct, Fault};
 use super::finding::{Finding, handle_inbound};
 use super::messages::{
     AnnounceError, Announcement, Command, ControlEvent, ControlEvents, DialError, PendingVerdict,
@@ -24,8 +27,8 @@ use super::swarm::{build, listen, state_external};
 use super::{ControlConfig, ControlHandle, ControlLimits, StartControlError};
 use crate::identity::{self, node_id, peer_id};
 use crate::metrics::{
-    CONTROL_ANNOUNCEMENTS, CONTROL_CONNECTIONS, CONTROL_EVENTS_DROPPED, CONTROL_REQUESTS_RECEIVED,
-    CONTROL_REQUESTS_SENT,
+    CONTROL_ANNOUNCEMENTS, CONTROL_CONNECTIONS, CONTROL_EVENTS_DROPPED, CONTROL_PEERS_BLOCKED,
+    CONTROL_REQUESTS_RECEIVED, CONTROL_REQUESTS_SENT,
 };
 
 /// Addresses taken from one peer's self-description.
@@ -47,12 +50,12 @@ pub(super) async fn start(
     let (verdicts, verdict_queue) = mpsc::channel(2 * limits.event_queue.max(1));
     let handle = ControlHandle {
         commands: commands.clone(),
-        node: config.key.node_id(),
         request_bytes_max: limits.request_bytes,
         announcement_bytes_max: limits.announcement_bytes,
     };
     let service = Service {
         swarm,
+        conduct: Conduct::new(&limits),
         limits,
         responders: commands.downgrade(),
         events: event_sender,
@@ -74,6 +77,7 @@ type DialReply = oneshot::Sender<Result<(), DialError>>;
 
 struct Service {
     swarm: Swarm<Behaviour>,
+    conduct: Conduct,
     limits: ControlLimits,
     /// Given to responders. Weak, so that the service ends with the last handle.
     responders: mpsc::WeakSender<Command>,
@@ -97,7 +101,15 @@ impl Service {
         mut verdicts: mpsc::Receiver<Verdict>,
     ) {
         loop {
+            let pardon = self.conduct.next_pardon();
+            let pardon = async {
+                match pardon {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                () = pardon => self.pardon(),
                 command = commands.recv() => match command {
                     Some(Command::Shutdown { reply }) => {
                         drop(self);
@@ -130,17 +142,12 @@ impl Service {
                 self.subscribe(run);
                 let _ = reply.send(());
             }
-            Command::Unsubscribe { run, reply } => {
-                let topic = topic(run);
-                self.runs.remove(&topic.hash());
-                self.swarm.behaviour_mut().gossip.unsubscribe(&topic);
-                let _ = reply.send(());
-            }
             Command::Provide { run, reply } => {
                 let _ = reply.send(self.finding.provide(&mut self.swarm.behaviour_mut().kad, run));
             }
-            Command::Find { run, reply } => {
-                self.finding.find(&mut self.swarm.behaviour_mut().kad, run, reply);
+            Command::Find { run, coordinator, reply } => {
+                let kad = &mut self.swarm.behaviour_mut().kad;
+                self.finding.find(kad, run, coordinator, reply);
             }
             Command::Dial { peer, addresses, reply } => self.dial(peer, addresses, reply),
             Command::Listen { address, reply } => {
@@ -150,16 +157,7 @@ impl Service {
                     reason: error.to_string(),
                 }));
             }
-            Command::Block { peer, reason, reply } => {
-                self.block(peer_id(&peer), &reason);
-                let _ = reply.send(());
-            }
-            Command::Unblock { peer, reply } => {
-                let behaviour = self.swarm.behaviour_mut();
-                behaviour.blocked.unblock_peer(peer_id(&peer));
-                behaviour.gossip.remove_blacklisted_peer(&peer_id(&peer));
-                let _ = reply.send(());
-            }
+            Command::Blame { peer, reason } => self.blame(peer, &Fault::Nonsense(reason)),
             Command::Addresses { reply } => {
                 let _ = reply.send(self.addresses());
             }
@@ -180,7 +178,8 @@ impl Service {
             return;
         }
         let requests = &mut self.swarm.behaviour_mut().requests;
-        let id = requests.send_request_with_addresses(&peer_id(&peer), bytes, addresses);
+        let asked = Asked::Whole(bytes);
+        let id = requests.send_request_with_addresses(&peer_id(&peer), asked, addresses);
         self.outbound.insert(id, (peer, reply));
     }
 
@@ -240,11 +239,32 @@ impl Service {
         }
     }
 
+    /// Holds a fault against a peer, and blocks it if there were too many.
+    fn blame(&mut self, peer: PeerId, fault: &Fault) {
+        if self.conduct.is_too_much(peer, fault, Instant::now()) {
+            self.block(peer, &fault.to_string());
+        }
+    }
+
+    /// Closes the peer's connections and refuses new ones for a while.
     fn block(&mut self, peer: PeerId, reason: &str) {
+        if !self.conduct.block(peer, Instant::now()) {
+            return;
+        }
         tracing::warn!(%peer, reason, "blocked a peer");
+        metrics::counter!(CONTROL_PEERS_BLOCKED).increment(1);
         let behaviour = self.swarm.behaviour_mut();
         behaviour.blocked.block_peer(peer);
         behaviour.gossip.blacklist_peer(&peer);
+    }
+
+    /// Lets those connect again whose time is over.
+    fn pardon(&mut self) {
+        while let Some(peer) = self.conduct.pardon(Instant::now()) {
+            let behaviour = self.swarm.behaviour_mut();
+            behaviour.blocked.unblock_peer(peer);
+            behaviour.gossip.remove_blacklisted_peer(&peer);
+        }
     }
 
     fn addresses(&self) -> Vec<Multiaddr> {
@@ -350,7 +370,7 @@ impl Service {
         }
     }
 
-    fn handle_requests(&mut self, event: request_response::Event<Vec<u8>, Vec<u8>>) {
+    fn handle_requests(&mut self, event: request_response::Event<Asked, Vec<u8>>) {
         match event {
             request_response::Event::Message { peer, message, .. } => match message {
                 Message::Request { request_id, request, channel } => {
@@ -382,26 +402,44 @@ impl Service {
         &mut self,
         id: PeerId,
         request: InboundRequestId,
-        bytes: Vec<u8>,
+        asked: Asked,
         channel: ResponseChannel<Vec<u8>>,
     ) {
         let Ok(peer) = node_id(&id) else { return };
-        let unanswered = self.unanswered.entry(id).or_default();
         // Counted before the event for a dropped channel arrives and takes it back.
-        *unanswered += 1;
-        let flooding = *unanswered > self.limits.unanswered_per_peer;
+        *self.unanswered.entry(id).or_default() += 1;
         self.inbound.insert(request, id);
-        if flooding {
-            tracing::debug!(%peer, "dropped a request: too many of this peer wait already");
-            metrics::counter!(CONTROL_REQUESTS_RECEIVED, "result" => "dropped_full").increment(1);
-            return;
-        }
+        let bytes = match self.admit(id, asked) {
+            Ok(bytes) => bytes,
+            Err(fault) => {
+                tracing::debug!(%peer, %fault, "dropped a request");
+                metrics::counter!(CONTROL_REQUESTS_RECEIVED, "result" => fault.name()).increment(1);
+                return self.blame(id, &fault);
+            }
+        };
         let reply = Responder {
+            asker: id,
             channel,
             commands: self.responders.clone(),
             response_bytes_max: self.limits.response_bytes,
         };
         self.emit(ControlEvent::Request { peer, bytes, reply }, "request");
+    }
+
+    /// The request's bytes, if the owner should see them.
+    fn admit(&mut self, peer: PeerId, asked: Asked) -> Result<Vec<u8>, Fault> {
+        self.conduct.admit(peer, Instant::now())?;
+        let bytes = match asked {
+            Asked::Whole(bytes) => bytes,
+            Asked::TooLong { announced } => {
+                return Err(Fault::TooLong { limit: self.limits.request_bytes, announced });
+            }
+        };
+        let limit = self.limits.unanswered_per_peer;
+        match self.unanswered.get(&peer) {
+            Some(unanswered) if *unanswered > limit => Err(Fault::Waiting { limit }),
+            Some(_) | None => Ok(bytes),
+        }
     }
 
     fn forget_inbound(&mut self, request: InboundRequestId, result: &'static str) {

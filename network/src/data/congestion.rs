@@ -73,7 +73,7 @@ const INITIAL_WINDOW_PACKETS: u64 = 10;
 
 /// Builds a [`RateController`] per connection.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct RateControl;
+pub(super) struct RateControl;
 
 impl ControllerFactory for RateControl {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
@@ -83,7 +83,7 @@ impl ControllerFactory for RateControl {
 
 /// See the module's description.
 #[derive(Debug, Clone)]
-pub struct RateController {
+pub(super) struct RateController {
     packet_bytes: f64,
     window: f64,
     startup: Option<Startup>,
@@ -209,7 +209,7 @@ impl BaseRtt {
 }
 
 impl RateController {
-    pub fn new(now: Instant, mtu: u16) -> Self {
+    pub(super) fn new(now: Instant, mtu: u16) -> Self {
         Self {
             packet_bytes: f64::from(mtu),
             window: (INITIAL_WINDOW_PACKETS * u64::from(mtu)) as f64,

@@ -17,7 +17,7 @@ use quinn::{
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::congestion::RateControl;
-use super::peers::{Attempts, CLOSE_REFUSED, CLOSE_SHUTDOWN, ConnectError, Peers};
+use super::peers::{Attempts, CLOSE_REFUSED, CLOSE_SHUTDOWN, ConnectError, Opener, Peers};
 use super::quota::Ledgers;
 use super::tls::{self, TlsError, TlsIdentity};
 use super::{BlobStore, DataConfig, DataLimits, Timeouts, serve};
@@ -140,7 +140,7 @@ impl Shared {
         while let Some((address, result)) = dials.next().await {
             match result {
                 Ok(connection) => {
-                    self.adopt(peer, &connection)?;
+                    self.adopt(peer, &connection, Opener::We)?;
                     return Ok(connection);
                 }
                 Err(reason) => attempts.push((address, reason)),
@@ -195,7 +195,7 @@ impl Shared {
             tokio::select! {
                 () = arrived => {}
                 result = self.dial(peer, address) => match result {
-                    Ok(connection) => return self.adopt(peer, &connection),
+                    Ok(connection) => return self.adopt(peer, &connection, Opener::We),
                     Err(error) => {
                         reason = error;
                         pause.await;
@@ -207,8 +207,13 @@ impl Shared {
     }
 
     /// Registers a connection whose peer is proven and serves it until it closes.
-    fn adopt(self: &Arc<Self>, peer: NodeId, connection: &Connection) -> Result<(), ConnectError> {
-        self.peers.register(peer, connection)?;
+    fn adopt(
+        self: &Arc<Self>,
+        peer: NodeId,
+        connection: &Connection,
+        opener: Opener,
+    ) -> Result<(), ConnectError> {
+        self.peers.register(peer, connection, opener)?;
         let (shared, connection) = (self.clone(), connection.clone());
         tokio::spawn(async move {
             serve::serve(&shared, peer, &connection).await;
@@ -223,9 +228,8 @@ impl Shared {
 async fn accept(shared: Arc<Shared>) {
     while let Some(incoming) = shared.endpoint.accept().await {
         let handshakes = shared.handshakes.load(Ordering::Relaxed);
-        let address = incoming.remote_address();
-        let crowded = handshakes >= shared.limits.handshakes
-            || shared.peers.connections_from(address) >= shared.limits.connections_per_ip;
+        let address = incoming.remote_address().ip();
+        let crowded = handshakes >= shared.limits.handshakes || shared.peers.is_crowded(address);
         if crowded {
             incoming.refuse();
         } else if handshakes >= shared.limits.handshakes / 2 && incoming.may_retry() {
@@ -253,7 +257,7 @@ async fn handshake(shared: Arc<Shared>, incoming: Incoming) {
         return connection
             .close(CLOSE_REFUSED.into(), b"expected the certificate of an ed25519 node");
     };
-    if let Err(reason) = shared.adopt(peer, &connection) {
+    if let Err(reason) = shared.adopt(peer, &connection, Opener::Peer) {
         tracing::debug!(%peer, %reason, "refused a data connection");
     }
 }

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,10 @@ use crate::metrics::DATA_SOURCE_FAILURES;
 const WINDOW_START: usize = 4;
 /// Stalls and lost connections in a row that a source survives; one packet storm is not a verdict.
 const STRIKES_MAX: u32 = 3;
+/// When a source that says it is busy is asked again, whatever it says: by its word alone it would be
+/// waited for 49 days, or asked without a pause.
+const RETRY_MIN: Duration = Duration::from_millis(10);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A source that broke is left alone for this long before it is tried again.
 const STRIKE_PAUSE: Duration = Duration::from_millis(250);
 
@@ -67,11 +72,14 @@ pub struct FetchRequest {
     /// A source that claims more bytes than this is not believed.
     pub length_max: u64,
     pub progress: Option<ProgressFn>,
+    /// When to give up, whatever has arrived by then. Without one a fetch goes on as long as a source
+    /// delivers anything.
+    pub deadline: Option<Instant>,
 }
 
 impl FetchRequest {
     pub fn new(digest: Digest, sources: Vec<Source>, length_max: u64) -> Self {
-        Self { digest, sources, length_max, progress: None }
+        Self { digest, sources, length_max, progress: None, deadline: None }
     }
 }
 
@@ -99,6 +107,8 @@ pub struct FetchReport {
 pub enum FetchError {
     #[error("no source gave blob {digest:?}: {}", failures_text(failures))]
     NoSource { digest: Digest, failures: Vec<SourceFailure> },
+    #[error("blob {digest:?} did not arrive in time{}", so_far(failures))]
+    TooLate { digest: Digest, failures: Vec<SourceFailure> },
     #[error("cannot write {path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error("another fetch is filling {path}")]
@@ -114,11 +124,17 @@ fn failures_text(failures: &[SourceFailure]) -> String {
     texts.join("; ")
 }
 
+fn so_far(failures: &[SourceFailure]) -> String {
+    if failures.is_empty() { String::new() } else { format!(": {}", failures_text(failures)) }
+}
+
 pub(super) async fn fetch(
     shared: &Arc<Shared>,
     request: FetchRequest,
     sink: Sink,
 ) -> Result<(Sink, FetchReport), FetchError> {
+    let digest = request.digest;
+    let mut deadline = pin!(reached(request.deadline));
     let mut fetch = Fetch::new(shared.clone(), request, sink);
     loop {
         fetch.start_work();
@@ -130,19 +146,22 @@ pub(super) async fn fetch(
             if fetch.adopt_another_list().await? {
                 continue;
             }
-            let failures = std::mem::take(&mut fetch.report.failures);
-            return Err(FetchError::NoSource { digest: fetch.request.digest, failures });
+            return Err(FetchError::NoSource { digest, failures: fetch.report.failures });
         }
-        let retry = async {
-            match wake {
-                Some(wake) => tokio::time::sleep_until(wake).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
+            () = &mut deadline => {
+                return Err(FetchError::TooLate { digest, failures: fetch.report.failures });
+            }
             Some(done) = fetch.work.next() => fetch.handle(done).await?,
-            () = retry => {}
+            () = reached(wake) => {}
         }
+    }
+}
+
+async fn reached(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -223,12 +242,12 @@ impl Fetch {
                 source.retry_at = None;
             }
         }
+        // A source that was told to wait gives its place to another meanwhile.
         let in_use = |source: &&SourceState| {
-            matches!(source.stage, Stage::AskingHead) || source.is_waiting_to_retry()
+            let works = matches!(source.stage, Stage::AskingHead) || self.follows_plan(source);
+            works && source.retry_at.is_none()
         };
-        let helps = |source: &&SourceState| self.follows_plan(source);
-        let used =
-            self.sources.iter().filter(in_use).count() + self.sources.iter().filter(helps).count();
+        let used = self.sources.iter().filter(in_use).count();
         let room = self.shared.limits.sources_in_use.max(1).saturating_sub(used);
         let waiting: Vec<usize> = (0..self.sources.len())
             .filter(|&index| {
@@ -346,7 +365,7 @@ impl Fetch {
         let state = &mut self.sources[source];
         state.recover();
         // A slow line must not have so many chunks in flight that each one misses its deadline.
-        if began.elapsed() < self.shared.timeouts.chunk / 8 {
+        if began.elapsed() < self.shared.timeouts.request / 8 {
             state.window = (state.window + 1).min(self.shared.limits.chunks_in_flight.max(1));
         }
         self.report_progress();
@@ -377,10 +396,11 @@ impl Fetch {
         let now = Instant::now();
         let forgiven = match &error {
             SourceError::Refused(Refusal::Busy { retry_after }) => {
-                let since = *state.busy_since.get_or_insert(now);
+                let busy_until = *state.busy_since.get_or_insert(now) + self.shared.timeouts.busy;
                 state.window = (state.window / 2).max(1);
-                state.retry_at = Some(now + *retry_after);
-                now.duration_since(since) < self.shared.timeouts.busy
+                let retry_at = now + (*retry_after).clamp(RETRY_MIN, RETRY_MAX);
+                state.retry_at = Some(retry_at.min(busy_until));
+                now < busy_until
             }
             SourceError::Stalled { .. }
             | SourceError::TooSlow { .. }

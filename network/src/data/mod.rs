@@ -28,13 +28,12 @@ use bytes::Bytes;
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::{Digest, NodeId};
 
-pub use congestion::{RateControl, RateController};
 pub use endpoint::StartDataError;
 pub use fetch::{
     FetchError, FetchReport, FetchRequest, Progress, ProgressFn, Source, SourceFailure,
 };
-pub use peers::{ConnectError, DropReason, Incident};
-pub use quota::{PeerTraffic, Quotas};
+pub use peers::ConnectError;
+pub use quota::Quotas;
 pub use request::{Blame, OpenedGroup, Openings, SourceError};
 pub use store::{Access, BlobInfo, BlobStore, FileStore, NoStore, StoreError};
 pub use tls::TlsError;
@@ -71,9 +70,11 @@ impl DataConfig {
 /// Bounds on connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataLimits {
-    /// Established connections, both directions together.
+    /// Established connections, both directions together. When all are taken, a dial of our own closes
+    /// the one that was idle longest of those that peers opened and that we have no use for.
     pub connections: usize,
     pub connections_per_peer: usize,
+    /// From one IPv4 address, or one IPv6 network of 64 bits.
     pub connections_per_ip: usize,
     /// Handshakes under way; from half of it, newcomers must first prove their address (a QUIC
     /// retry), above it they are refused.
@@ -107,8 +108,8 @@ pub struct Timeouts {
     pub handshake: Duration,
     /// A stream on which nothing moves for this long has stalled.
     pub stall: Duration,
-    /// A chunk takes no longer than this, however steadily it trickles.
-    pub chunk: Duration,
+    /// A request is answered whole within this time, however steadily the answer trickles.
+    pub request: Duration,
     /// A source that keeps answering "busy" for this long is given up.
     pub busy: Duration,
     /// A connection with no traffic is closed after this.
@@ -123,7 +124,7 @@ impl Default for Timeouts {
         Self {
             handshake: Duration::from_secs(10),
             stall: Duration::from_secs(10),
-            chunk: Duration::from_secs(120),
+            request: Duration::from_secs(120),
             busy: Duration::from_secs(60),
             idle: Duration::from_secs(30),
             // NATs forget a UDP mapping after 30 s at the earliest in practice.
@@ -188,11 +189,6 @@ impl DataHandle {
         self.shared.0.connect(peer, addresses).await.map(drop)
     }
 
-    /// Whether a connection to `peer` is up.
-    pub fn is_connected(&self, peer: NodeId) -> bool {
-        self.shared.0.peers.connection(peer).is_some()
-    }
-
     /// Opens a connection while the peer does the same, so that both NATs let the other in. Returns
     /// when either direction is up.
     ///
@@ -242,7 +238,8 @@ impl DataHandle {
     }
 
     /// Opens single 16 KiB groups of a blob, each checked against the digest. At most
-    /// [`GROUPS_PER_REQUEST_MAX`] at a time. The groups come back in the order asked.
+    /// [`GROUPS_PER_REQUEST_MAX`] at a time. The groups come back in the order asked. Dropping the
+    /// future withdraws the request.
     ///
     /// # Errors
     /// [`SourceError`]; a wrong proof is a [`Blame`].
@@ -253,25 +250,6 @@ impl DataHandle {
         groups: &[u64],
     ) -> Result<Openings, SourceError> {
         request::groups(&self.shared.0, source, digest, groups).await
-    }
-
-    /// Closes the peer's connections and refuses new ones until [`Self::unblock`].
-    pub fn block(&self, peer: NodeId, reason: &str) {
-        self.shared.0.peers.drop_peer(peer, DropReason::Blocked(reason.to_owned()), None);
-    }
-
-    pub fn unblock(&self, peer: NodeId) {
-        self.shared.0.peers.unblock(peer);
-    }
-
-    /// Bytes moved per peer since the start.
-    pub fn traffic(&self) -> Vec<(NodeId, PeerTraffic)> {
-        self.shared.0.ledgers.traffic()
-    }
-
-    /// The peers dropped since the last call, oldest first; at most 256 are kept.
-    pub fn take_incidents(&self) -> Vec<Incident> {
-        self.shared.0.peers.take_incidents()
     }
 
     /// Closes every connection and waits until the peers know, at most three seconds.

@@ -6,30 +6,45 @@ use manyhands_proto::tree::{CHUNK_BYTES, ChunkList, GROUP_BYTES, Opening};
 
 pub(super) const GROUPS_PER_CHUNK: u64 = CHUNK_BYTES / GROUP_BYTES;
 
-/// Opens `group`, which lies in the chunk with these `bytes`.
-///
-/// # Panics
-/// If the group does not lie in the chunk.
-pub(super) fn open_group(list: &ChunkList, group: u64, bytes: &[u8]) -> Opening {
-    let chunk = group / GROUPS_PER_CHUNK;
-    let within = (group % GROUPS_PER_CHUNK) as usize;
-    let values: Vec<ChainingValue> = bytes
-        .chunks(GROUP_BYTES as usize)
-        .zip(0_u64..)
-        .map(|(piece, index)| {
-            let mut hasher = blake3::Hasher::new();
-            hasher.set_input_offset(chunk * CHUNK_BYTES + index * GROUP_BYTES);
-            hasher.update(piece);
-            hasher.finalize_non_root()
-        })
-        .collect();
-    // An empty blob has one group, of no bytes.
-    assert!(within < values.len().max(1), "group {group} in a chunk of {} bytes", bytes.len());
-    // From the group up to its chunk, then from the chunk up to the root.
-    let mut siblings = Vec::new();
-    siblings_of(&values, within, &mut siblings);
-    siblings_of(list.values(), chunk as usize, &mut siblings);
-    Opening { group, siblings }
+/// Opens the groups of one chunk. What they share is hashed once.
+pub(super) struct ChunkOpener {
+    chunk: u64,
+    /// Of the chunk's groups.
+    values: Vec<ChainingValue>,
+    /// From the chunk up to the root.
+    above: Vec<ChainingValue>,
+}
+
+impl ChunkOpener {
+    /// `bytes` are those of `chunk`.
+    pub(super) fn new(list: &ChunkList, chunk: u64, bytes: &[u8]) -> Self {
+        let values = bytes
+            .chunks(GROUP_BYTES as usize)
+            .zip(0_u64..)
+            .map(|(piece, index)| {
+                let mut hasher = blake3::Hasher::new();
+                hasher.set_input_offset(chunk * CHUNK_BYTES + index * GROUP_BYTES);
+                hasher.update(piece);
+                hasher.finalize_non_root()
+            })
+            .collect();
+        let mut above = Vec::new();
+        siblings_of(list.values(), chunk as usize, &mut above);
+        Self { chunk, values, above }
+    }
+
+    /// # Panics
+    /// If `group` does not lie in the chunk.
+    pub(super) fn open(&self, group: u64) -> Opening {
+        let within = (group % GROUPS_PER_CHUNK) as usize;
+        // An empty blob has one group, of no bytes.
+        let lies_in = group / GROUPS_PER_CHUNK == self.chunk && within < self.values.len().max(1);
+        assert!(lies_in, "group {group} in chunk {} of {} groups", self.chunk, self.values.len());
+        let mut siblings = Vec::new();
+        siblings_of(&self.values, within, &mut siblings);
+        siblings.extend_from_slice(&self.above);
+        Opening { group, siblings }
+    }
 }
 
 /// Appends the siblings on the way from `index` up, lowest first.
@@ -67,9 +82,10 @@ mod tests {
             let blob: Vec<u8> = (0..length).map(|i: usize| (i / 3 + i / 1000) as u8).collect();
             let (list, tree) = (ChunkList::of(&blob), GroupTree::of(&blob));
             for group in [0, tree.group_count() / 2, tree.group_count() - 1] {
-                let chunk = (group / GROUPS_PER_CHUNK * CHUNK_BYTES) as usize;
-                let end = length.min(chunk + CHUNK_BYTES as usize);
-                let opening = open_group(&list, group, &blob[chunk..end]);
+                let chunk = group / GROUPS_PER_CHUNK;
+                let start = (chunk * CHUNK_BYTES) as usize;
+                let end = length.min(start + CHUNK_BYTES as usize);
+                let opening = ChunkOpener::new(&list, chunk, &blob[start..end]).open(group);
                 assert_eq!(
                     Ok(&opening),
                     tree.open(group).as_ref(),

@@ -1,7 +1,7 @@
 //! Which connections are up, and who is not welcome.
 
-use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -13,10 +13,13 @@ use tokio::time::Instant;
 use super::DataLimits;
 use super::quota::lock;
 use crate::metrics::{DATA_CONNECTIONS, DATA_PEERS_DROPPED};
+use crate::origin::Origin;
 
-const INCIDENTS_MAX: usize = 256;
 /// Peers under a penalty that are remembered: beyond it the penalty that ends first is forgotten.
 const PENALTIES_MAX: usize = 4096;
+/// How long a peer that was asked something is wanted: a member is asked every round, and a round has
+/// quiet minutes.
+const WANTED_FOR: Duration = Duration::from_secs(600);
 
 /// Application close codes of the data plane.
 pub(super) const CLOSE_SHUTDOWN: u32 = 0;
@@ -52,44 +55,50 @@ impl std::fmt::Display for Attempts {
     }
 }
 
-/// Why a peer's connections were closed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DropReason {
-    #[error("it sent a malformed request: {0}")]
-    Malformed(String),
-    #[error("it was blocked: {0}")]
-    Blocked(String),
+/// A peer that is refused for a while.
+#[derive(Debug, Clone)]
+struct Penalty {
+    until: Instant,
+    reason: String,
 }
 
-impl DropReason {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Malformed(_) => "malformed",
-            Self::Blocked(_) => "blocked",
-        }
+/// Which side opened a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opener {
+    We,
+    Peer,
+}
+
+/// A connection that is up, or was a moment ago.
+#[derive(Debug)]
+struct Link {
+    connection: Connection,
+    opener: Opener,
+    /// When the peer last asked for something.
+    heard: Instant,
+    /// When this node last had a use for the peer.
+    wanted: Option<Instant>,
+}
+
+impl Link {
+    fn is_up(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+
+    /// Whether it may be closed to make room for a peer that is wanted.
+    fn is_dispensable(&self, now: Instant) -> bool {
+        let wanted = self.wanted.is_some_and(|at| now.duration_since(at) < WANTED_FOR);
+        self.opener == Opener::Peer && !wanted
     }
 }
 
-/// A peer that was dropped, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Incident {
-    pub peer: NodeId,
-    pub reason: DropReason,
-}
-
-/// A peer that is refused, until a time or for good.
-#[derive(Debug, Clone)]
-struct Penalty {
-    until: Option<Instant>,
-    reason: DropReason,
-}
+type Links = HashMap<NodeId, Vec<Link>>;
 
 #[derive(Debug)]
 pub(super) struct Peers {
     limits: DataLimits,
-    connections: Mutex<HashMap<NodeId, Vec<Connection>>>,
+    links: Mutex<Links>,
     penalties: Mutex<HashMap<NodeId, Penalty>>,
-    incidents: Mutex<VecDeque<Incident>>,
     /// Told of every new connection.
     pub(super) arrived: Notify,
 }
@@ -98,31 +107,41 @@ impl Peers {
     pub(super) fn new(limits: DataLimits) -> Self {
         Self {
             limits,
-            connections: Mutex::default(),
+            links: Mutex::default(),
             penalties: Mutex::default(),
-            incidents: Mutex::default(),
             arrived: Notify::new(),
         }
     }
 
-    /// The oldest connection to `peer` that is still up.
+    /// The oldest connection to `peer` that is still up, to ask it something: from now on it is
+    /// wanted.
     pub(super) fn connection(&self, peer: NodeId) -> Option<Connection> {
-        let connections = lock(&self.connections);
-        let open = |connection: &&Connection| connection.close_reason().is_none();
-        connections.get(&peer)?.iter().find(open).cloned()
+        let mut links = lock(&self.links);
+        let link = links.get_mut(&peer)?.iter_mut().find(|link| link.is_up())?;
+        link.wanted = Some(Instant::now());
+        Some(link.connection.clone())
     }
 
-    /// Whether one more dial fits.
+    /// Notes that the peer asked for something over this connection.
+    pub(super) fn heard(&self, peer: NodeId, connection: &Connection) {
+        let mut links = lock(&self.links);
+        let own = links.get_mut(&peer).into_iter().flatten();
+        for link in own.filter(|link| link.connection.stable_id() == connection.stable_id()) {
+            link.heard = Instant::now();
+        }
+    }
+
+    /// Whether one more dial fits, perhaps in the place of a connection that nobody wants.
     pub(super) fn room(&self) -> Result<(), ConnectError> {
-        let open: usize = lock(&self.connections).values().map(Vec::len).sum();
+        let links = lock(&self.links);
         let limit = self.limits.connections;
-        if open < limit { Ok(()) } else { Err(ConnectError::TooMany { limit }) }
+        let fits = count(&links) < limit || idle_longest(&links, Instant::now()).is_some();
+        if fits { Ok(()) } else { Err(ConnectError::TooMany { limit }) }
     }
 
-    pub(super) fn connections_from(&self, address: SocketAddr) -> usize {
-        let connections = lock(&self.connections);
-        let from = |connection: &&Connection| connection.remote_address().ip() == address.ip();
-        connections.values().flatten().filter(from).count()
+    /// Whether one more connection from this address is refused.
+    pub(super) fn is_crowded(&self, address: IpAddr) -> bool {
+        count_from(&lock(&self.links), address) >= self.limits.connections_per_ip
     }
 
     /// Registers a connection whose peer is proven; closes it and says why if it may not stay.
@@ -130,18 +149,9 @@ impl Peers {
         &self,
         peer: NodeId,
         connection: &Connection,
+        opener: Opener,
     ) -> Result<(), ConnectError> {
-        let refused = self.check_welcome(peer).and_then(|()| self.room()).and_then(|()| {
-            let mut connections = lock(&self.connections);
-            let own = connections.entry(peer).or_default();
-            let limit = self.limits.connections_per_peer;
-            if own.iter().filter(|own| own.close_reason().is_none()).count() >= limit {
-                return Err(ConnectError::TooMany { limit });
-            }
-            own.push(connection.clone());
-            metrics::gauge!(DATA_CONNECTIONS).increment(1.0);
-            Ok(())
-        });
+        let refused = self.check_welcome(peer).and_then(|()| self.admit(peer, connection, opener));
         match &refused {
             Ok(()) => self.arrived.notify_waiters(),
             Err(error) => connection.close(CLOSE_REFUSED.into(), error.to_string().as_bytes()),
@@ -149,68 +159,105 @@ impl Peers {
         refused
     }
 
-    pub(super) fn unregister(&self, peer: NodeId, connection: &Connection) {
-        let mut connections = lock(&self.connections);
-        if let Some(own) = connections.get_mut(&peer) {
-            let before = own.len();
-            own.retain(|other| other.stable_id() != connection.stable_id());
-            metrics::gauge!(DATA_CONNECTIONS).decrement((before - own.len()) as f64);
-            if own.is_empty() {
-                connections.remove(&peer);
-            }
+    fn admit(
+        &self,
+        peer: NodeId,
+        connection: &Connection,
+        opener: Opener,
+    ) -> Result<(), ConnectError> {
+        let mut links = lock(&self.links);
+        let limit = self.limits.connections_per_peer;
+        let own = links.get(&peer).into_iter().flatten();
+        if own.filter(|link| link.is_up()).count() >= limit {
+            return Err(ConnectError::TooMany { limit });
         }
+        let limit = self.limits.connections_per_ip;
+        let address = connection.remote_address().ip();
+        // Asked again: many handshakes from one place may have been under way.
+        if opener == Opener::Peer && count_from(&links, address) >= limit {
+            return Err(ConnectError::TooMany { limit });
+        }
+        let (limit, now) = (self.limits.connections, Instant::now());
+        if count(&links) >= limit && (opener == Opener::Peer || !evict(&mut links, now)) {
+            return Err(ConnectError::TooMany { limit });
+        }
+        let link = Link { connection: connection.clone(), opener, heard: now, wanted: None };
+        links.entry(peer).or_default().push(link);
+        metrics::gauge!(DATA_CONNECTIONS).increment(1.0);
+        Ok(())
+    }
+
+    pub(super) fn unregister(&self, peer: NodeId, connection: &Connection) {
+        remove(&mut lock(&self.links), peer, connection.stable_id());
     }
 
     pub(super) fn check_welcome(&self, peer: NodeId) -> Result<(), ConnectError> {
         let mut penalties = lock(&self.penalties);
         let Some(penalty) = penalties.get(&peer) else { return Ok(()) };
-        if penalty.until.is_some_and(|until| until <= Instant::now()) {
+        if penalty.until <= Instant::now() {
             penalties.remove(&peer);
             return Ok(());
         }
-        Err(ConnectError::Blocked { peer, reason: penalty.reason.to_string() })
+        Err(ConnectError::Blocked { peer, reason: penalty.reason.clone() })
     }
 
-    /// Closes the peer's connections and refuses new ones: for a time, or (`None`) for good.
-    pub(super) fn drop_peer(&self, peer: NodeId, reason: DropReason, penalty: Option<Duration>) {
-        tracing::warn!(%peer, %reason, "dropped a peer");
-        metrics::counter!(DATA_PEERS_DROPPED, "reason" => reason.name()).increment(1);
-        let until = penalty.map(|penalty| Instant::now() + penalty);
-        self.remember_penalty(peer, Penalty { until, reason: reason.clone() });
-        for connection in lock(&self.connections).get(&peer).into_iter().flatten() {
-            connection.close(CLOSE_MISBEHAVED.into(), reason.to_string().as_bytes());
+    /// Closes the connections of a peer that sent a malformed request, and refuses new ones for a
+    /// while.
+    pub(super) fn drop_peer(&self, peer: NodeId, reason: String) {
+        tracing::warn!(%peer, reason, "dropped a peer");
+        metrics::counter!(DATA_PEERS_DROPPED, "reason" => "malformed").increment(1);
+        for link in lock(&self.links).get(&peer).into_iter().flatten() {
+            link.connection.close(CLOSE_MISBEHAVED.into(), reason.as_bytes());
         }
-        let mut incidents = lock(&self.incidents);
-        if incidents.len() == INCIDENTS_MAX {
-            incidents.pop_front();
-        }
-        incidents.push_back(Incident { peer, reason });
-    }
-
-    fn remember_penalty(&self, peer: NodeId, penalty: Penalty) {
+        let until = Instant::now() + self.limits.penalty;
         let mut penalties = lock(&self.penalties);
-        // A block by the owner outlasts a penalty that runs out.
-        if penalties.get(&peer).is_some_and(|old| old.until.is_none()) {
-            return;
-        }
         if penalties.len() >= PENALTIES_MAX {
-            let first = penalties
-                .iter()
-                .filter_map(|(peer, penalty)| Some((penalty.until?, *peer)))
-                .min()
-                .map(|(_, peer)| peer);
-            if let Some(first) = first {
+            let first = penalties.iter().map(|(peer, penalty)| (penalty.until, *peer)).min();
+            if let Some((_, first)) = first {
                 penalties.remove(&first);
             }
         }
-        penalties.insert(peer, penalty);
+        penalties.insert(peer, Penalty { until, reason });
     }
+}
 
-    pub(super) fn unblock(&self, peer: NodeId) {
-        lock(&self.penalties).remove(&peer);
-    }
+fn count(links: &Links) -> usize {
+    links.values().map(Vec::len).sum()
+}
 
-    pub(super) fn take_incidents(&self) -> Vec<Incident> {
-        lock(&self.incidents).drain(..).collect()
+fn count_from(links: &Links, address: IpAddr) -> usize {
+    let origin = Origin::of(address);
+    let from = |link: &&Link| Origin::of(link.connection.remote_address().ip()) == origin;
+    links.values().flatten().filter(from).count()
+}
+
+/// Of the connections that can be dispensed with, the one that was silent longest.
+fn idle_longest(links: &Links, now: Instant) -> Option<(NodeId, usize)> {
+    links
+        .iter()
+        .flat_map(|(peer, own)| own.iter().map(|link| (*peer, link)))
+        .filter(|(_, link)| link.is_dispensable(now))
+        .min_by_key(|(peer, link)| (link.heard, *peer))
+        .map(|(peer, link)| (peer, link.connection.stable_id()))
+}
+
+/// Makes room for a peer that this node dialled: strangers must not keep it from those it needs.
+fn evict(links: &mut Links, now: Instant) -> bool {
+    let Some((peer, stable_id)) = idle_longest(links, now) else { return false };
+    tracing::debug!(%peer, "closed the connection that was idle longest");
+    for link in remove(links, peer, stable_id) {
+        link.connection.close(CLOSE_REFUSED.into(), b"idle longest, and its place was needed");
     }
+    true
+}
+
+fn remove(links: &mut Links, peer: NodeId, stable_id: usize) -> Vec<Link> {
+    let Some(own) = links.get_mut(&peer) else { return Vec::new() };
+    let gone: Vec<Link> =
+        own.extract_if(.., |link| link.connection.stable_id() == stable_id).collect();
+    metrics::gauge!(DATA_CONNECTIONS).decrement(gone.len() as f64);
+    if own.is_empty() {
+        links.remove(&peer);
+    }
+    gone
 }

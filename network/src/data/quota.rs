@@ -2,15 +2,16 @@
 //! bounds these per peer.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use manyhands_proto::NodeId;
+use manyhands_proto::tree::CHUNK_BYTES;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::wire::Refusal;
+use crate::bucket::{Rate, TokenBucket};
 
 /// Limits on what is served. All are per process of this endpoint.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,7 +29,7 @@ pub struct Quotas {
     pub peer_requests: usize,
     /// Chunks in memory for all peers together, in MiB.
     pub memory_mib: usize,
-    /// Peers whose quota and byte counts are remembered.
+    /// Peers whose quota is remembered.
     pub peers_remembered: usize,
 }
 
@@ -48,78 +49,14 @@ impl Default for Quotas {
     }
 }
 
-/// Bytes moved between this node and one peer, over all connections since the start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PeerTraffic {
-    pub sent_bytes: u64,
-    pub received_bytes: u64,
-}
-
-/// Refills at a steady rate up to a burst; a taker may run it into debt and waits the debt out.
-#[derive(Debug)]
-struct TokenBucket {
-    bytes_per_s: f64,
-    burst_bytes: f64,
-    available: f64,
-    refilled: Instant,
-}
-
-impl TokenBucket {
-    fn new(bytes_per_s: u64, burst_bytes: u64, now: Instant) -> Self {
-        let bytes_per_s = bytes_per_s.max(1) as f64;
-        let burst_bytes = burst_bytes.max(manyhands_proto::tree::CHUNK_BYTES) as f64;
-        Self { bytes_per_s, burst_bytes, available: burst_bytes, refilled: now }
-    }
-
-    /// How long to wait before sending `bytes`, which are taken; or, if that is longer than
-    /// `patience`, takes nothing and says when to come back.
-    fn take(&mut self, bytes: u64, patience: Duration, now: Instant) -> Result<Duration, Duration> {
-        let refill = now.duration_since(self.refilled).as_secs_f64() * self.bytes_per_s;
-        self.available = (self.available + refill).min(self.burst_bytes);
-        self.refilled = now;
-        let left = self.available - bytes as f64;
-        let wait = Duration::from_secs_f64((-left / self.bytes_per_s).max(0.0));
-        if wait > patience {
-            return Err(wait - patience);
-        }
-        self.available = left;
-        Ok(wait)
-    }
-
-    fn give_back(&mut self, bytes: u64) {
-        self.available = (self.available + bytes as f64).min(self.burst_bytes);
-    }
-}
-
 /// What is remembered of one peer.
 #[derive(Debug)]
 pub(super) struct Ledger {
     bucket: Mutex<TokenBucket>,
     requests: Arc<Semaphore>,
-    sent_bytes: AtomicU64,
-    received_bytes: AtomicU64,
     last_used: Mutex<Instant>,
     /// One dial to a peer at a time: the second caller finds the first one's connection.
     pub(super) dialing: tokio::sync::Mutex<()>,
-}
-
-impl Ledger {
-    pub(super) fn count_sent(&self, bytes: u64) {
-        self.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
-        metrics::counter!(crate::metrics::DATA_BYTES_SENT).increment(bytes);
-    }
-
-    pub(super) fn count_received(&self, bytes: u64) {
-        self.received_bytes.fetch_add(bytes, Ordering::Relaxed);
-        metrics::counter!(crate::metrics::DATA_BYTES_RECEIVED).increment(bytes);
-    }
-
-    fn traffic(&self) -> PeerTraffic {
-        PeerTraffic {
-            sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
-            received_bytes: self.received_bytes.load(Ordering::Relaxed),
-        }
-    }
 }
 
 /// Held while a request is served.
@@ -139,8 +76,9 @@ pub(super) struct Ledgers {
 
 impl Ledgers {
     pub(super) fn new(quotas: Quotas) -> Self {
-        let burst = quotas.total_bytes_per_s / 4;
-        let total = TokenBucket::new(quotas.total_bytes_per_s, burst, Instant::now());
+        let per_s = quotas.total_bytes_per_s;
+        let rate = Rate { per_s, burst: (per_s / 4).max(CHUNK_BYTES) };
+        let total = TokenBucket::new(rate, Instant::now());
         let memory = Arc::new(Semaphore::new(quotas.memory_mib.max(1)));
         Self { quotas, peers: Mutex::default(), total: Mutex::new(total), memory }
     }
@@ -164,25 +102,16 @@ impl Ledgers {
                 peers.remove(&unused);
             }
         }
-        let bucket =
-            TokenBucket::new(self.quotas.peer_bytes_per_s, self.quotas.peer_burst_bytes, now);
+        let burst = self.quotas.peer_burst_bytes.max(CHUNK_BYTES);
+        let rate = Rate { per_s: self.quotas.peer_bytes_per_s, burst };
         let ledger = Arc::new(Ledger {
-            bucket: Mutex::new(bucket),
+            bucket: Mutex::new(TokenBucket::new(rate, now)),
             requests: Arc::new(Semaphore::new(self.quotas.peer_requests.max(1))),
-            sent_bytes: AtomicU64::new(0),
-            received_bytes: AtomicU64::new(0),
             last_used: Mutex::new(now),
             dialing: tokio::sync::Mutex::default(),
         });
         peers.insert(peer, ledger.clone());
         ledger
-    }
-
-    pub(super) fn traffic(&self) -> Vec<(NodeId, PeerTraffic)> {
-        let mut traffic: Vec<_> =
-            lock(&self.peers).iter().map(|(peer, ledger)| (*peer, ledger.traffic())).collect();
-        traffic.sort_by_key(|(peer, _)| *peer);
-        traffic
     }
 
     /// Admits a request of the peer with this ledger.
@@ -198,33 +127,52 @@ impl Ledgers {
         self.memory.clone().try_acquire_owned().map_err(|_| busy)
     }
 
+    /// As [`Self::chunk_memory`], for an answer that has begun and can no longer be refused.
+    pub(super) async fn wait_for_chunk_memory(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        // Never closed.
+        self.memory.clone().acquire_owned().await.map_err(|_| Refusal::Storage)
+    }
+
     /// Waits until `bytes` may be sent to the peer, or refuses if that would take too long.
     pub(super) async fn spend(&self, ledger: &Ledger, bytes: u64) -> Result<(), Refusal> {
-        let wait = {
-            let now = Instant::now();
-            let mut bucket = lock(&ledger.bucket);
-            let own = bucket.take(bytes, self.quotas.patience, now).map_err(busy)?;
-            match lock(&self.total).take(bytes, self.quotas.patience, now) {
-                Ok(all) => own.max(all),
-                Err(wait) => {
-                    bucket.give_back(bytes);
-                    return Err(busy(wait));
-                }
-            }
-        };
+        let wait = self
+            .reserve(ledger, bytes)
+            .map_err(|wait| Refusal::Busy { retry_after: wait.max(Duration::from_millis(1)) })?;
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
         Ok(())
     }
+
+    /// As [`Self::spend`], for an answer that has begun and can no longer be refused: what it waits
+    /// is bounded by the request's own deadline.
+    pub(super) async fn wait_and_spend(&self, ledger: &Ledger, bytes: u64) {
+        loop {
+            match self.reserve(ledger, bytes) {
+                Ok(wait) => return tokio::time::sleep(wait).await,
+                Err(wait) => tokio::time::sleep(wait).await,
+            }
+        }
+    }
+
+    /// Takes `bytes` and says how long to wait before sending them, or takes nothing and says when
+    /// to try again.
+    fn reserve(&self, ledger: &Ledger, bytes: u64) -> Result<Duration, Duration> {
+        let now = Instant::now();
+        let mut bucket = lock(&ledger.bucket);
+        let own = bucket.take(bytes, self.quotas.patience, now)?;
+        match lock(&self.total).take(bytes, self.quotas.patience, now) {
+            Ok(all) => Ok(own.max(all)),
+            Err(wait) => {
+                bucket.give_back(bytes);
+                Err(wait)
+            }
+        }
+    }
 }
 
 /// When to ask again for a slot that another request holds: about one chunk's time.
 const RETRY_SLOT: Duration = Duration::from_millis(100);
-
-fn busy(wait: Duration) -> Refusal {
-    Refusal::Busy { retry_after: wait.max(Duration::from_millis(1)) }
-}
 
 /// No code panics while it holds one of these locks, so a poisoned one is still consistent.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -235,41 +183,24 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    const MIB: u64 = 1 << 20;
-
-    #[test]
-    fn a_bucket_gives_its_burst_then_its_rate() {
-        let start = Instant::now();
-        let mut bucket = TokenBucket::new(MIB, 2 * MIB, start);
-        let patience = Duration::from_millis(600);
-        assert_eq!(bucket.take(2 * MIB, patience, start), Ok(Duration::ZERO));
-        let half = Duration::from_millis(500);
-        assert_eq!(bucket.take(MIB / 2, patience, start), Ok(half));
-        assert_eq!(bucket.take(MIB / 2, patience, start), Err(Duration::from_millis(400)));
-        let later = start + Duration::from_secs(1);
-        assert_eq!(bucket.take(MIB / 2, patience, later), Ok(Duration::ZERO));
-        let much_later = start + Duration::from_secs(100);
-        assert_eq!(bucket.take(2 * MIB, patience, much_later), Ok(Duration::ZERO));
-        assert!(bucket.take(2 * MIB, patience, much_later).is_err());
-    }
-
-    #[test]
-    fn a_small_burst_still_lets_a_chunk_through() {
-        let start = Instant::now();
-        let mut bucket = TokenBucket::new(1, 1, start);
-        assert_eq!(bucket.take(MIB, Duration::ZERO, start), Ok(Duration::ZERO));
+    #[tokio::test]
+    async fn a_small_burst_still_lets_a_chunk_through() {
+        let quotas = Quotas { peer_bytes_per_s: 1, peer_burst_bytes: 1, ..Quotas::default() };
+        let ledgers = Ledgers::new(quotas);
+        let ledger = ledgers.of(NodeId::new([1; 32]));
+        assert_eq!(ledgers.spend(&ledger, CHUNK_BYTES).await, Ok(()));
+        let refused = ledgers.spend(&ledger, CHUNK_BYTES).await;
+        assert!(matches!(refused, Err(Refusal::Busy { .. })), "{refused:?}");
     }
 
     #[test]
     fn forgotten_peers_are_the_ones_unused_for_longest() {
         let ledgers = Ledgers::new(Quotas { peers_remembered: 2, ..Quotas::default() });
         let held = ledgers.of(NodeId::new([1; 32]));
-        ledgers.of(NodeId::new([2; 32])).count_sent(10);
-        ledgers.of(NodeId::new([3; 32]));
-        held.count_received(7);
-        let traffic = ledgers.traffic();
-        assert_eq!(traffic.len(), 2);
-        assert_eq!(traffic[0].1, PeerTraffic { sent_bytes: 0, received_bytes: 7 });
-        assert_eq!(traffic[1].0, NodeId::new([3; 32]));
+        let forgotten = Arc::downgrade(&ledgers.of(NodeId::new([2; 32])));
+        let kept = Arc::downgrade(&ledgers.of(NodeId::new([3; 32])));
+        assert!(forgotten.upgrade().is_none());
+        assert!(kept.upgrade().is_some());
+        assert!(Arc::ptr_eq(&held, &ledgers.of(NodeId::new([1; 32]))));
     }
 }

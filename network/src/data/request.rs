@@ -1,5 +1,9 @@
 //! The asking side of one stream.
+//!
+//! Every request has one limit for all of it, from dialling to the last byte of its answer: a limit
+//! on each read alone lets a source take as long as it likes, a byte at a time.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,13 +12,16 @@ use manyhands_proto::Digest;
 use manyhands_proto::tree::{
     CHUNK_BYTES, ChunkList, GROUP_BYTES, Opening, TreeError, chunk_value_count,
 };
-use quinn::{ReadExactError, RecvStream};
+use quinn::{ReadExactError, RecvStream, SendStream};
 
 use super::endpoint::Shared;
 use super::fetch::Source;
 use super::peers::ConnectError;
-use super::quota::Ledger;
 use super::wire::{GROUPS_PER_REQUEST_MAX, OBSERVED_BYTES_MAX, Refusal, Request, STATUS_OK};
+use crate::metrics::DATA_BYTES_RECEIVED;
+
+/// Stream reset code: the request was given up while it was sent.
+const RESET_WITHDRAWN: u32 = 2;
 
 /// What a source provably did wrong.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,7 +49,7 @@ pub enum SourceError {
     Blame(#[from] Blame),
     #[error("nothing arrived for {waited:?}")]
     Stalled { waited: Duration },
-    #[error("the chunk took longer than {limit:?}")]
+    #[error("the answer took longer than {limit:?}")]
     TooSlow { limit: Duration },
     #[error("the connection broke: {0}")]
     Lost(String),
@@ -90,20 +97,23 @@ pub(super) async fn head(
     digest: Digest,
     length_max: u64,
 ) -> Result<ChunkList, SourceError> {
-    let mut answer = ask(shared, source, &Request::Head { digest }).await?;
-    let length = answer.u64().await?;
-    if length > length_max {
-        return Err(SourceError::TooLarge { length, limit: length_max });
-    }
-    let count = chunk_value_count(length);
-    // Grows with what arrives, not with what was announced.
-    let mut values = Vec::new();
-    for _ in 0..count {
-        values.push(answer.array::<32>().await?);
-    }
-    answer.end("the end of the chunk list").await?;
-    let list = ChunkList::parse(digest, length, values).map_err(Blame::ChunkList)?;
-    Ok(list)
+    limited(shared, async {
+        let mut answer = ask(shared, source, &Request::Head { digest }).await?;
+        let length = answer.u64().await?;
+        if length > length_max {
+            return Err(SourceError::TooLarge { length, limit: length_max });
+        }
+        let count = chunk_value_count(length);
+        // Grows with what arrives, not with what was announced.
+        let mut values = Vec::new();
+        for _ in 0..count {
+            values.push(answer.array::<32>().await?);
+        }
+        answer.end("the end of the chunk list").await?;
+        let list = ChunkList::parse(digest, length, values).map_err(Blame::ChunkList)?;
+        Ok::<_, SourceError>(list)
+    })
+    .await
 }
 
 /// One chunk, checked against `list`, which must be this source's own.
@@ -113,8 +123,7 @@ pub(super) async fn chunk(
     list: &ChunkList,
     index: u64,
 ) -> Result<Vec<u8>, SourceError> {
-    let limit = shared.timeouts.chunk;
-    let read = async {
+    let bytes = limited(shared, async {
         let request = Request::Chunk { digest: list.digest(), index };
         let mut answer = ask(shared, source, &request).await?;
         let expected = list.chunk_length(index);
@@ -126,9 +135,8 @@ pub(super) async fn chunk(
             bytes.extend_from_slice(&piece);
         }
         Ok::<_, SourceError>(bytes)
-    };
-    let bytes =
-        tokio::time::timeout(limit, read).await.map_err(|_| SourceError::TooSlow { limit })??;
+    })
+    .await?;
     list.verify(index, &bytes).map_err(|error| Blame::Chunk { index, error })?;
     metrics::counter!(crate::metrics::DATA_CHUNKS_VERIFIED).increment(1);
     Ok(bytes)
@@ -143,10 +151,25 @@ pub(super) async fn groups(
     if groups.is_empty() || groups.len() > GROUPS_PER_REQUEST_MAX {
         return Err(SourceError::GroupCount { got: groups.len() });
     }
-    let request = Request::Groups { digest, groups: groups.to_vec() };
+    let mut ascending = groups.to_vec();
+    ascending.sort_unstable();
+    ascending.dedup();
+    let (length, opened) =
+        limited(shared, opened_groups(shared, source, digest, ascending)).await?;
+    let groups = groups.iter().filter_map(|group| opened.get(group).cloned()).collect();
+    Ok(Openings { length, groups })
+}
+
+async fn opened_groups(
+    shared: &Arc<Shared>,
+    source: &Source,
+    digest: Digest,
+    groups: Vec<u64>,
+) -> Result<(u64, BTreeMap<u64, OpenedGroup>), SourceError> {
+    let request = Request::Groups { digest, groups: groups.clone() };
     let mut answer = ask(shared, source, &request).await?;
     let length = answer.u64().await?;
-    let mut opened = Vec::with_capacity(groups.len());
+    let mut opened = BTreeMap::new();
     for group in groups {
         let [sibling_count] = answer.array().await?;
         let mut siblings = Vec::with_capacity(sibling_count.into());
@@ -160,33 +183,68 @@ pub(super) async fn groups(
         }
         let mut bytes = vec![0; byte_count.into()];
         answer.fill(&mut bytes).await?;
-        let opening = Opening { group: *group, siblings };
-        opening
-            .verify(digest, length, &bytes)
-            .map_err(|error| Blame::Opening { group: *group, error })?;
-        opened.push(OpenedGroup { opening, bytes });
+        let opening = Opening { group, siblings };
+        opening.verify(digest, length, &bytes).map_err(|error| Blame::Opening { group, error })?;
+        opened.insert(group, OpenedGroup { opening, bytes });
     }
     answer.end("the end of the openings").await?;
-    Ok(Openings { length, groups: opened })
+    Ok((length, opened))
 }
 
 pub(super) async fn observed(
     shared: &Arc<Shared>,
     source: &Source,
 ) -> Result<SocketAddr, SourceError> {
-    let mut answer = ask(shared, source, &Request::Observed).await?;
-    let mut text = Vec::new();
-    while let Some(piece) = answer.piece().await? {
-        if text.len() + piece.len() > OBSERVED_BYTES_MAX {
-            let got = "more than 64 bytes".to_owned();
-            return Err(Blame::Answer { expected: "a socket address", got }.into());
+    let text = limited(shared, async {
+        let mut answer = ask(shared, source, &Request::Observed).await?;
+        let mut text = Vec::new();
+        while let Some(piece) = answer.piece().await? {
+            if text.len() + piece.len() > OBSERVED_BYTES_MAX {
+                let got = "more than 64 bytes".to_owned();
+                return Err(Blame::Answer { expected: "a socket address", got }.into());
+            }
+            text.extend_from_slice(&piece);
         }
-        text.extend_from_slice(&piece);
-    }
+        Ok::<_, SourceError>(text)
+    })
+    .await?;
     let text = String::from_utf8_lossy(&text);
     text.parse().map_err(|_| {
         Blame::Answer { expected: "a socket address", got: text.escape_debug().to_string() }.into()
     })
+}
+
+/// The whole of a request and its answer, which trickles in vain.
+async fn limited<T>(
+    shared: &Shared,
+    work: impl Future<Output = Result<T, SourceError>>,
+) -> Result<T, SourceError> {
+    let limit = shared.timeouts.request;
+    tokio::time::timeout(limit, work).await.unwrap_or(Err(SourceError::TooSlow { limit }))
+}
+
+/// The sending half of a request until all of it is sent. quinn ends a stream that is dropped, so that
+/// a request given up half-way would arrive as a malformed one: it is reset instead.
+struct Unsent(Option<SendStream>);
+
+impl Unsent {
+    async fn send(mut self, request: &[u8]) -> Result<(), SourceError> {
+        if let Some(stream) = &mut self.0 {
+            stream.write_all(request).await.map_err(lost)?;
+            stream.finish().map_err(lost)?;
+        }
+        self.0 = None;
+        Ok(())
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        if let Some(stream) = &mut self.0 {
+            // Fails if the peer has stopped it, which is as good.
+            let _ = stream.reset(RESET_WITHDRAWN.into());
+        }
+    }
 }
 
 /// Sends a request and reads the status byte.
@@ -198,16 +256,15 @@ async fn ask(
     let connection = shared.connect(source.peer, &source.addresses).await?;
     let stall = shared.timeouts.stall;
     let open = async {
-        let (mut send, receive) = connection.open_bi().await.map_err(lost)?;
-        send.write_all(&request.encode()).await.map_err(lost)?;
-        send.finish().map_err(lost)?;
+        let (send, receive) = connection.open_bi().await.map_err(lost)?;
+        Unsent(Some(send)).send(&request.encode()).await?;
         Ok::<_, SourceError>(receive)
     };
     // A peer that grants no streams stalls us here.
     let stream = tokio::time::timeout(stall, open)
         .await
         .map_err(|_| SourceError::Stalled { waited: stall })??;
-    let mut answer = Answer { stream, stall, ledger: shared.ledgers.of(source.peer) };
+    let mut answer = Answer { stream, stall };
     let [status] = answer.array().await?;
     if status == STATUS_OK {
         return Ok(answer);
@@ -222,7 +279,6 @@ async fn ask(
 struct Answer {
     stream: RecvStream,
     stall: Duration,
-    ledger: Arc<Ledger>,
 }
 
 impl Answer {
@@ -240,7 +296,7 @@ impl Answer {
         let read = tokio::time::timeout(self.stall, self.stream.read_exact(bytes)).await;
         match read.map_err(|_| SourceError::Stalled { waited: self.stall })? {
             Ok(()) => {
-                self.ledger.count_received(bytes.len() as u64);
+                metrics::counter!(DATA_BYTES_RECEIVED).increment(bytes.len() as u64);
                 Ok(())
             }
             Err(ReadExactError::FinishedEarly(got)) => {
@@ -257,7 +313,7 @@ impl Answer {
         let read = tokio::time::timeout(self.stall, read).await;
         let piece = read.map_err(|_| SourceError::Stalled { waited: self.stall })?.map_err(lost)?;
         Ok(piece.map(|piece| {
-            self.ledger.count_received(piece.bytes.len() as u64);
+            metrics::counter!(DATA_BYTES_RECEIVED).increment(piece.bytes.len() as u64);
             piece.bytes
         }))
     }

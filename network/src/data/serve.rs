@@ -2,17 +2,16 @@
 
 use std::sync::Arc;
 
-use manyhands_proto::tree::CHUNK_BYTES;
+use manyhands_proto::tree::{CHUNK_BYTES, ChunkList, GROUP_BYTES};
 use manyhands_proto::{Digest, NodeId};
 use quinn::{Connection, RecvStream, SendStream};
 
 use super::endpoint::Shared;
-use super::openings::{GROUPS_PER_CHUNK, open_group};
-use super::peers::DropReason;
+use super::openings::{ChunkOpener, GROUPS_PER_CHUNK};
 use super::quota::Ledger;
 use super::store::BlobInfo;
 use super::wire::{REQUEST_BYTES_MAX, Refusal, Request, RequestParseError, STATUS_OK};
-use crate::metrics::DATA_REQUESTS;
+use crate::metrics::{DATA_BYTES_SENT, DATA_REQUESTS};
 
 /// Stream reset code: the asker did not read, or the answer took too long.
 const RESET_STALLED: u32 = 1;
@@ -23,13 +22,44 @@ enum ServeError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error("malformed request: {0}")]
-    Malformed(#[from] RequestParseError),
+    Malformed(RequestParseError),
     #[error("malformed request: more than {REQUEST_BYTES_MAX} bytes")]
     TooLong,
+    #[error("the asker gave up: {0}")]
+    Withdrawn(RequestParseError),
+    /// After the status said that all is well, nothing but the blob may follow.
+    #[error("the answer could not be finished: {0}")]
+    Interrupted(Refusal),
     #[error("the asker stalled")]
     Stalled,
     #[error("the stream broke: {0}")]
     Lost(String),
+}
+
+impl ServeError {
+    /// As it is once the answer has begun.
+    fn interrupted(self) -> Self {
+        match self {
+            Self::Refused(refusal) => Self::Interrupted(refusal),
+            Self::Malformed(_)
+            | Self::TooLong
+            | Self::Withdrawn(_)
+            | Self::Interrupted(_)
+            | Self::Stalled
+            | Self::Lost(_) => self,
+        }
+    }
+}
+
+impl From<RequestParseError> for ServeError {
+    fn from(error: RequestParseError) -> Self {
+        match error {
+            RequestParseError::Empty | RequestParseError::CutShort { .. } => Self::Withdrawn(error),
+            RequestParseError::Kind(_)
+            | RequestParseError::TooLong { .. }
+            | RequestParseError::Order { .. } => Self::Malformed(error),
+        }
+    }
 }
 
 /// Answers the peer's requests until the connection closes.
@@ -37,6 +67,7 @@ pub(super) async fn serve(shared: &Arc<Shared>, peer: NodeId, connection: &Conne
     let ledger = shared.ledgers.of(peer);
     // quinn's stream limit bounds how many of these tasks a connection can have.
     while let Ok((send, receive)) = connection.accept_bi().await {
+        shared.peers.heard(peer, connection);
         let asker = Asker {
             shared: shared.clone(),
             peer,
@@ -57,7 +88,7 @@ struct Asker {
 impl Asker {
     async fn answer(self, mut send: SendStream, receive: RecvStream) {
         let result = match tokio::time::timeout(
-            self.shared.timeouts.chunk,
+            self.shared.timeouts.request,
             self.try_answer(&mut send, receive),
         )
         .await
@@ -74,13 +105,16 @@ impl Asker {
                 refusal.name()
             }
             Err(error @ (ServeError::Malformed(_) | ServeError::TooLong)) => {
-                let reason = DropReason::Malformed(error.to_string());
-                let penalty = Some(self.shared.limits.penalty);
-                self.shared.peers.drop_peer(self.peer, reason, penalty);
+                self.shared.peers.drop_peer(self.peer, error.to_string());
                 "malformed"
             }
-            Err(error @ (ServeError::Stalled | ServeError::Lost(_))) => {
-                tracing::debug!(peer = %self.peer, %error, "an answer was not taken");
+            Err(
+                error @ (ServeError::Stalled
+                | ServeError::Lost(_)
+                | ServeError::Withdrawn(_)
+                | ServeError::Interrupted(_)),
+            ) => {
+                tracing::debug!(peer = %self.peer, %error, "a request was not answered to its end");
                 // Already closed if the peer has gone.
                 let _ = send.reset(RESET_STALLED.into());
                 "lost"
@@ -158,34 +192,53 @@ impl Asker {
         digest: Digest,
         groups: &[u64],
     ) -> Result<(), ServeError> {
-        let info = self.stat(digest).await?;
-        let length = info.chunks.length();
-        let count = length.div_ceil(manyhands_proto::tree::GROUP_BYTES).max(1);
+        let chunks = self.stat(digest).await?.chunks;
+        let length = chunks.length();
+        let count = length.div_ceil(GROUP_BYTES).max(1);
         if groups.iter().any(|group| *group >= count) {
             return Err(Refusal::OutOfRange.into());
         }
-        // At most a group and 64 siblings each.
-        let cost = groups.len() as u64 * (manyhands_proto::tree::GROUP_BYTES + 2048);
-        self.shared.ledgers.spend(&self.ledger, cost).await?;
-        let _memory = self.shared.ledgers.chunk_memory()?;
-        let mut chunk: Option<(u64, Vec<u8>)> = None;
-        for (position, group) in groups.iter().enumerate() {
-            let index = group / GROUPS_PER_CHUNK;
-            let bytes = match chunk.take() {
-                Some((held, bytes)) if held == index => bytes,
-                Some(_) | None => {
-                    let offset = index * CHUNK_BYTES;
-                    self.read(digest, offset, info.chunks.chunk_length(index)).await?
-                }
-            };
+        // The groups ascend, so every chunk is read once.
+        let chunk_of = |group: &u64| group / GROUPS_PER_CHUNK;
+        let parts = groups.chunk_by(|left, right| chunk_of(left) == chunk_of(right));
+        for (position, part) in parts.enumerate() {
+            let chunk = chunk_of(&part[0]);
+            // What it costs us is reading and hashing the chunk, not the few groups of it.
+            let cost = chunks.chunk_length(chunk);
             if position == 0 {
+                self.shared.ledgers.spend(&self.ledger, cost).await?;
+                let _memory = self.shared.ledgers.chunk_memory()?;
+                let opened = self.open(digest, &chunks, part).await?;
                 self.write(send, &[STATUS_OK]).await?;
                 self.write(send, &length.to_le_bytes()).await?;
+                self.write(send, &opened).await?;
+            } else {
+                self.shared.ledgers.wait_and_spend(&self.ledger, cost).await;
+                let memory = self.shared.ledgers.wait_for_chunk_memory().await;
+                let _memory = memory.map_err(ServeError::Interrupted)?;
+                let opened = self.open(digest, &chunks, part).await;
+                self.write(send, &opened.map_err(ServeError::interrupted)?).await?;
             }
-            self.write(send, &encode_group(&info, *group, &bytes)).await?;
-            chunk = Some((index, bytes));
         }
         Ok(())
+    }
+
+    /// The answer's part for these groups, which lie in one chunk.
+    async fn open(
+        &self,
+        digest: Digest,
+        chunks: &Arc<ChunkList>,
+        groups: &[u64],
+    ) -> Result<Vec<u8>, ServeError> {
+        let (store, chunks, groups) = (self.shared.store.clone(), chunks.clone(), groups.to_vec());
+        blocking(move || {
+            let chunk = groups[0] / GROUPS_PER_CHUNK;
+            let bytes = store.read(digest, chunk * CHUNK_BYTES, chunks.chunk_length(chunk))?;
+            let opener = ChunkOpener::new(&chunks, chunk, &bytes);
+            let encode = |group: &u64| encode_group(&opener, *group, &bytes);
+            Ok(groups.iter().map(encode).collect::<Vec<_>>().concat())
+        })
+        .await
     }
 
     async fn stat(&self, digest: Digest) -> Result<BlobInfo, ServeError> {
@@ -205,17 +258,17 @@ impl Asker {
                 .await
                 .map_err(|_| ServeError::Stalled)?
                 .map_err(|error| ServeError::Lost(error.to_string()))?;
-            self.ledger.count_sent(written as u64);
+            metrics::counter!(DATA_BYTES_SENT).increment(written as u64);
             bytes = &bytes[written..];
         }
         Ok(())
     }
 }
 
-fn encode_group(info: &BlobInfo, group: u64, chunk: &[u8]) -> Vec<u8> {
-    let opening = open_group(&info.chunks, group, chunk);
-    let start = (group % GROUPS_PER_CHUNK * manyhands_proto::tree::GROUP_BYTES) as usize;
-    let end = chunk.len().min(start + manyhands_proto::tree::GROUP_BYTES as usize);
+fn encode_group(opener: &ChunkOpener, group: u64, chunk: &[u8]) -> Vec<u8> {
+    let opening = opener.open(group);
+    let start = (group % GROUPS_PER_CHUNK * GROUP_BYTES) as usize;
+    let end = chunk.len().min(start + GROUP_BYTES as usize);
     let bytes = &chunk[start..end];
     let siblings = opening.siblings.as_flattened();
     let mut encoded = Vec::with_capacity(3 + siblings.len() + bytes.len());

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | 1 head | digest (32) | length (8), chaining values (32 each, as many as the length implies) |
 //! | 2 chunk | digest (32), chunk index (8) | the chunk's bytes |
-//! | 3 groups | digest (32), 1 to 256 group indices (8 each) | length (8), then per group: sibling count (1), siblings (32 each), byte count (2), bytes |
+//! | 3 groups | digest (32), 1 to 256 ascending group indices (8 each) | length (8), then per group: sibling count (1), siblings (32 each), byte count (2), bytes |
 //! | 4 observed | none | the asker's address as text, at most 64 bytes |
 //!
 //! Status 0 is success; every other status is a [`Refusal`] and ends the answer, `Busy` (4) after
@@ -93,15 +93,20 @@ pub(super) enum Request {
     Observed,
 }
 
-/// Why bytes are not a request; whoever sent them is dropped.
+/// Why bytes are not a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RequestParseError {
     #[error("expected a request, got an empty stream")]
     Empty,
+    /// An honest asker's, given up while it was sent.
+    #[error("expected {expected} bytes for a request of kind {kind}, it was cut short after {got}")]
+    CutShort { kind: u8, expected: &'static str, got: usize },
     #[error("expected a request of kind 1 to 4, got kind {0}")]
     Kind(u8),
     #[error("expected {expected} bytes for a request of kind {kind}, got {got}")]
-    Length { kind: u8, expected: &'static str, got: usize },
+    TooLong { kind: u8, expected: &'static str, got: usize },
+    #[error("expected ascending groups, got {next} after {first}")]
+    Order { first: u64, next: u64 },
 }
 
 impl Request {
@@ -122,30 +127,41 @@ impl Request {
 
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, RequestParseError> {
         let (&kind, fields) = bytes.split_first().ok_or(RequestParseError::Empty)?;
-        let wrong = |expected| RequestParseError::Length { kind, expected, got: bytes.len() };
+        let got = bytes.len();
+        let cut = |expected| RequestParseError::CutShort { kind, expected, got };
+        let long = |expected| RequestParseError::TooLong { kind, expected, got };
         let digest = || fields.split_first_chunk::<32>().map(|(d, rest)| (Digest::new(*d), rest));
         match kind {
-            1 => match digest() {
-                Some((digest, [])) => Ok(Self::Head { digest }),
-                Some(_) | None => Err(wrong("33")),
+            1 => match digest().ok_or_else(|| cut("33"))? {
+                (digest, []) => Ok(Self::Head { digest }),
+                (_, [_, ..]) => Err(long("33")),
             },
             2 => {
-                let (digest, rest) = digest().ok_or_else(|| wrong("41"))?;
-                let index = rest.try_into().map_err(|_| wrong("41"))?;
-                Ok(Self::Chunk { digest, index: u64::from_le_bytes(index) })
+                let (digest, rest) = digest().ok_or_else(|| cut("41"))?;
+                let (index, more) = rest.split_first_chunk::<8>().ok_or_else(|| cut("41"))?;
+                let index = u64::from_le_bytes(*index);
+                if more.is_empty() { Ok(Self::Chunk { digest, index }) } else { Err(long("41")) }
             }
             3 => {
                 let expected = "33 + 8 per group, 1 to 256 groups,";
-                let (digest, rest) = digest().ok_or_else(|| wrong(expected))?;
+                let (digest, rest) = digest().ok_or_else(|| cut(expected))?;
                 let (groups, odd) = rest.as_chunks::<8>();
-                if !odd.is_empty() || groups.is_empty() || groups.len() > GROUPS_PER_REQUEST_MAX {
-                    return Err(wrong(expected));
+                if !odd.is_empty() || groups.is_empty() {
+                    return Err(cut(expected));
                 }
-                let groups = groups.iter().map(|group| u64::from_le_bytes(*group)).collect();
-                Ok(Self::Groups { digest, groups })
+                if groups.len() > GROUPS_PER_REQUEST_MAX {
+                    return Err(long(expected));
+                }
+                let groups: Vec<u64> = groups.iter().map(|g| u64::from_le_bytes(*g)).collect();
+                // So that no chunk is read twice for one request.
+                let wrong = groups.windows(2).find(|pair| pair[0] >= pair[1]);
+                match wrong {
+                    Some(pair) => Err(RequestParseError::Order { first: pair[0], next: pair[1] }),
+                    None => Ok(Self::Groups { digest, groups }),
+                }
             }
             4 if fields.is_empty() => Ok(Self::Observed),
-            4 => Err(wrong("1")),
+            4 => Err(long("1")),
             kind => Err(RequestParseError::Kind(kind)),
         }
     }
@@ -161,7 +177,7 @@ mod tests {
         let requests = [
             Request::Head { digest },
             Request::Chunk { digest, index: 7 },
-            Request::Groups { digest, groups: vec![0, u64::MAX, 3] },
+            Request::Groups { digest, groups: vec![0, 3, u64::MAX] },
             Request::Observed,
         ];
         for request in requests {
@@ -175,13 +191,32 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_what_was_expected() {
-        assert_eq!(Request::parse(&[]), Err(RequestParseError::Empty));
         assert_eq!(Request::parse(b"GET / HTTP/1.1"), Err(RequestParseError::Kind(b'G')));
-        assert!(matches!(Request::parse(&[1; 40]), Err(RequestParseError::Length { .. })));
-        let many = vec![0; GROUPS_PER_REQUEST_MAX + 1];
-        let bytes = Request::Groups { digest: Digest::of(b""), groups: many }.encode();
-        assert!(matches!(Request::parse(&bytes), Err(RequestParseError::Length { .. })));
-        assert!(matches!(Request::parse(&bytes[..33]), Err(RequestParseError::Length { .. })));
+        assert!(matches!(Request::parse(&[1; 40]), Err(RequestParseError::TooLong { .. })));
+        let groups = |groups| Request::Groups { digest: Digest::of(b""), groups }.encode();
+        let many = groups((0..=GROUPS_PER_REQUEST_MAX as u64).collect());
+        assert!(matches!(Request::parse(&many), Err(RequestParseError::TooLong { .. })));
+        for (first, next) in [(1, 0), (64, 64)] {
+            let refused = Request::parse(&groups(vec![first, next]));
+            assert_eq!(refused, Err(RequestParseError::Order { first, next }));
+        }
+    }
+
+    #[test]
+    fn what_was_cut_short_is_told_from_nonsense() {
+        assert_eq!(Request::parse(&[]), Err(RequestParseError::Empty));
+        let digest = Digest::of(b"blob");
+        for request in [
+            Request::Head { digest },
+            Request::Chunk { digest, index: 7 },
+            Request::Groups { digest, groups: vec![9] },
+        ] {
+            let bytes = request.encode();
+            for length in 1..bytes.len() {
+                let cut = Request::parse(&bytes[..length]);
+                assert!(matches!(cut, Err(RequestParseError::CutShort { .. })), "{cut:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,15 +1,19 @@
-//! The control plane: requests, announcements, finding a run, blocking.
+//! The control plane: requests, announcements, finding a run, limits, blocking.
+
+use std::time::Duration;
 
 use manyhands_network::Multiaddr;
 use manyhands_network::control::{
     AnnounceError, Announcement, Control, ControlConfig, ControlEvent, ControlEvents,
-    ControlHandle, ControlLimits, DialError, RequestError, Role, StartControlError,
+    ControlHandle, ControlLimits, DialError, FindError, RequestError, Role, StartControlError,
 };
 use manyhands_proto::{NodeId, RunId};
+use tokio::sync::mpsc;
 
 use crate::{key, within};
 
 pub(crate) struct Node {
+    id: NodeId,
     pub(crate) handle: ControlHandle,
     pub(crate) events: ControlEvents,
     pub(crate) addresses: Vec<Multiaddr>,
@@ -17,7 +21,7 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn id(&self) -> NodeId {
-        self.handle.node_id()
+        self.id
     }
 
     async fn dial(&self, other: &Self) {
@@ -47,9 +51,10 @@ impl Node {
 }
 
 pub(crate) async fn start(config: ControlConfig) -> Node {
+    let id = config.key.node_id();
     let (handle, events) = Control::start(config).await.expect("start");
     let addresses = handle.addresses().await;
-    Node { handle, events, addresses }
+    Node { id, handle, events, addresses }
 }
 
 pub(crate) fn config(seed: u8, role: Role) -> ControlConfig {
@@ -106,8 +111,8 @@ async fn an_oversized_message_is_refused_by_the_sender_and_by_the_receiver() {
     let worker = start(config(6, Role::Worker)).await;
     let id = coordinator.id();
 
-    let too_large = worker.handle.request(id, &coordinator.addresses, vec![0; (1 << 20) + 1]).await;
-    assert_eq!(too_large, Err(RequestError::TooLarge { limit: 1 << 20, got: (1 << 20) + 1 }));
+    let too_large = worker.handle.request(id, &coordinator.addresses, vec![0; 65_537]).await;
+    assert_eq!(too_large, Err(RequestError::TooLarge { limit: 65_536, got: 65_537 }));
     // This sender's limit allows it, the receiver's does not.
     let request = worker.handle.request(id, &coordinator.addresses, vec![0; 1001]);
     let refused = within("the refusal", request).await;
@@ -196,26 +201,51 @@ async fn a_run_is_found_by_its_id() {
     let bootstrap = start(config(12, Role::Coordinator)).await;
     let coordinator = start(config(13, Role::Coordinator)).await;
     let worker = start(config(14, Role::Worker)).await;
-    assert!(worker.handle.find(run).await.is_err(), "it knows nobody");
+    let id = coordinator.id();
+    assert_eq!(worker.handle.find(run, id).await, Err(FindError::NobodyToAsk));
     coordinator.dial(&bootstrap).await;
     worker.dial(&bootstrap).await;
 
+    let searched = key(99).node_id();
     let found = within("the run to be found", async {
         loop {
             coordinator.handle.provide(run).await.expect("kept");
-            match worker.handle.find(run).await {
-                Ok(found) if !found.is_empty() && !found[0].addresses.is_empty() => break found,
+            // Whoever searches for another coordinator finds this one by the run's id.
+            match worker.handle.find(run, searched).await {
+                Ok(found) => break found,
                 // The record is not there yet, or the nodes have not introduced themselves.
-                Ok(_) | Err(_) => tokio::task::yield_now().await,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    })
+    .await;
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].node, id);
+    within("a dial", worker.handle.dial(id, &found[0].addresses))
+        .await
+        .expect("reachable where it says");
+}
+
+#[tokio::test]
+async fn a_coordinator_is_found_even_if_its_record_is_crowded_out() {
+    let run = RunId::new([24; 32]);
+    let bootstrap = start(config(24, Role::Coordinator)).await;
+    let coordinator = start(config(25, Role::Coordinator)).await;
+    let worker = start(config(26, Role::Worker)).await;
+    coordinator.dial(&bootstrap).await;
+    worker.dial(&bootstrap).await;
+    let found = within("the coordinator to be found", async {
+        loop {
+            // Nobody keeps its record: it publishes none.
+            match worker.handle.find(run, coordinator.id()).await {
+                Ok(found) => break found,
+                Err(_) => tokio::task::yield_now().await,
             }
         }
     })
     .await;
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].node, coordinator.id());
-    within("a dial", worker.handle.dial(found[0].node, &found[0].addresses))
-        .await
-        .expect("reachable where it says");
 }
 
 #[tokio::test]
@@ -238,35 +268,133 @@ async fn a_peer_is_who_was_dialled_or_it_is_not_reached() {
     assert!(matches!(refused, Err(RequestError::Unreachable { peer, .. }) if peer == impostor));
 }
 
+/// A worker whose own limits let it send what the coordinator's do not let in.
+fn reckless(seed: u8) -> ControlConfig {
+    let limits = ControlLimits { request_bytes: 1 << 20, ..Default::default() };
+    ControlConfig { limits, ..config(seed, Role::Worker) }
+}
+
+/// A coordinator that answers everything, and blames whoever sends "nonsense".
+struct Echo {
+    id: NodeId,
+    addresses: Vec<Multiaddr>,
+    disconnected: mpsc::Receiver<NodeId>,
+    /// The service ends with its last handle.
+    _handle: ControlHandle,
+}
+
+impl Echo {
+    async fn start(config: ControlConfig) -> Self {
+        let mut node = start(config).await;
+        let (id, addresses) = (node.id(), node.addresses.clone());
+        let _handle = node.handle.clone();
+        let (sender, disconnected) = mpsc::channel(64);
+        tokio::spawn(async move {
+            while let Some(event) = node.events.next().await {
+                match event {
+                    ControlEvent::Request { bytes, reply, .. } => {
+                        if bytes == b"nonsense" {
+                            reply.blame("it is not an envelope");
+                        }
+                        // The asker may be blocked by now.
+                        let _ = reply.respond(bytes).await;
+                    }
+                    ControlEvent::Disconnected { peer } => {
+                        // The test may not care.
+                        let _ = sender.try_send(peer);
+                    }
+                    ControlEvent::Connected { .. } | ControlEvent::Announcement(_) => {}
+                }
+            }
+        });
+        Self { id, addresses, disconnected, _handle }
+    }
+
+    async fn hear(&self, node: &Node, bytes: &[u8]) -> Result<Vec<u8>, RequestError> {
+        let asked = node.handle.request(self.id, &self.addresses, bytes.to_vec());
+        within("an outcome", asked).await
+    }
+
+    /// Sends nonsense until the connection is closed for it.
+    async fn block(&mut self, node: &Node, nonsense: &[u8]) {
+        assert_eq!(self.hear(node, b"join").await, Ok(b"join".to_vec()));
+        for _ in 0..9 {
+            assert!(self.disconnected.try_recv().is_err(), "it was blocked too soon");
+            // The ninth is not answered, even if it is whole.
+            let _ = self.hear(node, nonsense).await;
+        }
+        let gone = within("the disconnection", self.disconnected.recv()).await;
+        assert_eq!(gone, Some(node.id()));
+    }
+}
+
 #[tokio::test]
-async fn a_blocked_peer_is_disconnected_and_stays_out() {
-    let mut coordinator = start(config(17, Role::Coordinator)).await;
-    let worker = start(config(18, Role::Worker)).await;
-    worker.dial(&coordinator).await;
-    // The dialling side is done first: a block before the other side has the connection refuses it.
-    within("the connection", async {
-        while let Some(event) = coordinator.events.next().await {
-            if let ControlEvent::Connected { peer, .. } = event {
-                assert_eq!(peer, worker.id());
-                break;
-            }
+async fn a_peer_that_sends_nonsense_is_blocked() {
+    let mut coordinator = Echo::start(config(17, Role::Coordinator)).await;
+    let honest = start(config(27, Role::Worker)).await;
+    for (seed, nonsense) in [(18, &[0; 100_000][..]), (28, &b"nonsense"[..])] {
+        let worker = start(reckless(seed)).await;
+        coordinator.block(&worker, nonsense).await;
+        let refused = coordinator.hear(&worker, b"beat").await;
+        assert!(refused.is_err(), "{refused:?}");
+        assert_eq!(coordinator.hear(&honest, b"beat").await, Ok(b"beat".to_vec()));
+    }
+}
+
+#[tokio::test]
+async fn a_blocked_peer_is_let_in_again_in_time() {
+    let limits = ControlLimits { penalty: Duration::from_millis(100), ..Default::default() };
+    let config_with = ControlConfig { limits, ..config(36, Role::Coordinator) };
+    let mut coordinator = Echo::start(config_with).await;
+    let worker = start(reckless(37)).await;
+    coordinator.block(&worker, b"nonsense").await;
+    within("the pardon", async {
+        while coordinator.hear(&worker, b"beat").await.is_err() {
+            tokio::task::yield_now().await;
         }
     })
     .await;
-    assert!(coordinator.handle.block(worker.id(), "it cheated").await);
-    within("the disconnection", async {
-        loop {
-            let event = coordinator.events.next().await.expect("running");
-            if let ControlEvent::Disconnected { peer } = event {
-                assert_eq!(peer, worker.id());
-                break;
-            }
+}
+
+#[tokio::test]
+async fn a_peer_that_asks_too_fast_is_not_answered() {
+    let limits = ControlLimits { requests_per_s: 1, request_burst: 2, ..Default::default() };
+    let config_with = ControlConfig { limits, ..config(29, Role::Coordinator) };
+    let coordinator = Echo::start(config_with).await;
+    let hasty = start(config(30, Role::Worker)).await;
+    let asked = (0..8).map(|_| coordinator.hear(&hasty, b"beat"));
+    let answers = futures::future::join_all(asked).await;
+    let answered = answers.iter().filter(|answer| answer.is_ok()).count();
+    assert!((2..8).contains(&answered), "{answers:?}");
+    for refused in answers.iter().filter(|answer| answer.is_err()) {
+        assert!(matches!(refused, Err(RequestError::Unanswered { .. })), "{refused:?}");
+    }
+    let calm = start(config(31, Role::Worker)).await;
+    assert_eq!(coordinator.hear(&calm, b"beat").await, Ok(b"beat".to_vec()));
+}
+
+#[tokio::test]
+async fn one_address_does_not_take_all_connections() {
+    let limits = ControlLimits { connections_per_ip: 2, ..Default::default() };
+    let config_with = ControlConfig { limits, ..config(32, Role::Coordinator) };
+    let mut coordinator = Echo::start(config_with).await;
+    // A second transport would be tried beside the first, and take a place for a moment.
+    coordinator.addresses.retain(|address| address.to_string().contains("/quic-v1"));
+    let first = start(config(33, Role::Worker)).await;
+    let second = start(config(34, Role::Worker)).await;
+    for worker in [&first, &second] {
+        assert_eq!(coordinator.hear(worker, b"beat").await, Ok(b"beat".to_vec()));
+    }
+    let third = start(config(35, Role::Worker)).await;
+    let refused = coordinator.hear(&third, b"beat").await;
+    assert!(refused.is_err(), "{refused:?}");
+    first.handle.shutdown().await;
+    within("a place", async {
+        while coordinator.hear(&third, b"beat").await.is_err() {
+            tokio::task::yield_now().await;
         }
     })
     .await;
-    let refused = worker.handle.request(coordinator.id(), &coordinator.addresses, vec![1]);
-    assert!(within("the refusal", refused).await.is_err());
-    assert!(coordinator.handle.unblock(worker.id()).await);
 }
 
 #[tokio::test]

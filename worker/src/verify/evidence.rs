@@ -1,0 +1,319 @@
+//! What a worker has to open for a replay, asked for with one patience for all of it.
+//!
+//! The worker may be restarting, may not have heard yet who its verifiers are, or may hope that a
+//! verifier which waits long enough finds nothing. So everything but a provable lie is asked for again,
+//! until the time that the worker has for the whole replay is used up. Our own computing is not
+//! counted: nobody is to blame for a slow verifier but itself.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use manyhands_network::data::{
+    DataHandle, FetchError, FetchRequest, Openings, ProgressFn, Refusal, Source, SourceError,
+};
+use manyhands_proto::Digest;
+use tokio::time::Instant;
+
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Often enough for a round whose checks have a minute.
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Why evidence could not be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EvidenceError {
+    #[error("it opened something else: {0}")]
+    Wrong(String),
+    #[error("not opened in time: {0}")]
+    TooLate(String),
+    /// Our own disk.
+    #[error(transparent)]
+    Disk(FetchError),
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+}
+
+impl EvidenceError {
+    /// Whether the worker is to blame.
+    pub(super) fn is_withheld(&self) -> bool {
+        match self {
+            Self::Wrong(_) | Self::TooLate(_) => true,
+            Self::Disk(_) | Self::Read { .. } => false,
+        }
+    }
+}
+
+/// A worker, and how long it still has.
+pub(super) struct Evidence<'a> {
+    pub(super) data: &'a DataHandle,
+    pub(super) worker: Source,
+    /// Where downloads are until they are whole: what was interrupted goes on.
+    pub(super) incoming: PathBuf,
+    pub(super) progress: ProgressFn,
+    /// The longest pause between two attempts.
+    pub(super) pause_max: Duration,
+    /// What the worker has for all that is still asked for.
+    pub(super) left: Duration,
+}
+
+impl Evidence<'_> {
+    /// A whole blob of at most `bytes_max` bytes.
+    pub(super) async fn blob(
+        &mut self,
+        digest: Digest,
+        bytes_max: u64,
+    ) -> Result<Vec<u8>, EvidenceError> {
+        let mut waiting = self.begin();
+        let path = self.incoming.join(digest.to_string());
+        let fetched = self.insist_on_blob(&mut waiting, digest, bytes_max, &path).await;
+        self.left = waiting.left();
+        fetched?;
+        let read = tokio::fs::read(&path).await;
+        // It is wanted once. What stays is removed before the next replay.
+        let _ = tokio::fs::remove_file(&path).await;
+        read.map_err(|source| EvidenceError::Read { path, source })
+    }
+
+    async fn insist_on_blob(
+        &self,
+        waiting: &mut Waiting,
+        digest: Digest,
+        bytes_max: u64,
+        path: &Path,
+    ) -> Result<(), EvidenceError> {
+        loop {
+            let mut request = FetchRequest::new(digest, vec![self.worker.clone()], bytes_max);
+            request.progress = Some(self.progress.clone());
+            request.deadline = Some(waiting.deadline);
+            let error = match self.data.fetch_to_file(request, path).await {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            match &error {
+                FetchError::NoSource { failures, .. } => {
+                    if failures.iter().any(|failure| is_lie(&failure.error)) {
+                        return Err(EvidenceError::Wrong(error.to_string()));
+                    }
+                    waiting.pause(error.to_string()).await?;
+                }
+                FetchError::TooLate { .. } => {
+                    return Err(EvidenceError::TooLate(error.to_string()));
+                }
+                FetchError::Io { .. } | FetchError::UnderWay { .. } => {
+                    return Err(EvidenceError::Disk(error));
+                }
+            }
+        }
+    }
+
+    /// Groups of a blob of exactly `length` bytes.
+    pub(super) async fn groups(
+        &mut self,
+        digest: Digest,
+        length: u64,
+        groups: &[u64],
+    ) -> Result<Vec<Vec<u8>>, EvidenceError> {
+        let mut waiting = self.begin();
+        let opened = self.insist_on_groups(&mut waiting, digest, groups).await;
+        self.left = waiting.left();
+        let opened = opened?;
+        if opened.length != length {
+            let got = opened.length;
+            return Err(EvidenceError::Wrong(format!("expected {length} bytes, got {got}")));
+        }
+        Ok(opened.groups.into_iter().map(|group| group.bytes).collect())
+    }
+
+    async fn insist_on_groups(
+        &self,
+        waiting: &mut Waiting,
+        digest: Digest,
+        groups: &[u64],
+    ) -> Result<Openings, EvidenceError> {
+        loop {
+            let asked = self.data.open_groups(&self.worker, digest, groups);
+            match tokio::time::timeout_at(waiting.deadline, asked).await {
+                Ok(Ok(openings)) => return Ok(openings),
+                Ok(Err(error)) if is_lie(&error) => {
+                    return Err(EvidenceError::Wrong(error.to_string()));
+                }
+                Ok(Err(error)) => waiting.pause(error.to_string()).await?,
+                Err(_) => {
+                    return Err(EvidenceError::TooLate("the answer did not end".to_owned()));
+                }
+            }
+        }
+    }
+
+    fn begin(&self) -> Waiting {
+        let (deadline, pause_max) = (Instant::now() + self.left, self.pause_max);
+        Waiting { deadline, pause: PAUSE_MIN.min(pause_max), pause_max }
+    }
+}
+
+/// Whether the source itself has shown that it does not have what it committed to.
+fn is_lie(error: &SourceError) -> bool {
+    match error {
+        SourceError::Blame(_)
+        | SourceError::TooLarge { .. }
+        | SourceError::Refused(Refusal::OutOfRange)
+        | SourceError::GroupCount { .. } => true,
+        // Not yet, not to us, not now: a moment later it may be.
+        SourceError::Refused(
+            Refusal::Unknown
+            | Refusal::Forbidden
+            | Refusal::NotYet
+            | Refusal::Busy { .. }
+            | Refusal::Storage,
+        )
+        | SourceError::Connect(_)
+        | SourceError::Stalled { .. }
+        | SourceError::TooSlow { .. }
+        | SourceError::Lost(_) => false,
+    }
+}
+
+/// One piece of evidence that is waited for.
+struct Waiting {
+    deadline: Instant,
+    pause: Duration,
+    pause_max: Duration,
+}
+
+impl Waiting {
+    /// Waits before the next attempt, twice as long each time; the reason of the last one if there is
+    /// no time for another.
+    async fn pause(&mut self, reason: String) -> Result<(), EvidenceError> {
+        let next = Instant::now() + self.pause;
+        if next >= self.deadline {
+            return Err(EvidenceError::TooLate(reason));
+        }
+        self.pause = (2 * self.pause).min(self.pause_max);
+        tokio::time::sleep_until(next).await;
+        Ok(())
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::{Arc, Mutex};
+
+    use manyhands_network::data::{Access, BlobInfo, BlobStore, FileStore, NoStore};
+    use manyhands_proto::NodeId;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::sync::testing::{data, store};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// Refuses a while, then serves.
+    struct Reluctant {
+        refusals: Mutex<VecDeque<Refusal>>,
+        blobs: Arc<FileStore>,
+    }
+
+    impl BlobStore for Reluctant {
+        fn stat(&self, digest: Digest, peer: NodeId) -> Result<BlobInfo, Refusal> {
+            match self.refusals.lock().expect("no panic").pop_front() {
+                Some(refusal) => Err(refusal),
+                None => self.blobs.stat(digest, peer),
+            }
+        }
+
+        fn read(&self, digest: Digest, offset: u64, length: u64) -> Result<Vec<u8>, Refusal> {
+            self.blobs.read(digest, offset, length)
+        }
+    }
+
+    /// A verifier and a worker.
+    struct Pair {
+        verifier: DataHandle,
+        worker: Arc<Reluctant>,
+        source: Source,
+        folder: TempDir,
+        _worker: DataHandle,
+    }
+
+    impl Pair {
+        fn new(seed: u8) -> Self {
+            let folder = tempfile::tempdir().expect("folder");
+            let (verifier, _) = data(seed, Arc::new(NoStore));
+            let blobs = store(folder.path().join("worker"));
+            let worker = Arc::new(Reluctant { refusals: Mutex::default(), blobs });
+            let (_worker, source) = data(seed + 100, Arc::clone(&worker) as _);
+            Self { verifier, worker, source, folder, _worker }
+        }
+
+        /// Whatever a worker says that is not there yet; more often than anybody would count.
+        fn refuse_for_now(&self) {
+            let busy = Refusal::Busy { retry_after: Duration::ZERO };
+            let mut refusals = self.worker.refusals.lock().expect("no panic");
+            for _ in 0..5 {
+                refusals.extend([Refusal::Unknown, Refusal::NotYet, Refusal::Forbidden, busy]);
+            }
+        }
+
+        fn evidence(&self, patience: Duration) -> Evidence<'_> {
+            Evidence {
+                data: &self.verifier,
+                worker: self.source.clone(),
+                incoming: self.folder.path().join("incoming"),
+                progress: Arc::new(|_| {}),
+                pause_max: Duration::from_millis(5),
+                left: patience,
+            }
+        }
+    }
+
+    fn blob() -> Vec<u8> {
+        (0..100_000_u32).map(|i| (i / 5) as u8).collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_for_now_is_asked_for_again() {
+        let pair = Pair::new(40);
+        let digest = pair.worker.blobs.insert(&blob(), Access::Everyone).expect("insert");
+        let mut evidence = pair.evidence(HOUR);
+        pair.refuse_for_now();
+        assert!(evidence.blob(digest, 1 << 20).await.expect("served in the end") == blob());
+        pair.refuse_for_now();
+        let opened = evidence.groups(digest, 100_000, &[6, 0]).await.expect("served in the end");
+        assert_eq!(opened, [&blob()[6 * 16_384..], &blob()[..16_384]]);
+    }
+
+    #[tokio::test]
+    async fn the_patience_is_one_for_all_evidence() {
+        let pair = Pair::new(42);
+        let mut evidence = pair.evidence(Duration::from_millis(500));
+        let began = Instant::now();
+        for _ in 0..5 {
+            let refused = evidence.groups(Digest::of(b"nothing"), 100_000, &[0]).await;
+            let error = refused.expect_err("nobody has it");
+            assert!(error.is_withheld() && matches!(error, EvidenceError::TooLate(_)), "{error}");
+            let refused = evidence.blob(Digest::of(b"nothing"), 100_000).await;
+            let error = refused.expect_err("nobody has it");
+            assert!(error.is_withheld() && matches!(error, EvidenceError::TooLate(_)), "{error}");
+        }
+        // Ten times as long if each had its own.
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_blob_of_another_length_is_a_lie_at_once() {
+        let pair = Pair::new(43);
+        let digest = pair.worker.blobs.insert(&blob(), Access::Everyone).expect("insert");
+        let mut evidence = pair.evidence(HOUR);
+        for error in [
+            evidence.groups(digest, 99_999, &[0]).await.expect_err("another length"),
+            evidence.groups(digest, 100_000, &[7]).await.expect_err("no such group"),
+            evidence.blob(digest, 99_999).await.expect_err("too long"),
+        ] {
+            assert!(error.is_withheld() && matches!(error, EvidenceError::Wrong(_)), "{error}");
+        }
+    }
+}
