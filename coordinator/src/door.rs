@@ -140,6 +140,10 @@ impl Door {
             Ok(signed) => signed,
             Err(refusal) => {
                 let malformed = refusal.code == RefusalCode::Malformed;
+                if malformed {
+                    // Whoever goes on so is blocked for a while.
+                    asker.responder.blame(&refusal.reason);
+                }
                 let result = if malformed { "malformed" } else { "refused" };
                 metrics::counter!(REQUESTS, "result" => result).increment(1);
                 tracing::info!(%peer, code = ?refusal.code, reason = refusal.reason, "refused a request");

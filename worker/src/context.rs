@@ -36,6 +36,8 @@ pub struct WorkerConfig {
     pub load_max: f64,
     pub control_listen: Vec<Multiaddr>,
     pub data_listen: SocketAddr,
+    /// Look for the run on the local network too.
+    pub mdns: bool,
     /// Bytes of disk for blobs.
     pub store_bytes_max: u64,
     /// The chain to enrol with; none in a run without one.

@@ -32,7 +32,7 @@ use crate::chain::{EnrolError, enrol};
 use crate::context::{Context, WorkerConfig, WorkerEvent, describe};
 use crate::data::{DataError, RunData};
 use crate::disk::{DiskError, WorkerDisk};
-use crate::sync::{SyncError, Theta, restore, sync};
+use crate::sync::{FetchBlobError, SyncError, Theta, restore, sync};
 use crate::train::{Reins, RoundError, publish, restore_access, train};
 use crate::verify::{evaluation, replay};
 
@@ -111,8 +111,9 @@ pub async fn run(
     let data_config =
         DataConfig::new(config.key.clone(), config.data_listen, Arc::clone(&store) as _);
     let data = Data::start(data_config)?;
-    let control_config =
+    let mut control_config =
         ControlConfig::new(config.key.clone(), config.control_listen.clone(), SearchRole::Worker);
+    control_config.mdns = config.mdns;
     let (control, events) = Control::start(control_config).await?;
     let prepared = tokio::select! {
         prepared = prepare(config, store, data.clone(), control.clone()) => prepared.map(Some),
@@ -210,7 +211,10 @@ async fn describe_run(line: &mut Line, config: &WorkerConfig) -> Result<RunSpec,
             Err(error) if attempt >= FIRST_CONTACT_ATTEMPTS => {
                 return Err(RunWorkerError::Unreachable(error.to_string()));
             }
-            Err(error) => tracing::info!(%error, "the coordinator does not answer yet"),
+            Err(error) => {
+                tracing::info!(%error, "the coordinator does not answer yet");
+                line.look_for_coordinator().await;
+            }
         }
         attempt += 1;
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -337,6 +341,18 @@ enum AskError {
 }
 
 impl Line {
+    /// It may have moved: other peers of the run, or of this local network, may know where to.
+    async fn look_for_coordinator(&mut self) {
+        match self.control.find(self.run, self.coordinator).await {
+            Ok(found) => {
+                if let Some(there) = found.into_iter().find(|at| at.node == self.coordinator) {
+                    self.addresses = there.addresses;
+                }
+            }
+            Err(error) => tracing::debug!(%error, "nobody to ask where the coordinator is"),
+        }
+    }
+
     async fn ask(&mut self, request: &Request) -> Result<Reply, AskError> {
         // Microseconds grow over restarts too, without being kept anywhere.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -374,12 +390,16 @@ impl From<RoundError> for Undone {
     fn from(error: RoundError) -> Self {
         let reason = error.to_string();
         match error {
-            RoundError::Store(_) | RoundError::Disk(_) => Self::Disk(reason),
+            RoundError::Store(_) | RoundError::Disk(_) | RoundError::Data(DataError::Io { .. }) => {
+                Self::Disk(reason)
+            }
             RoundError::NoHead { round } | RoundError::DamagedHead { round, .. } => {
                 Self::HeadLost { round, reason }
             }
             RoundError::Theta { .. }
-            | RoundError::Data(_)
+            | RoundError::Data(
+                DataError::Fetch(_) | DataError::Manifest(_) | DataError::Assignment { .. },
+            )
             | RoundError::Train(_)
             | RoundError::Encode(_) => Self::Passing(reason),
         }
@@ -390,10 +410,15 @@ impl From<SyncError> for Undone {
     fn from(error: SyncError) -> Self {
         let reason = error.to_string();
         match error {
-            SyncError::Store(_) | SyncError::Disk(_) => Self::Disk(reason),
-            SyncError::Fetch(_) | SyncError::Parse(_) | SyncError::Seed { .. } => {
-                Self::Passing(reason)
+            SyncError::Store(_)
+            | SyncError::Disk(_)
+            | SyncError::Blob(FetchBlobError::Store(_) | FetchBlobError::Read { .. }) => {
+                Self::Disk(reason)
             }
+            SyncError::Blob(FetchBlobError::Fetch(_))
+            | SyncError::ThetaBytes { .. }
+            | SyncError::Parse(_)
+            | SyncError::Seed { .. } => Self::Passing(reason),
         }
     }
 }

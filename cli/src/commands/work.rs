@@ -62,6 +62,9 @@ struct NodeArgs {
     /// Where peers reach this node (QUIC); the data plane takes the next port. Port 0 takes free ones.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// Look for the run on the local network too, if its coordinator has moved.
+    #[arg(long)]
+    mdns: bool,
     /// Disk for updates and parameters, in GiB.
     #[arg(long, value_name = "GIB", default_value = "64", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     disk_max: u64,
@@ -128,6 +131,7 @@ async fn take_part(
         load_max: part.load_max,
         control_listen: control_addresses(listen(&args, &invitation)),
         data_listen: next_port(listen(&args, &invitation)),
+        mdns: args.mdns,
         store_bytes_max: args.disk_max << 30,
         chain_url: args.chain.chain,
         stake: part.stake,

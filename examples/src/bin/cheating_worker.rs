@@ -68,6 +68,7 @@ async fn main() -> anyhow::Result<()> {
         load_max: 1.0,
         control_listen: vec![control],
         data_listen: arguments.listen,
+        mdns: false,
         store_bytes_max: 4 << 30,
         chain_url: arguments.chain,
         stake: None,

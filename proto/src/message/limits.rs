@@ -6,7 +6,7 @@
 //! it is from the one coordinator that was asked.
 
 /// A whole sealed request. The largest that means anything is a few KiB.
-pub const REQUEST_BYTES_MAX: usize = 1 << 20;
+pub const REQUEST_BYTES_MAX: usize = 1 << 16;
 /// A whole sealed reply: room for a commit set of 65,536 entries of 70 bytes.
 pub const REPLY_BYTES_MAX: usize = 5 << 20;
 pub const ANNOUNCEMENT_BYTES_MAX: usize = 1 << 10;
