@@ -266,7 +266,8 @@ fn a_run_by_hand_from_the_chain_to_the_sample() {
 
 #[test]
 fn killed_processes_come_back_and_the_run_goes_on() {
-    let mut bench = Bench::new(8);
+    // More than the restarts take: rounds of so small a model take a second.
+    let mut bench = Bench::new(30);
     let (mut coordinator, launched) = bench.launch();
     let invitation = text_of(&launched, "invitation");
     let mut verifier = bench.node("verify", "verifier", &invitation);
