@@ -483,7 +483,8 @@ pub mod pallet {
         // Workers.
         AlreadyRegistered,
         WorkerUnknown,
-        /// The stake is smaller than the run's minimum.
+        /// The stake is smaller than the minimum stakes together of the run and of all other runs
+        /// that it is exposed to.
         StakeTooSmall,
         AlreadyMember,
         NotMember,
@@ -575,7 +576,8 @@ pub mod pallet {
             Self::do_increase_stake(ensure_signed(origin)?, amount)
         }
 
-        /// Accepts the run's terms: from now on its faults can cost the worker's stake.
+        /// Accepts the run's terms: from now on its faults can cost the worker's stake, which must
+        /// cover the minimum stake of every run that it is exposed to.
         #[pallet::call_index(3)]
         #[pallet::weight(T::WeightInfo::join_run())]
         pub fn join_run(origin: OriginFor<T>, run: RunId) -> DispatchResult {

@@ -82,8 +82,8 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
     }
 
     fn join_run() -> Weight {
-        // Every membership's run is looked up to drop those that are over.
-        Self::storage(18, 1)
+        // Every membership's run is looked up to drop those that are over, and for its stake.
+        Self::storage(34, 1)
     }
 
     fn leave_run() -> Weight {
