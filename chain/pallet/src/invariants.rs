@@ -9,7 +9,8 @@ use sp_runtime::TryRuntimeError;
 
 use crate::{
     AccountId, Balance, Challenges, Claimed, Config, Fault, FaultState, Faults, Funding,
-    HoldReason, Pallet, RoundState, Rounds, Run, RunId, RunState, Runs, Verifiers, Workers,
+    HoldReason, Pallet, PrunedRuns, RoundState, Rounds, Run, RunId, RunState, Runs, Verifiers,
+    Workers,
 };
 
 /// What the records say each account has on hold, by purpose.
@@ -48,7 +49,7 @@ impl Expected {
 
 impl<T: Config> Pallet<T> {
     /// Checks the conservation of money and the consistency of all records.
-    pub fn do_try_state() -> Result<(), TryRuntimeError> {
+    pub(crate) fn do_try_state() -> Result<(), TryRuntimeError> {
         let mut expected = Expected::default();
         let mut open_faults = BTreeMap::<AccountId, u32>::new();
         for (run_id, run) in Runs::<T>::iter() {
@@ -86,6 +87,10 @@ impl<T: Config> Pallet<T> {
                 ensure!(verifier.open_reports == reports, "open reports are miscounted");
             }
             ensure!(verifiers == run.verifiers, "a run's verifiers are miscounted");
+        }
+        for (run_id, owner) in PrunedRuns::<T>::iter() {
+            ensure!(!Runs::<T>::contains_key(run_id), "a pruned run is there again");
+            expected.add(HoldReasonKey::Deposit, &owner, T::RecordDeposit::get());
         }
         for (who, worker) in Workers::<T>::iter() {
             expected.add(HoldReasonKey::Stake, &who, worker.stake);

@@ -24,7 +24,9 @@
 //!
 //! # Who decides
 //! Nobody is slashed without having joined: a worker's stake is exposed only to runs whose terms
-//! it accepted with [`Pallet::join_run`]. A fault is executed when `fault_quorum` verifiers
+//! it accepted with [`Pallet::join_run`], and covers the minimum stakes of all of them together. A
+//! run's id names that run for ever, so that no promise made to it counts in another. A fault is
+//! executed when `fault_quorum` verifiers
 //! reported it, or when its worker let the contest window pass. A contested fault without a
 //! quorum is dismissed and whoever opened it pays. Every state that waits for somebody has a
 //! call that anybody may make when the time is over.
@@ -101,7 +103,8 @@ pub mod pallet {
             + Mutate<super::AccountId>
             + hold::Mutate<super::AccountId, Reason = Self::RuntimeHoldReason>;
 
-        /// Held from a run's owner while the run exists.
+        /// Held from a run's owner while the run exists. At least [`Config::RecordDeposit`], which
+        /// stays on hold for the record that the run existed.
         #[pallet::constant]
         type RunDeposit: Get<Balance>;
 
@@ -142,6 +145,12 @@ pub mod pallet {
     pub type Runs<T: Config> = StorageMap<_, Blake2_128Concat, RunId, Run, OptionQuery>;
 
     /// Outstanding funding by run and funder: the weights of the refund.
+    /// Who owned each run that was pruned. Its id stays taken: memberships, signatures and leaves
+    /// name a run by nothing else, and would count again in a second one of that id.
+    #[pallet::storage]
+    pub type PrunedRuns<T: Config> =
+        StorageMap<_, Blake2_128Concat, RunId, super::AccountId, OptionQuery>;
+
     #[pallet::storage]
     pub type Funding<T: Config> = StorageDoubleMap<
         _,
@@ -470,6 +479,8 @@ pub mod pallet {
         /// The call needs a settled run.
         RunNotSettled,
         /// The escrow is still short of what the pause asked for.
+        /// A run of this id existed and was pruned: an id names one run for ever.
+        RunIdSpent,
         EscrowTooSmall,
         FundingTooSmall,
         /// The run has made progress: its idle timeout is not over.
