@@ -14,7 +14,8 @@
 //!    closed and its windows are over, and
 //! 3. no fault bars it: once a fault of round `f` is executed at block `b`, the worker's leaves of
 //!    rounds `>= f` count only if they were committed after `b`. The coordinator's later totals
-//!    leave the faulted round out, so what was earned honestly is paid from those.
+//!    leave the faulted round out, so what was earned honestly is paid from those. While a fault
+//!    of round `f` is not decided, leaves of rounds `>= f` wait for the decision.
 //!
 //! # Where the money is
 //! All money is on hold under a [`HoldReason`]: stakes, bonds and deposits on their owner's
@@ -144,13 +145,13 @@ pub mod pallet {
     #[pallet::storage]
     pub type Runs<T: Config> = StorageMap<_, Blake2_128Concat, RunId, Run, OptionQuery>;
 
-    /// Outstanding funding by run and funder: the weights of the refund.
     /// Who owned each run that was pruned. Its id stays taken: memberships, signatures and leaves
     /// name a run by nothing else, and would count again in a second one of that id.
     #[pallet::storage]
     pub type PrunedRuns<T: Config> =
         StorageMap<_, Blake2_128Concat, RunId, super::AccountId, OptionQuery>;
 
+    /// Outstanding funding by run and funder: the weights of the refund.
     #[pallet::storage]
     pub type Funding<T: Config> = StorageDoubleMap<
         _,
@@ -218,6 +219,18 @@ pub mod pallet {
         Blake2_128Concat,
         (super::AccountId, Round),
         Fault,
+        OptionQuery,
+    >;
+
+    /// Leaves that wait for a worker's undecided faults, by run and worker.
+    #[pallet::storage]
+    pub type Suspensions<T: Config> = StorageDoubleMap<
+        _,
+        Blake2_128Concat,
+        RunId,
+        Blake2_128Concat,
+        super::AccountId,
+        Suspension,
         OptionQuery,
     >;
 
@@ -466,6 +479,8 @@ pub mod pallet {
         BondTooSmall,
         // Runs.
         RunExists,
+        /// A run of this id existed and was pruned: an id names one run for ever.
+        RunIdSpent,
         RunUnknown,
         NotOwner,
         /// The call needs an active run.
@@ -479,8 +494,6 @@ pub mod pallet {
         /// The call needs a settled run.
         RunNotSettled,
         /// The escrow is still short of what the pause asked for.
-        /// A run of this id existed and was pruned: an id names one run for ever.
-        RunIdSpent,
         EscrowTooSmall,
         FundingTooSmall,
         /// The run has made progress: its idle timeout is not over.
@@ -540,6 +553,8 @@ pub mod pallet {
         NotVested,
         /// A fault bars this leaf.
         Forfeited,
+        /// A fault that would bar this leaf is not decided.
+        FaultUndecided,
         NothingToClaim,
         /// The claims of the run would exceed its final rewards.
         ClaimAboveTotal,

@@ -175,7 +175,7 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
 
     fn report_fault() -> Weight {
         // The deciding vote pays up to 32 reporters.
-        Self::storage(75, 75)
+        Self::storage(76, 76)
     }
 
     fn contest_fault() -> Weight {
@@ -184,7 +184,7 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
 
     fn execute_fault() -> Weight {
         // Pays up to 32 reporters.
-        Self::storage(74, 75)
+        Self::storage(75, 76)
     }
 
     fn prune_run(limit: u32) -> Weight {
@@ -198,7 +198,7 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
     }
 
     fn claim_reward(siblings: u32) -> Weight {
-        Self::storage(9, 6)
+        Self::storage(10, 6)
             .saturating_add(Weight::from_parts(SIBLING, 0).saturating_mul(siblings.into()))
     }
 }
