@@ -98,7 +98,7 @@ fn terms() -> RunTerms {
         contest_bond: units(5),
         challenge_bond: units(5),
         verifiers: Vec::new(),
-        attestation_quorum: 1,
+        attestation_quorum: 0,
         fault_quorum: 1,
         slashes: SlashTerms {
             replay: units(20),
