@@ -15,7 +15,7 @@ use crate::report::{Findings, Link};
 
 /// The block that gives the randomness comes this many after the anchor's. Were later ones allowed,
 /// the coordinator could choose among them.
-pub const ENTROPY_DELAY_BLOCKS: u32 = 2;
+const ENTROPY_DELAY_BLOCKS: u32 = 2;
 
 /// All uses of randomness: over the commitments of a round, and over its admitted set.
 fn uses(records: &Records) -> impl Iterator<Item = (Round, Stage, Option<Entropy>)> + '_ {

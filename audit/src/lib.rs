@@ -29,7 +29,6 @@ use manyhands_rules::reward::layout;
 use manyhands_rules::run_id::run_id;
 
 pub use chain_view::ChainView;
-pub use entropy::ENTROPY_DELAY_BLOCKS;
 pub use evidence::{Evidence, EvidenceError, FolderEvidence, newest_record};
 pub use report::{AuditReport, AuditedBlock, Counts, Finding, Link, LinkSummary, Status, Verdict};
 
@@ -70,7 +69,7 @@ pub struct AuditOptions {
     pub rounds: RoundSelection,
     /// The newest record, where no chain names it or newer ones than its are to be audited too.
     pub newest_record: Option<Digest>,
-    /// Who coordinates a run without a chain, so that the run's id can be checked.
+    /// Who is to coordinate the run. Without a chain the run's id is checked with it.
     pub coordinator: Option<NodeId>,
 }
 
@@ -187,13 +186,17 @@ impl Audit {
             Some(chain) => {
                 progress(Progress::Chain);
                 let reader = Reader::at_head(chain, run).await?;
-                let on_chain = reader.run(&mut self.findings).await?;
+                let mut on_chain = reader.run(&mut self.findings).await?;
                 let block = on_chain.head;
                 self.found.block = Some(AuditedBlock { number: block.number, hash: block.hash });
                 self.found.claimed = on_chain.run.claimed;
-                if !settlement::check_specification(run, &spec, &on_chain, &mut self.findings) {
+                let coordinator = options.coordinator;
+                let named = settlement::Named { run, coordinator, spec: &spec };
+                if !settlement::check_specification(named, &on_chain, &mut self.findings) {
                     return Err(Stop::Found);
                 }
+                let rounds_max = records::records_max(&spec);
+                reader.commits(&mut self.findings, &mut on_chain, rounds_max).await?;
                 Some((reader, on_chain))
             }
             None => {
@@ -302,8 +305,6 @@ impl Audit {
             pay.step(records, record, &mut self.findings);
             let paid = record.results.iter().filter(|result| result.reward.0 > 0).count();
             self.found.contributions += paid as u64;
-            self.found.rounds_unverified +=
-                u32::from(!record.verified && !record.candidates.is_empty());
             self.findings.passed(Link::RecordChain.at(record.round));
             progress(Progress::Rules { round: record.round, of });
         }
@@ -312,6 +313,9 @@ impl Audit {
             matches!(closed, RunState::Closed { reason: CloseReason::Completed { .. }, .. })
         });
         trust.finish(records, completed, &mut self.findings);
+        let verifiers = on_chain.map_or(0, |on_chain| on_chain.run.verifiers);
+        self.found.rounds_unverified =
+            trust::check_attended(records, verifiers, &mut self.findings);
         self.found.rounds = of;
         if let Some(newest) = records.all.last() {
             self.found.theta = Some(newest.theta_next);

@@ -64,7 +64,7 @@ impl<'a, C: ChainView> Reader<'a, C> {
         Ok(Self { chain, run, head })
     }
 
-    /// The run and its commits.
+    /// The run alone: what else there is to read depends on whether it is the one to be audited.
     pub(crate) async fn run(&self, findings: &mut Findings) -> Result<OnChain, Stopped> {
         let head = self.head;
         let canonical = self.chain.block_hash(head.number).await?;
@@ -85,18 +85,36 @@ impl<'a, C: ChainView> Reader<'a, C> {
                 return Err(Stopped::Found);
             }
         };
-        let rounds: Vec<Round> = (0..run.next_round.0).map(Round).collect();
-        let key = |round: &Round| StorageKey::round(&self.run, *round);
-        let commits = self.read_all(findings, &rounds, key, Commit::from_state).await?;
         Ok(OnChain {
             genesis: self.chain.genesis_hash(),
             head,
             run,
-            commits,
+            commits: BTreeMap::new(),
             anchors: BTreeMap::new(),
             faults: BTreeMap::new(),
             claims: BTreeMap::new(),
         })
+    }
+
+    /// Adds the commits, of which none can be of a round from `rounds_max` on. The chain lets a
+    /// coordinator commit any number of rounds at once: believing it would exhaust the memory.
+    pub(crate) async fn commits(
+        &self,
+        findings: &mut Findings,
+        on_chain: &mut OnChain,
+        rounds_max: u32,
+    ) -> Result<(), Stopped> {
+        let next = on_chain.run.next_round;
+        if next.0 > rounds_max {
+            let expected = format!("commits of at most {rounds_max} rounds");
+            let found = format!("{next} committed rounds");
+            findings.failed(Link::RecordChain.of_run(), expected, found);
+            return Err(Stopped::Found);
+        }
+        let rounds: Vec<Round> = (0..next.0).map(Round).collect();
+        let key = |round: &Round| StorageKey::round(&self.run, *round);
+        on_chain.commits = self.read_all(findings, &rounds, key, Commit::from_state).await?;
+        Ok(())
     }
 
     /// Adds the anchors of `rounds`, the faults (those on record among them) and the claims.

@@ -146,10 +146,10 @@ impl<'a> Pay<'a> {
             .filter(|(_, earned)| earned.0 > 0)
             .map(|(&account, &cumulative)| {
                 let trained = record.results.iter().find(|result| result.worker == account);
-                let work = trained.map(|result| result.work);
-                let work =
-                    work.or_else(|| verifier_work.get(&account).copied()).unwrap_or_default();
-                Earning { account, work, cumulative }
+                let trained = trained.map_or(0, |result| result.work.0);
+                // An account may train and replay others in the same round, and is paid for both.
+                let replayed = verifier_work.get(&account).map_or(0, |work| work.0);
+                Earning { account, work: WorkUnits(trained.saturating_add(replayed)), cumulative }
             })
             .collect();
         let accounts =

@@ -16,6 +16,11 @@ const RECORD_BYTES_MAX: u64 = 64 << 20;
 /// Records after the last round: each takes something back or holds what was found last.
 const CLOSING_RECORDS_MAX: u32 = 1_024;
 
+/// More records than this a run cannot have.
+pub(crate) fn records_max(spec: &RunSpec) -> u32 {
+    spec.run.rounds.saturating_add(CLOSING_RECORDS_MAX)
+}
+
 /// All records of a run, from round 0 without a gap.
 #[derive(Debug)]
 pub(crate) struct Records {
@@ -162,7 +167,7 @@ pub(crate) async fn walk<E: Evidence>(
             }
         };
         let at = Link::RecordChain.at(record.round);
-        let last = walk.spec.run.rounds.saturating_add(CLOSING_RECORDS_MAX);
+        let last = records_max(walk.spec);
         let is_next = expected.is_none_or(|round| round == record.round) && record.round.0 < last;
         let round = |round: Option<Round>| {
             round.map_or_else(|| format!("a round below {last}"), |r| format!("round {r}"))

@@ -166,7 +166,7 @@ pub struct Counts {
 
 impl Counts {
     /// The worst of them; not checked if there was nothing to check.
-    pub fn status(&self) -> Status {
+    fn status(&self) -> Status {
         if self.failed > 0 {
             Status::Failed
         } else if self.expired > 0 {
@@ -251,15 +251,6 @@ impl AuditReport {
     pub fn ok(&self) -> bool {
         self.verdict == Verdict::Ok
     }
-
-    pub fn failures(&self) -> impl Iterator<Item = &Finding> {
-        self.findings.iter().filter(|finding| finding.status == Status::Failed)
-    }
-
-    pub fn status(&self, link: Link) -> Status {
-        let summary = self.links.iter().find(|summary| summary.link == link);
-        summary.map_or(Status::Unchecked, |summary| summary.status)
-    }
 }
 
 impl fmt::Display for AuditReport {
@@ -272,7 +263,14 @@ impl fmt::Display for AuditReport {
                 Status::Expired => "evidence expired",
                 Status::Failed => "FAILED",
             };
-            writeln!(f, "  {:<22} {said} ({} checks)", link.name(), counts.ok + counts.failed)?;
+            let done = counts.ok + counts.failed;
+            // What was not checked must not hide behind what was.
+            let skipped = if done > 0 && counts.unchecked > 0 {
+                format!(", {} not made", counts.unchecked)
+            } else {
+                String::new()
+            };
+            writeln!(f, "  {:<22} {said} ({done} checks{skipped})", link.name())?;
         }
         for finding in &self.findings {
             writeln!(f, "  - {finding}")?;

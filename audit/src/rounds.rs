@@ -20,6 +20,15 @@ pub(crate) struct Walker<'a> {
     theta: Digest,
     first_sequence: u64,
     heads: BTreeMap<NodeId, Head>,
+    /// Worker-rounds with a verdict on record, of the codec and of a replay.
+    judged: BTreeSet<(Judge, Round, NodeId)>,
+}
+
+/// Whose verdict a check is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Judge {
+    Coordinator,
+    Verifier,
 }
 
 /// A worker's last commitment, as far as its next assignment names it.
@@ -32,7 +41,14 @@ struct Head {
 
 impl<'a> Walker<'a> {
     pub(crate) fn new(run: RunId, spec: &'a RunSpec) -> Self {
-        Self { run, spec, theta: spec.data.theta, first_sequence: 0, heads: BTreeMap::new() }
+        Self {
+            run,
+            spec,
+            theta: spec.data.theta,
+            first_sequence: 0,
+            heads: BTreeMap::new(),
+            judged: BTreeSet::new(),
+        }
     }
 
     /// Checks one record and goes on from what it says.
@@ -49,6 +65,7 @@ impl<'a> Walker<'a> {
         self.check_commitments(record, &assignments, findings);
         check_outcomes(self.spec, record, findings);
         check_late_checks(records, record, self.spec, findings);
+        self.check_once(record, findings);
         self.theta = record.theta_next;
         self.follow(record, &assignments);
     }
@@ -148,6 +165,23 @@ impl<'a> Walker<'a> {
             findings.same(at, "round", (record.round, commitment.round));
             findings.same(at, "tokens", (tokens, commitment.tokens.0));
             findings.require(at, signed.verify(), || "the worker's signature", || "another");
+        }
+    }
+
+    /// A worker-round is checked once and replayed once: each verdict is paid for, and adds to the
+    /// worker's credibility.
+    fn check_once(&mut self, record: &RoundRecord, findings: &mut Findings) {
+        for check in &record.checks {
+            let judge = if check.verifier.is_some() { Judge::Verifier } else { Judge::Coordinator };
+            if self.judged.insert((judge, check.round, check.worker)) {
+                continue;
+            }
+            let what = match judge {
+                Judge::Coordinator => "one codec check of a worker's round",
+                Judge::Verifier => "one replay of a worker's round",
+            };
+            let found = format!("another in the record of round {}", record.round);
+            findings.failed(Link::Outcomes.at(check.round).of(check.worker), what, found);
         }
     }
 

@@ -7,6 +7,7 @@ use manyhands_chain_client::types::{
     Attribution, CloseReason, FaultKind, FaultState, RoundRecord as Commit, RoundState, Run,
     RunState,
 };
+use manyhands_chain_client::{RunMismatch, TermDifference};
 use manyhands_proto::leaf::{RewardLeaf, merkle_root};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, WorkUnits};
@@ -17,28 +18,37 @@ use crate::on_chain::OnChain;
 use crate::records::Records;
 use crate::report::{Findings, Link};
 
-/// Whether the specification is the one that the run's id, and its terms on chain, were made of.
+/// The run that is audited, as whoever asks for the audit knows it.
+pub(crate) struct Named<'a> {
+    pub(crate) run: RunId,
+    pub(crate) coordinator: Option<NodeId>,
+    pub(crate) spec: &'a RunSpec,
+}
+
+/// Whether the specification is the one that the run's id, and its record on chain, were made of.
 pub(crate) fn check_specification(
-    run: RunId,
-    spec: &RunSpec,
+    named: Named<'_>,
     on_chain: &OnChain,
     findings: &mut Findings,
 ) -> bool {
     let at = Link::Specification.of_run();
-    let OnChain { run: Run { owner, terms, .. }, genesis, .. } = on_chain;
-    let digest = spec.digest();
-    let named = run_id(*genesis.as_bytes(), *owner, digest);
-    let chain = &spec.chain;
-    let (price, stake) = (chain.price_per_work_unit, chain.stake_min);
-    let windows = (chain.challenge_window_blocks, chain.contest_window_blocks);
-    // Not short-circuited: every difference is named.
-    findings.same(at, "run", (run, named))
-        & findings.same(at, "digest", (terms.config_digest, digest))
-        & findings.same(at, "price per work unit", (price, terms.price_per_unit))
-        & findings.same(at, "stake", (stake, terms.minimum_stake))
-        & findings.same(at, "vesting rounds", (chain.vesting_rounds, terms.vesting_rounds))
-        & findings.same(at, "challenge window", (windows.0, terms.challenge_window))
-        & findings.same(at, "contest window", (windows.1, terms.contest_window))
+    let Named { run, coordinator, spec } = named;
+    let OnChain { run: record, genesis, .. } = on_chain;
+    let follows = run_id(*genesis.as_bytes(), record.owner, spec.digest());
+    let same = findings.same(at, "run", (run, follows));
+    match record.check(&coordinator.unwrap_or(record.owner), spec) {
+        Ok(()) => {
+            findings.passed(at);
+            same
+        }
+        Err(RunMismatch::Owner { expected, got }) => findings.same(at, "owner", (expected, got)),
+        Err(RunMismatch::Terms(differences)) => {
+            for TermDifference { term, expected, found } in differences {
+                findings.failed(at, format!("{term} {expected}"), found);
+            }
+            false
+        }
+    }
 }
 
 /// The leaves of a commit: in account order, what each account earned up to its last round, with the
@@ -214,14 +224,21 @@ pub(crate) fn check_slashes(
     let mut slashes = 0;
     for (&(worker, round), fault) in &on_chain.faults {
         let at = Link::Slashes.at(round).of(worker);
+        let verdict =
+            recorded.get(&(worker, round)).filter(|outcome| kind_of(outcome) == Some(fault.kind));
         let slashed = match fault.state {
-            // Acquitted: nobody was slashed.
-            FaultState::Dismissed => continue,
+            FaultState::Dismissed => {
+                // The worker is barred and unpaid by the record, and acquitted by the chain: who is
+                // right, neither of them shows.
+                if recorded.contains_key(&(worker, round)) {
+                    let why = "dismissed on chain, though the record holds on to its verdict";
+                    findings.unchecked(at, "a slash for the recorded fault", why);
+                }
+                continue;
+            }
             FaultState::Reported { .. } | FaultState::Contested { .. } => None,
             FaultState::Executed { slashed } => Some(slashed),
         };
-        let verdict =
-            recorded.get(&(worker, round)).filter(|outcome| kind_of(outcome) == Some(fault.kind));
         match (verdict, slashed) {
             (Some(_), _) => findings.passed(at),
             (None, Some(_)) => {

@@ -189,6 +189,36 @@ impl<'a> Trust<'a> {
     }
 }
 
+/// Rounds that an unverified finding names; the report counts the others.
+const ROUNDS_NAMED_MAX: usize = 8;
+
+/// Says in which rounds no verifier was there, by the coordinator's word: then nobody is drawn, and
+/// nothing was replayed. Returns how many there are.
+pub(crate) fn check_attended(records: &Records, bonded: u32, findings: &mut Findings) -> u32 {
+    let unattended: Vec<Round> =
+        records.trained().filter(|record| !record.verified).map(|record| record.round).collect();
+    if unattended.is_empty() {
+        return 0;
+    }
+    let mut rounds: Vec<String> =
+        unattended.iter().take(ROUNDS_NAMED_MAX).map(ToString::to_string).collect();
+    let left_out = unattended.len() - rounds.len();
+    if left_out > 0 {
+        rounds.push(format!("{left_out} more"));
+    }
+    let mut why = format!(
+        "no verifier, says the coordinator, so that nothing was replayed: {} of {} rounds ({})",
+        unattended.len(),
+        records.trained().count(),
+        rounds.join(", ")
+    );
+    if bonded > 0 {
+        why += &format!("; verifiers with a bond on chain: {bonded}");
+    }
+    findings.unchecked(Link::AuditDraw.of_run(), "a verifier in every round", why);
+    u32::try_from(unattended.len()).unwrap_or(u32::MAX)
+}
+
 /// How a record's draws and replays agree with a course of events.
 struct Told {
     /// The workers replayed before the merge are those on probation when the round opened.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use codec::Encode;
 use manyhands_audit::ChainView;
-use manyhands_chain_client::types::Stage;
+use manyhands_chain_client::types::{RunTerms, Stage};
 use manyhands_chain_client::{BlockRef, ReadError, ReadProof, StorageKey};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, RunId};
@@ -16,6 +16,9 @@ use sp_state_machine::prove_read;
 
 /// The audited block: later than everything.
 const HEAD: u32 = 10_000;
+
+/// More than anybody earns.
+const FUNDED: u128 = 1_000_000_000_000_000;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Commit {
@@ -35,7 +38,8 @@ pub(crate) struct Fault {
     /// Replay 0, codec 1.
     pub(crate) kind: u8,
     pub(crate) evidence: Digest,
-    pub(crate) slashed: u128,
+    /// None if the fault was dismissed.
+    pub(crate) slashed: Option<u128>,
 }
 
 /// What the pallet would hold, kept apart so that a test can change any of it before it is sealed.
@@ -43,8 +47,7 @@ pub(crate) struct Fault {
 pub(crate) struct TestChain {
     pub(crate) run: RunId,
     pub(crate) owner: NodeId,
-    pub(crate) config: Digest,
-    pub(crate) spec: RunSpec,
+    pub(crate) terms: RunTerms,
     pub(crate) now: u32,
     pub(crate) anchors: BTreeMap<(u32, Stage), (Digest, u32)>,
     pub(crate) commits: BTreeMap<u32, Commit>,
@@ -66,15 +69,14 @@ impl TestChain {
         Self {
             run,
             owner,
-            config: spec.digest(),
-            spec: spec.clone(),
+            terms: RunTerms::of(spec),
             now: 10,
             anchors: BTreeMap::new(),
             commits: BTreeMap::new(),
             faults: BTreeMap::new(),
             claims: BTreeMap::new(),
-            escrow: 1_000_000_000,
-            funded: 1_000_000_000,
+            escrow: FUNDED,
+            funded: FUNDED,
             final_theta: None,
             forged_proof: false,
             other_head: false,
@@ -100,25 +102,8 @@ impl TestChain {
     }
 
     fn run_bytes(&self) -> Vec<u8> {
-        let chain = &self.spec.chain;
-        let mut bytes = (
-            self.owner.as_bytes(),
-            self.config.as_bytes(),
-            chain.price_per_work_unit.0,
-            chain.vesting_rounds,
-            chain.challenge_window_blocks,
-            chain.contest_window_blocks,
-            20_u32,
-            1_000_u32,
-            1_000_u32,
-            100_u32,
-        )
-            .encode();
-        // Stakes and bonds, no named verifiers, quorums, slashes and the reporters' share.
-        bytes.extend(
-            (chain.stake_min.0, [1_u128; 4], Vec::<[u8; 32]>::new(), 0_u32, 1_u32).encode(),
-        );
-        bytes.extend(([50_u128; 5], 20_u8).encode());
+        let mut bytes = self.owner.as_bytes().encode();
+        bytes.extend(terms_bytes(&self.terms));
         match self.final_theta {
             None => bytes.push(0),
             Some(theta) => bytes.extend((2_u8, 0_u8, theta.as_bytes(), 1_u32, 2_u32).encode()),
@@ -151,9 +136,14 @@ impl TestChain {
         for ((worker, round), fault) in &self.faults {
             let opened =
                 (fault.kind, fault.evidence.as_bytes(), self.owner.as_bytes(), 3_u8, 1_u128);
-            let state = (Vec::<[u8; 32]>::new(), 1_u32, 2_u8, fault.slashed);
+            let state = match fault.slashed {
+                Some(slashed) => (2_u8, slashed).encode(),
+                None => 3_u8.encode(),
+            };
+            let mut bytes = (opened, Vec::<[u8; 32]>::new(), 1_u32).encode();
+            bytes.extend(state);
             let key = StorageKey::fault(run, worker, Round(*round));
-            entries.insert(key.0, (opened, state).encode());
+            entries.insert(key.0, bytes);
         }
         for (account, claim) in &self.claims {
             entries.insert(StorageKey::claimed(run, account).0, claim.encode());
@@ -184,6 +174,32 @@ impl TestChain {
     fn head(&self) -> Digest {
         Digest::new(BlakeTwo256::hash(&self.header()).0)
     }
+}
+
+fn terms_bytes(terms: &RunTerms) -> Vec<u8> {
+    let RunTerms { slashes, .. } = terms;
+    let mut bytes = (
+        terms.config_digest.as_bytes(),
+        terms.price_per_unit.0,
+        terms.vesting_rounds,
+        terms.challenge_window,
+        terms.contest_window,
+        terms.resolution_window,
+        terms.claim_window,
+        terms.idle_timeout,
+        terms.unbonding_period,
+    )
+        .encode();
+    let bonds = (terms.coordinator_bond.0, terms.verifier_bond.0, terms.contest_bond.0);
+    let verifiers: Vec<[u8; 32]> = terms.verifiers.iter().map(|who| *who.as_bytes()).collect();
+    let quorums = (terms.attestation_quorum, terms.fault_quorum);
+    bytes.extend(
+        (terms.minimum_stake.0, bonds, terms.challenge_bond.0, verifiers, quorums).encode(),
+    );
+    let of_workers =
+        (slashes.replay.0, slashes.codec.0, slashes.withheld.0, slashes.equivocation.0);
+    bytes.extend((of_workers, slashes.coordinator.0, slashes.reporter_share).encode());
+    bytes
 }
 
 impl ChainView for TestChain {

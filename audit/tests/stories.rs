@@ -9,7 +9,7 @@ use manyhands_proto::message::Role;
 use manyhands_rules::record::{Outcome, RoundRecord};
 
 use crate::chain::TestChain;
-use crate::world::{World, block_on, node, owner, spec};
+use crate::world::{Report, World, block_on, node, owner, spec};
 
 /// Everybody is replayed sometimes, and after one passed replay no longer before the merge.
 pub(crate) const VERIFIED: &str =
@@ -107,6 +107,12 @@ fn a_run_without_a_chain_is_audited_and_what_cannot_be_is_named() {
     }
     let other = AuditOptions { coordinator: Some(node(1)), ..options };
     assert_eq!(world.audit_with(&other).status(Link::Specification), Status::Failed);
+    // On a chain the run's record names its owner, who must be the one that is meant.
+    let on_chain = honest();
+    let by = |coordinator| AuditOptions { coordinator, ..AuditOptions::default() };
+    assert!(on_chain.audit_with(&by(Some(owner()))).ok());
+    let foreign = on_chain.audit_with(&by(Some(node(1))));
+    assert_eq!(foreign.status(Link::Specification), Status::Failed, "{foreign}");
 }
 
 #[test]
@@ -116,6 +122,22 @@ fn a_run_in_which_nobody_could_replay_says_so() {
     let report = world.audit();
     assert!(report.ok(), "{report}");
     assert_eq!(report.rounds_unverified, 5);
+    assert!(report.is_unchecked(Link::AuditDraw, None), "{report}");
+    let told = report.to_string();
+    assert!(told.contains("nothing was replayed: 5 of 5 rounds (0, 1, 2, 3, 4)"), "{told}");
+    let verified = honest().audit();
+    assert!(!verified.is_unchecked(Link::AuditDraw, None), "{verified}");
+}
+
+#[test]
+fn a_fault_that_the_chain_dismissed_is_named_where_the_record_holds_on_to_it() {
+    let mut world = with_a_late_fault();
+    let accused = *world.chain.faults.keys().next().expect("slashed");
+    world.chain.faults.get_mut(&accused).expect("it").slashed = None;
+    let report = world.audit();
+    assert!(report.is_unchecked(Link::Slashes, Some(Round(accused.1))), "{report}");
+    assert!(report.ok(), "whose fault it is, nothing shows: {report}");
+    assert_eq!(report.slashes as usize, world.chain.faults.len() - 1);
 }
 
 #[test]
@@ -158,6 +180,7 @@ fn only_the_chosen_rounds_are_recomputed_from_payloads() {
 fn evidence_that_is_gone_is_expired_and_never_ok() {
     let mut spec = spec(BY_CHANCE);
     spec.run.evidence_rounds = 2;
+    spec.chain.vesting_rounds = 2;
     let mut world = World::new(spec);
     world.run_to_the_end(3, true);
     for record in &world.records[..2] {

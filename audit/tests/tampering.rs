@@ -5,10 +5,12 @@ use manyhands_audit::{AuditOptions, AuditReport, Link, Status, Subject, Verdict,
 use manyhands_chain_client::types::Stage;
 use manyhands_proto::message::Start;
 use manyhands_proto::{Balance, Digest, NodeId, Round, TokenCount};
-use manyhands_rules::record::{Check, Finding, Outcome, Revocation, RoundRecord};
+use manyhands_rules::record::{
+    Check, Earning, Finding, Outcome, Revocation, RoundRecord, WorkerResult,
+};
 
 use crate::stories::{honest, with_a_late_fault};
-use crate::world::{World, block_on, node};
+use crate::world::{Report, World, block_on, node};
 
 fn other(digest: Digest) -> Digest {
     Digest::of(digest.as_bytes())
@@ -164,12 +166,70 @@ fn a_verdict_against_its_distances_and_a_dropped_fault_are_found() {
     assert_broken(&changed.audit(), Link::Revocations, Some(revoking as u32));
 }
 
+/// Lists a check of record 0 once more, and pays its verifier for it in this record and in all later
+/// ones, so that the money adds up.
+fn list_again(world: &World, is_wanted: fn(&Check) -> bool) -> World {
+    let mut changed = clone(world);
+    let position = world.records[0].checks.iter().position(is_wanted).expect("a check");
+    let check = world.records[0].checks[position].clone();
+    if let Some(verifier) = check.verifier {
+        let of_worker = |r: &&WorkerResult| r.worker == check.worker;
+        let result = world.records[0].results.iter().find(of_worker).expect("it was a candidate");
+        let (work, reward) = (result.work.0, result.reward.0);
+        assert!(reward > 0, "it was admitted, so that work and pay of a replay are the same");
+        for record in &mut changed.records {
+            let first = record.round == Round(0);
+            let of_verifier = |e: &&mut Earning| e.account == verifier;
+            if let Some(earning) = record.earnings.iter_mut().find(of_verifier) {
+                earning.cumulative.0 += reward;
+                earning.work.0 += if first { work } else { 0 };
+            }
+        }
+    }
+    changed.rewrite(0, |record| record.checks.insert(position, check));
+    changed
+}
+
+#[test]
+fn no_verdict_counts_twice() {
+    let world = honest();
+    for is_wanted in
+        [(|check: &Check| check.verifier.is_some()) as fn(&Check) -> bool, |check: &Check| {
+            check.verifier.is_none()
+        }]
+    {
+        let report = list_again(&world, is_wanted).audit();
+        assert_broken(&report, Link::Outcomes, Some(0));
+        let money = |f: &manyhands_audit::Finding| f.link == Link::Rewards;
+        assert!(!report.failures().any(money), "the pay follows from what is listed: {report}");
+    }
+    // The same in the record of a later round.
+    let mut changed = clone(&world);
+    let replay = world.records[0].checks.iter().find(|check| check.verifier.is_some());
+    let replay = replay.expect("probation").clone();
+    changed.rewrite(2, |record| record.checks.push(replay));
+    assert_broken(&changed.audit(), Link::Outcomes, Some(0));
+}
+
+#[test]
+fn a_commit_of_more_rounds_than_the_run_can_have_is_refused_before_it_is_read() {
+    let mut world = honest();
+    let mut endless = world.chain.commits.values().next_back().expect("a commit").clone();
+    endless.last_round = u32::MAX - 1;
+    world.chain.commits.insert(endless.last_round, endless);
+    assert_broken(&world.audit(), Link::RecordChain, None);
+}
+
 type ChainLie = fn(&mut World);
 
 #[test]
 fn what_the_chain_holds_is_compared_and_proven() {
-    let lies: [(Link, Option<u32>, ChainLie); 16] = [
-        (Link::Specification, None, |w| w.chain.config = Digest::of(b"another")),
+    let lies: [(Link, Option<u32>, ChainLie); 19] = [
+        (Link::Specification, None, |w| w.chain.terms.config_digest = Digest::of(b"another")),
+        // Whatever the chain enforces must be what the specification says.
+        (Link::Specification, None, |w| w.chain.terms.unbonding_period -= 1),
+        (Link::Specification, None, |w| w.chain.terms.slashes.replay.0 += 1),
+        (Link::Specification, None, |w| w.chain.terms.verifiers.push(node(1))),
         (Link::Specification, None, |w| w.chain.owner = node(1)),
         (Link::RecordChain, Some(1), |w| {
             let commit = w.chain.commits.get_mut(&1).expect("committed");
@@ -199,7 +259,7 @@ fn what_the_chain_holds_is_compared_and_proven() {
         (Link::Escrow, None, |w| w.chain.escrow -= 1),
         (Link::Slashes, Some(1), |w| {
             let evidence = Digest::of(b"nothing");
-            let fault = crate::chain::Fault { kind: 0, evidence, slashed: 50 };
+            let fault = crate::chain::Fault { kind: 0, evidence, slashed: Some(50) };
             w.chain.faults.insert((node(1), 1), fault);
         }),
         (Link::StorageProof, None, |w| w.chain.forged_proof = true),
@@ -229,7 +289,8 @@ fn a_slash_costs_what_the_terms_say_and_rests_on_the_recorded_evidence() {
     let world = with_a_late_fault();
     let accused = *world.chain.faults.keys().next().expect("slashed");
     let mut changed = clone(&world);
-    changed.chain.faults.get_mut(&accused).expect("it").slashed = 51;
+    let most = world.chain.terms.slashes.replay.0;
+    changed.chain.faults.get_mut(&accused).expect("it").slashed = Some(most + 1);
     assert_broken(&changed.audit(), Link::Slashes, Some(accused.1));
     let mut changed = clone(&world);
     changed.chain.faults.get_mut(&accused).expect("it").evidence = Digest::of(b"another");

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use manyhands_audit::{AuditOptions, AuditReport, Evidence, EvidenceError, Subject, audit_run};
+use manyhands_audit::{
+    AuditOptions, AuditReport, Evidence, EvidenceError, Finding, Link, Status, Subject, audit_run,
+};
 use manyhands_chain_client::types::Stage as ChainStage;
 use manyhands_gradient::aggregate::WorkerUpdate;
 use manyhands_gradient::codec::{Endpoints, Update, UpdateCodec};
@@ -285,8 +287,10 @@ impl World {
         let mut end = start.clone();
         for tensor in self.layout.tensors() {
             for index in tensor.range() {
-                let seed = (index as u32).wrapping_mul(2_654_435_761) ^ u32::from(id) << 8;
-                let noise = seed.wrapping_mul(assignment.round.0 * 2 + 3) >> 8;
+                // Mixed well: updates that encode to the same payload would be one blob.
+                let place = index as u32 ^ u32::from(id) << 16 ^ assignment.round.0 << 24;
+                let seed = place.wrapping_mul(2_654_435_761);
+                let noise = (seed ^ seed >> 15).wrapping_mul(2_246_822_519) >> 8;
                 end[index] += (noise as f32 / 16_777_216.0 - 0.5) * 0.01;
             }
         }
@@ -347,7 +351,9 @@ impl World {
                     FaultKind::Replay => 0,
                     FaultKind::Malformed | FaultKind::Codec => 1,
                 };
-                self.chain.faults.insert((worker, round.0), Fault { kind, evidence, slashed: 50 });
+                self.chain
+                    .faults
+                    .insert((worker, round.0), Fault { kind, evidence, slashed: Some(50) });
                 Input::FaultSettled { round, worker, slashed: Balance(50) }
             }
             Effect::CompleteRun { theta } => {
@@ -503,4 +509,31 @@ fn view(updates: &[(NodeId, Update, TokenCount)]) -> Vec<(WorkerUpdate<'_>, Toke
         .iter()
         .map(|(worker, update, tokens)| (WorkerUpdate { worker: *worker, update }, *tokens))
         .collect()
+}
+
+/// What the stories ask of a report.
+pub(crate) trait Report {
+    fn failures(&self) -> impl Iterator<Item = &Finding>;
+
+    fn status(&self, link: Link) -> Status;
+
+    /// Whether something of the link, in that round, is named as not checked.
+    fn is_unchecked(&self, link: Link, round: Option<Round>) -> bool;
+}
+
+impl Report for AuditReport {
+    fn failures(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|finding| finding.status == Status::Failed)
+    }
+
+    fn status(&self, link: Link) -> Status {
+        let summary = self.links.iter().find(|summary| summary.link == link);
+        summary.expect("a report has every link").status
+    }
+
+    fn is_unchecked(&self, link: Link, round: Option<Round>) -> bool {
+        self.findings
+            .iter()
+            .any(|f| (f.link, f.round, f.status) == (link, round, Status::Unchecked))
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use futures::{Stream, stream};
 use manyhands_proto::Digest;
 use subxt::rpcs::client::RpcSubscription;
 
@@ -10,8 +9,6 @@ use crate::client::{BlockRef, ChainClient, Header, ReadError, answer};
 
 /// Without news for so long the node is asked directly: a subscription can die unnoticed.
 const NEWS_TIMEOUT: Duration = Duration::from_secs(20);
-/// Between attempts on a node that does not answer.
-pub(crate) const RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// Finalised blocks from some number on.
 pub struct FinalizedBlocks {
@@ -53,18 +50,6 @@ impl FinalizedBlocks {
             }
             self.wait_for_news().await?;
         }
-    }
-
-    /// The blocks as a stream. It goes on after errors, a moment later.
-    pub fn into_stream(self) -> impl Stream<Item = Result<BlockRef, ReadError>> + Send {
-        stream::unfold((self, false), |(mut blocks, failed)| async move {
-            if failed {
-                tokio::time::sleep(RETRY_DELAY).await;
-            }
-            let item = blocks.next().await;
-            let failed = item.is_err();
-            Some((item, (blocks, failed)))
-        })
     }
 
     /// Learns of a newer head, or that the subscription is of no use any more.

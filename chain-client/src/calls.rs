@@ -1,5 +1,6 @@
-//! Every call of the training pallet, typed. Where the chain's state shows that a call has been
-//! made before, it is not made again: a process that was killed may repeat what it was doing.
+//! The training pallet's calls that a node makes, typed. Where the chain's state shows that a call
+//! has been made before, it is not made again: a process that was killed may repeat what it was
+//! doing.
 
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::leaf::{LeafHash, RewardLeaf};
@@ -12,8 +13,8 @@ use crate::signer::account;
 use crate::state::ChainState;
 use crate::submit::{Submission, SubmitError};
 use crate::types::{
-    ChallengeClaim, CloseReason, Convert, FaultKind, FaultState, RoundCommitment, RoundState,
-    RunState, RunTerms, Stage,
+    CloseReason, Convert, FaultKind, FaultState, RoundCommitment, RoundState, RunState, RunTerms,
+    Stage,
 };
 
 /// What a worker tells about itself.
@@ -61,23 +62,6 @@ impl ChainClient {
         let peer_id = Convert::convert(card.peer_id);
         let digest = Convert::convert(card.capability_digest);
         self.submit_unless(key, &call().register_worker(peer_id, digest, stake.0), registered).await
-    }
-
-    /// Replaces the worker's address and capabilities.
-    pub async fn update_worker(
-        &self,
-        key: &NodeKey,
-        card: WorkerCard,
-    ) -> Result<Submission, SubmitError> {
-        let me = key.node_id();
-        let same = async |state: &ChainState| {
-            Ok(state.worker(&me).await?.is_some_and(|worker| {
-                worker.peer_id == card.peer_id && worker.capability_digest == card.capability_digest
-            }))
-        };
-        let peer_id = Convert::convert(card.peer_id.clone());
-        let digest = Convert::convert(card.capability_digest);
-        self.submit_unless(key, &call().update_worker(peer_id, digest), same).await
     }
 
     /// Adds `amount` to the stake, every time it is called.
@@ -195,30 +179,12 @@ impl ChainClient {
         self.submit(key, &call().fund_run(*run.as_bytes(), amount.0)).await
     }
 
-    pub async fn pause_run(&self, key: &NodeKey, run: &RunId) -> Result<Submission, SubmitError> {
-        let paused = async |state: &ChainState| {
-            is_in(state, run, |state| matches!(state, RunState::Paused(_))).await
-        };
-        self.submit_unless(key, &call().pause_run(*run.as_bytes()), paused).await
-    }
-
     /// Resumes a paused run, filling up the coordinator's bond.
     pub async fn resume_run(&self, key: &NodeKey, run: &RunId) -> Result<Submission, SubmitError> {
         let active = async |state: &ChainState| {
             is_in(state, run, |state| matches!(state, RunState::Active)).await
         };
         self.submit_unless(key, &call().resume_run(*run.as_bytes()), active).await
-    }
-
-    /// Ends the run before its time. Committed rounds still become final and are paid.
-    pub async fn cancel_run(&self, key: &NodeKey, run: &RunId) -> Result<Submission, SubmitError> {
-        let cancelled = async |state: &ChainState| {
-            is_in(state, run, |state| {
-                matches!(state, RunState::Closed { reason: CloseReason::Cancelled, .. })
-            })
-            .await
-        };
-        self.submit_unless(key, &call().cancel_run(*run.as_bytes()), cancelled).await
     }
 
     /// Ends the run with its result.
@@ -237,47 +203,6 @@ impl ChainClient {
         };
         let complete = call().complete_run(*run.as_bytes(), Convert::convert(final_checkpoint));
         self.submit_unless(key, &complete, completed).await
-    }
-
-    /// Closes a run whose coordinator has committed nothing for its idle timeout. Anybody may.
-    pub async fn timeout_run(&self, key: &NodeKey, run: &RunId) -> Result<Submission, SubmitError> {
-        let over = async |state: &ChainState| {
-            is_in(state, run, |state| matches!(state, RunState::Closed { .. } | RunState::Settled))
-                .await
-        };
-        self.submit_unless(key, &call().timeout_run(*run.as_bytes()), over).await
-    }
-
-    /// Pays a funder's share of what is left in an expired run's escrow. Anybody may.
-    pub async fn refund_funder(
-        &self,
-        key: &NodeKey,
-        run: &RunId,
-        funder: &NodeId,
-    ) -> Result<Submission, SubmitError> {
-        let refunded =
-            async |state: &ChainState| Ok(state.funding(run, funder).await? == Balance(0));
-        let refund = call().refund_funder(*run.as_bytes(), account(funder));
-        self.submit_unless(key, &refund, refunded).await
-    }
-
-    /// Returns the coordinator's bond once all funders are paid back. Anybody may.
-    pub async fn settle_run(&self, key: &NodeKey, run: &RunId) -> Result<Submission, SubmitError> {
-        let settled = async |state: &ChainState| {
-            is_in(state, run, |state| matches!(state, RunState::Settled)).await
-        };
-        self.submit_unless(key, &call().settle_run(*run.as_bytes()), settled).await
-    }
-
-    /// Removes up to `limit` records of a settled run. Anybody may.
-    pub async fn prune_run(
-        &self,
-        key: &NodeKey,
-        run: &RunId,
-        limit: u32,
-    ) -> Result<Submission, SubmitError> {
-        let gone = async |state: &ChainState| Ok(state.run(run).await?.is_none());
-        self.submit_unless(key, &call().prune_run(*run.as_bytes(), limit), gone).await
     }
 }
 
@@ -319,65 +244,6 @@ impl ChainClient {
         };
         let commit = call().commit_round(*run.as_bytes(), Convert::convert(commitment));
         self.submit_unless(key, &commit, committed).await
-    }
-
-    /// A verifier's word for a committed root.
-    pub async fn attest_round(
-        &self,
-        key: &NodeKey,
-        run: &RunId,
-        round: Round,
-        contributions_root: Digest,
-    ) -> Result<Submission, SubmitError> {
-        let me = key.node_id();
-        let attested = async |state: &ChainState| {
-            Ok(state.round(run, round).await?.is_some_and(|record| {
-                record.commitment.contributions_root == contributions_root
-                    && record.attestations.contains(&me)
-            }))
-        };
-        let attest =
-            call().attest_round(*run.as_bytes(), round.0, Convert::convert(contributions_root));
-        self.submit_unless(key, &attest, attested).await
-    }
-
-    pub async fn challenge_round(
-        &self,
-        key: &NodeKey,
-        run: &RunId,
-        round: Round,
-        (claim, evidence_digest): (ChallengeClaim, Digest),
-    ) -> Result<Submission, SubmitError> {
-        let me = key.node_id();
-        let open = async |state: &ChainState| {
-            Ok(state.challenge(run, round).await?.is_some_and(|open| open.challenger == me))
-        };
-        let challenge = call().challenge_round(
-            *run.as_bytes(),
-            round.0,
-            Convert::convert(claim),
-            Convert::convert(evidence_digest),
-        );
-        self.submit_unless(key, &challenge, open).await
-    }
-
-    /// A verifier's vote on an open challenge.
-    pub async fn resolve_challenge(
-        &self,
-        key: &NodeKey,
-        run: &RunId,
-        round: Round,
-        upheld: bool,
-    ) -> Result<Submission, SubmitError> {
-        let me = key.node_id();
-        let voted = async |state: &ChainState| {
-            Ok(state.challenge(run, round).await?.is_some_and(|open| {
-                let side = if upheld { &open.upheld_by } else { &open.dismissed_by };
-                side.contains(&me)
-            }))
-        };
-        let vote = call().resolve_challenge(*run.as_bytes(), round.0, upheld);
-        self.submit_unless(key, &vote, voted).await
     }
 
     /// Ends a challenge that the verifiers did not decide in time. Anybody may.
@@ -448,24 +314,6 @@ impl ChainClient {
             Convert::convert(evidence_digest),
         );
         self.submit_unless(key, &report, reported).await
-    }
-
-    /// The accused worker's objection, with a bond.
-    pub async fn contest_fault(
-        &self,
-        key: &NodeKey,
-        run: &RunId,
-        round: Round,
-        evidence_digest: Digest,
-    ) -> Result<Submission, SubmitError> {
-        let me = key.node_id();
-        let contested = async |state: &ChainState| {
-            let fault = state.fault(run, &me, round).await?;
-            Ok(fault.is_some_and(|fault| matches!(fault.state, FaultState::Contested { .. })))
-        };
-        let contest =
-            call().contest_fault(*run.as_bytes(), round.0, Convert::convert(evidence_digest));
-        self.submit_unless(key, &contest, contested).await
     }
 
     /// Executes an uncontested fault, or dismisses a contested one, after its window. Anybody may.

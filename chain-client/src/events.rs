@@ -1,11 +1,9 @@
 //! What happened on chain, in this project's own types.
 
-use futures::{Stream, stream};
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId};
 
-use crate::blocks::{FinalizedBlocks, RETRY_DELAY};
 use crate::chain::{self, runtime_types::manyhands_chain_pallet::pallet::Event as Chain};
-use crate::client::{AtBlock, BlockRef, ChainClient, ReadError, answer};
+use crate::client::{AtBlock, ReadError, answer};
 use crate::types::{
     Attribution, ChallengeKind, ChallengeOutcome, CloseReason, Convert, FaultKind, PauseReason,
     RecoveryReason, RejectReason, RoundCommitment, Stage,
@@ -91,65 +89,6 @@ events! {
     FaultDismissed {
         run: RunId, worker: NodeId, round: Round, kind: FaultKind, attribution: Attribution,
         penalty: Balance,
-    }
-}
-
-/// What the training pallet did in one finalised block, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BlockEvents {
-    pub block: BlockRef,
-    pub events: Vec<TrainingEvent>,
-}
-
-impl ChainClient {
-    /// The training events of every finalised block from `from_block` on, past and future; also
-    /// of those without any. After an error the stream tries the same block again, a moment later.
-    pub fn events(
-        &self,
-        from_block: u32,
-    ) -> impl Stream<Item = Result<BlockEvents, ReadError>> + Send + use<> {
-        let follower = EventFollower {
-            client: self.clone(),
-            blocks: self.watch_finalized_from(from_block),
-            unread: None,
-            failed: false,
-        };
-        stream::unfold(follower, |mut follower| async move {
-            if follower.failed {
-                tokio::time::sleep(RETRY_DELAY).await;
-            }
-            let item = follower.next().await;
-            follower.failed = item.is_err();
-            Some((item, follower))
-        })
-    }
-
-    /// The training events of one block.
-    pub async fn events_in(&self, block: BlockRef) -> Result<BlockEvents, ReadError> {
-        let at = self.at(Some(block.hash)).await?;
-        let events = training_events(&at, |_| true).await?;
-        Ok(BlockEvents { block, events })
-    }
-}
-
-struct EventFollower {
-    client: ChainClient,
-    blocks: FinalizedBlocks,
-    /// A block whose events are not handed out yet.
-    unread: Option<BlockRef>,
-    failed: bool,
-}
-
-impl EventFollower {
-    async fn next(&mut self) -> Result<BlockEvents, ReadError> {
-        let block = match self.unread {
-            Some(block) => block,
-            None => self.blocks.next().await?,
-        };
-        self.unread = Some(block);
-        let events = self.client.events_in(block).await?;
-        self.unread = None;
-        Ok(events)
     }
 }
 

@@ -28,7 +28,7 @@ pub enum FaucetError {
 }
 
 /// The key of the development chain's faucet.
-pub fn faucet_key() -> NodeKey {
+fn faucet_key() -> NodeKey {
     NodeKey::from_seed(sp_crypto_hashing::blake2_256(FAUCET_PHRASE))
 }
 

@@ -14,19 +14,18 @@ mod proof;
 mod signer;
 mod state;
 mod submit;
+mod terms;
 pub mod types;
 
 pub use blocks::FinalizedBlocks;
 pub use calls::{FaultReport, ProvenLeaf, WorkerCard};
 pub use client::{BlockRef, ChainClient, ConnectError, ReadError};
-pub use events::{BlockEvents, TrainingEvent};
-pub use faucet::{FaucetError, faucet_key};
-pub use proof::{
-    HeaderParts, ProvenValue, ReadProof, StorageKey, VerifyProofError, read_header,
-    verify_read_proof,
-};
+pub use events::TrainingEvent;
+pub use faucet::FaucetError;
+pub use proof::{HeaderParts, ProvenValue, ReadProof, StorageKey, VerifyProofError};
 pub use state::{AccountBalance, ChainState};
 pub use submit::{Submission, SubmitError};
+pub use terms::{RunMismatch, TermDifference};
 
 /// The runtime's interface as its metadata tells it; a node with another runtime is refused when
 /// connecting. The runtime's example `dump_metadata` writes the file anew when it changes.
@@ -43,32 +42,12 @@ pub use submit::{Submission, SubmitError};
         recursive
     ),
     derive_for_type(
-        path = "manyhands_chain_pallet::types::Worker",
-        derive = "subxt::ext::codec::Decode",
-        recursive
-    ),
-    derive_for_type(
-        path = "manyhands_chain_pallet::types::Verifier",
-        derive = "subxt::ext::codec::Decode",
-        recursive
-    ),
-    derive_for_type(
         path = "manyhands_chain_pallet::types::Anchor",
         derive = "subxt::ext::codec::Decode",
         recursive
     ),
     derive_for_type(
-        path = "manyhands_chain_pallet::types::Challenge",
-        derive = "subxt::ext::codec::Decode",
-        recursive
-    ),
-    derive_for_type(
         path = "manyhands_chain_pallet::types::Fault",
-        derive = "subxt::ext::codec::Decode",
-        recursive
-    ),
-    derive_for_type(
-        path = "manyhands_chain_pallet::types::Forfeit",
         derive = "subxt::ext::codec::Decode",
         recursive
     ),

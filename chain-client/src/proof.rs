@@ -55,7 +55,7 @@ pub enum VerifyProofError {
 }
 
 /// Reads a header and hashes it.
-pub fn read_header(bytes: &[u8]) -> Result<HeaderParts, VerifyProofError> {
+fn read_header(bytes: &[u8]) -> Result<HeaderParts, VerifyProofError> {
     let mut rest = bytes;
     let header = generic::Header::<u32, BlakeTwo256>::decode(&mut rest)
         .map_err(|_| VerifyProofError::Header)?;
@@ -77,7 +77,7 @@ pub type ProvenValue = Option<Vec<u8>>;
 
 /// The values of `keys` under a state root, in the order of the keys; `None` where the proof shows
 /// that there is no value.
-pub fn verify_read_proof(
+fn verify_read_proof(
     state_root: &Digest,
     nodes: &[Vec<u8>],
     keys: &[StorageKey],

@@ -10,8 +10,8 @@ use crate::client::{AtBlock, BlockRef, ChainClient, ReadError, answer};
 use crate::proof::StorageKey;
 use crate::signer::{account, node};
 use crate::types::{
-    Anchor, Challenge, Convert, Fault, Forfeit, RoundRecord, Run, Stage, Verifier, Worker,
-    generated,
+    Anchor, Challenge, Convert, Fault, Forfeit, RoundRecord, Run, Stage, Suspension, Verifier,
+    Worker, generated,
 };
 
 /// What an account has.
@@ -75,12 +75,6 @@ impl ChainState {
         Ok(found.map(Run::convert))
     }
 
-    /// All runs there are, in no order.
-    pub async fn runs(&self) -> Result<Vec<(RunId, Run)>, ReadError> {
-        let all = self.collect(chain::storage().training().runs(), ()).await?;
-        Ok(all.into_iter().map(|((run,), value)| (RunId::new(run), Run::convert(value))).collect())
-    }
-
     pub async fn worker(&self, worker: &NodeId) -> Result<Option<Worker>, ReadError> {
         let found = self.fetch(chain::storage().training().workers(), (account(worker),)).await?;
         Ok(found.map(Worker::convert))
@@ -94,12 +88,6 @@ impl ChainState {
         let keys = (*run.as_bytes(), account(verifier));
         let found = self.fetch(chain::storage().training().verifiers(), keys).await?;
         Ok(found.map(Verifier::convert))
-    }
-
-    /// The run's verifiers, in the order of their ids.
-    pub async fn verifiers(&self, run: &RunId) -> Result<Vec<(NodeId, Verifier)>, ReadError> {
-        let all = self.collect(chain::storage().training().verifiers(), (*run.as_bytes(),)).await?;
-        Ok(sorted(all.into_iter().map(|((_, who), value)| (node(&who), Verifier::convert(value)))))
     }
 
     /// The commit whose last round is `round`.
@@ -126,14 +114,6 @@ impl ChainState {
         let keys = (*run.as_bytes(), (round.0, Convert::convert(stage)));
         let found = self.fetch(chain::storage().training().anchors(), keys).await?;
         Ok(found.map(Anchor::convert))
-    }
-
-    /// The run's anchors, in order of round and stage.
-    pub async fn anchors(&self, run: &RunId) -> Result<Vec<((Round, Stage), Anchor)>, ReadError> {
-        let all = self.collect(chain::storage().training().anchors(), (*run.as_bytes(),)).await?;
-        Ok(sorted(all.into_iter().map(|((_, (round, stage)), value)| {
-            ((Round(round), Stage::convert(stage)), Anchor::convert(value))
-        })))
     }
 
     /// The open challenge of the commit whose last round is `round`.
@@ -177,6 +157,30 @@ impl ChainState {
         Ok(found.map(Forfeit::convert))
     }
 
+    /// What a worker's undecided faults hold back.
+    pub async fn suspension(
+        &self,
+        run: &RunId,
+        worker: &NodeId,
+    ) -> Result<Option<Suspension>, ReadError> {
+        let keys = (*run.as_bytes(), account(worker));
+        let found = self.fetch(chain::storage().training().suspensions(), keys).await?;
+        Ok(found.map(Suspension::convert))
+    }
+
+    /// What of the worker's stake answers to runs beside `run`: the minimum stakes of all that a
+    /// fault can still reach it from.
+    pub async fn pledged(&self, worker: &Worker, run: &RunId) -> Result<Balance, ReadError> {
+        let mut sum = 0_u128;
+        for membership in worker.memberships.iter().filter(|membership| membership.run != *run) {
+            let Some(other) = self.run(&membership.run).await? else { continue };
+            if membership.is_exposed(&other.state, self.block.number) {
+                sum = sum.saturating_add(other.terms.minimum_stake.0);
+            }
+        }
+        Ok(Balance(sum))
+    }
+
     /// All that the run has paid to an account.
     pub async fn claimed(&self, run: &RunId, worker: &NodeId) -> Result<Balance, ReadError> {
         let keys = (*run.as_bytes(), account(worker));
@@ -188,13 +192,6 @@ impl ChainState {
     pub async fn claims(&self, run: &RunId) -> Result<Vec<(NodeId, Balance)>, ReadError> {
         let all = self.collect(chain::storage().training().claimed(), (*run.as_bytes(),)).await?;
         Ok(sorted(all.into_iter().map(|((_, who), amount)| (node(&who), Balance(amount)))))
-    }
-
-    /// What a funder has put into the run and not got back.
-    pub async fn funding(&self, run: &RunId, funder: &NodeId) -> Result<Balance, ReadError> {
-        let keys = (*run.as_bytes(), account(funder));
-        let found = self.fetch(chain::storage().training().funding(), keys).await?;
-        Ok(Balance(found.unwrap_or(0)))
     }
 
     async fn fetch<A: Address>(
@@ -248,14 +245,6 @@ impl StorageKey {
         Self::entry("Runs", &[run.as_bytes()])
     }
 
-    pub fn worker(worker: &NodeId) -> Self {
-        Self::entry("Workers", &[worker.as_bytes()])
-    }
-
-    pub fn verifier(run: &RunId, verifier: &NodeId) -> Self {
-        Self::entry("Verifiers", &[run.as_bytes(), verifier.as_bytes()])
-    }
-
     /// The commit whose last round is `round`.
     pub fn round(run: &RunId, round: Round) -> Self {
         Self::entry("Rounds", &[run.as_bytes(), &round.0.to_le_bytes()])
@@ -268,17 +257,9 @@ impl StorageKey {
         Self::entry("Anchors", &[run.as_bytes(), &key])
     }
 
-    pub fn challenge(run: &RunId, round: Round) -> Self {
-        Self::entry("Challenges", &[run.as_bytes(), &round.0.to_le_bytes()])
-    }
-
     pub fn fault(run: &RunId, worker: &NodeId, round: Round) -> Self {
         let key = [worker.as_bytes().as_slice(), &round.0.to_le_bytes()].concat();
         Self::entry("Faults", &[run.as_bytes(), &key])
-    }
-
-    pub fn forfeit(run: &RunId, worker: &NodeId) -> Self {
-        Self::entry("Forfeits", &[run.as_bytes(), worker.as_bytes()])
     }
 
     /// SCALE of a `u128`; no value means nothing was paid.

@@ -4,8 +4,10 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use manyhands_chain_client::types::{RunState, RunTerms, SlashTerms};
-use manyhands_chain_client::{ChainClient, ConnectError, FaucetError, ReadError, SubmitError};
+use manyhands_chain_client::types::{PauseReason, Run, RunState, RunTerms};
+use manyhands_chain_client::{
+    ChainClient, ChainState, ConnectError, FaucetError, ReadError, RunMismatch, SubmitError,
+};
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::run_file::{ChainKind, DataSet, RunFile, RunSpec};
 use manyhands_proto::{Balance, Digest, NodeId, RunId};
@@ -17,16 +19,14 @@ use crate::store::ServedFile;
 
 const MANIFEST_FILE: &str = "run.json";
 
-/// Blocks without a committed round after which anybody may close the run: a week of six-second blocks.
-const IDLE_TIMEOUT_BLOCKS: u32 = 100_800;
-/// Blocks after the end in which rewards can be claimed: the same.
-const CLAIM_WINDOW_BLOCKS: u32 = 100_800;
 /// One token, in the chain's smallest unit.
 const TOKEN: u128 = 1_000_000_000_000;
 /// What an owner needs beside budget and bond: fees and the deposits of a run, in tokens, and for
 /// each round in hundredths of one.
 const FEES_TOKENS: u128 = 10;
 const FEES_PER_ROUND: u128 = TOKEN / 100;
+/// The least that is added to an escrow: the chain takes no dust.
+const REFILL_MIN: Balance = Balance(TOKEN);
 
 /// A run in a folder: all that a coordinator needs to go on with it, but for its key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,6 +71,8 @@ pub enum ChainRefusal {
         "the chain at {url} does not know run {run}: launch it there, or name the chain it is on"
     )]
     NoRun { url: String, run: RunId },
+    #[error("the run of this id on chain is not this run: {0}")]
+    OtherRun(#[from] RunMismatch),
     #[error(transparent)]
     Read(#[from] ReadError),
 }
@@ -98,6 +100,15 @@ pub struct Launched {
     pub resumed: bool,
     /// Play money that the owner's account was given, on a development chain.
     pub funded: Option<Balance>,
+    /// What was added to the escrow of a run that stood still for want of money: it goes on.
+    pub refilled: Option<Balance>,
+}
+
+/// Money that moved while the run was made, or made to go on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Moved {
+    funded: Option<Balance>,
+    refilled: Option<Balance>,
 }
 
 /// Why a run was not launched.
@@ -118,6 +129,11 @@ pub enum LaunchError {
         "this very run was launched before and is over ({state:?}): change its name or its seed"
     )]
     Over { state: RunState },
+    #[error(
+        "the run stands still on chain, its escrow lacks {missing}; account {account} has {free}, \
+         it needs {needed}: send it the rest and launch again"
+    )]
+    Unfunded { missing: Balance, account: NodeId, free: Balance, needed: Balance },
     #[error("cannot get play money: {0}")]
     Faucet(#[from] FaucetError),
     #[error("cannot make the run on chain: {0}")]
@@ -177,14 +193,14 @@ pub async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> {
         check_genesis(chain, earlier.chain_genesis)?;
     }
     let run = run_id(*chain_genesis.as_bytes(), key.node_id(), spec.digest());
-    let funded = match &chain {
-        Some(chain) => create(chain, &key, &run, &spec).await?,
-        None => None,
+    let Moved { funded, refilled } = match &chain {
+        Some(chain) => Register { chain, key: &key, run: &run, spec: &spec }.ensure().await?,
+        None => Moved::default(),
     };
     let coordinator = key.node_id();
     let manifest = RunManifest { run, coordinator, chain_genesis, chain_url, spec, served };
     manifest.write(&folder)?;
-    Ok(Launched { manifest, resumed, funded })
+    Ok(Launched { manifest, resumed, funded, refilled })
 }
 
 fn check_same(
@@ -225,90 +241,111 @@ pub(crate) async fn reach_chain(
         ChainKind::Substrate => {
             let chain = connect(manifest.chain_url.as_deref()).await?;
             check_genesis(&chain, manifest.chain_genesis)?;
-            if chain.state().await?.run(&manifest.run).await?.is_none() {
+            let Some(on_chain) = chain.state().await?.run(&manifest.run).await? else {
                 let url = chain.url().to_owned();
                 return Err(ChainRefusal::NoRun { url, run: manifest.run });
-            }
+            };
+            on_chain.check(&manifest.coordinator, &manifest.spec)?;
             Ok(Some(chain))
         }
     }
 }
 
-/// Makes the run on chain unless it is there, with play money if the chain gives any.
-async fn create(
-    chain: &ChainClient,
-    key: &NodeKey,
-    run: &RunId,
-    spec: &RunSpec,
-) -> Result<Option<Balance>, LaunchError> {
-    let state = chain.state().await.map_err(ChainRefusal::from)?;
-    match state.run(run).await.map_err(ChainRefusal::from)?.map(|run| run.state) {
-        Some(RunState::Active | RunState::Paused(_)) => return Ok(None),
-        Some(state @ (RunState::Closed { .. } | RunState::Settled)) => {
-            return Err(LaunchError::Over { state });
+/// The run's record on chain, to be made or to be made ready.
+struct Register<'a> {
+    chain: &'a ChainClient,
+    key: &'a NodeKey,
+    run: &'a RunId,
+    spec: &'a RunSpec,
+}
+
+impl Register<'_> {
+    /// Makes the run on chain unless it is there, with play money if the chain gives any. If it is
+    /// there and stands still for want of money, puts in what it lacks.
+    async fn ensure(&self) -> Result<Moved, LaunchError> {
+        let state = self.chain.state().await.map_err(ChainRefusal::from)?;
+        let Some(known) = state.run(self.run).await.map_err(ChainRefusal::from)? else {
+            return self.create(&state).await;
+        };
+        known.check(&self.key.node_id(), self.spec).map_err(ChainRefusal::from)?;
+        match known.state {
+            RunState::Paused(PauseReason::InsufficientFunds { required }) => {
+                self.refill(&state, &known, required).await
+            }
+            RunState::Active
+            | RunState::Paused(
+                PauseReason::Owner | PauseReason::ChallengeUpheld | PauseReason::NotAttested,
+            ) => Ok(Moved::default()),
+            over @ (RunState::Closed { .. } | RunState::Settled) => {
+                Err(LaunchError::Over { state: over })
+            }
         }
-        None => {}
     }
-    let mut funded = None;
-    if chain.is_development() {
-        let owner = key.node_id();
+
+    async fn create(&self, state: &ChainState) -> Result<Moved, LaunchError> {
+        let needed = owner_needs(self.spec);
+        let funded =
+            if self.chain.is_development() { self.fund_owner(state, needed).await? } else { None };
+        let terms = RunTerms::of(self.spec);
+        self.chain.create_run(self.key, self.run, terms, self.spec.chain.budget).await?;
+        Ok(Moved { funded, refilled: None })
+    }
+
+    /// Puts into the escrow what the chain says that it lacks, which resumes the run.
+    async fn refill(
+        &self,
+        state: &ChainState,
+        known: &Run,
+        required: Balance,
+    ) -> Result<Moved, LaunchError> {
+        let missing = Balance(required.0.saturating_sub(known.escrow.0));
+        let development = self.chain.is_development();
+        // Play money costs nobody anything: a whole budget, lest the next commit stop it again.
+        let budget = if development { self.spec.chain.budget } else { Balance(0) };
+        let amount = missing.max(REFILL_MIN).max(budget);
+        let needed = Balance(amount.0.saturating_add(fees(self.spec)));
+        let funded = if development {
+            self.fund_owner(state, needed).await?
+        } else {
+            let account = self.key.node_id();
+            let free = state.balance(&account).await.map_err(ChainRefusal::from)?.free;
+            if free < needed {
+                return Err(LaunchError::Unfunded { missing, account, free, needed });
+            }
+            None
+        };
+        self.chain.fund_run(self.key, self.run, amount).await?;
+        // Whoever funds a run enough resumes it. This does nothing, or says why it was not enough.
+        self.chain.resume_run(self.key, self.run).await?;
+        tracing::info!(run = %self.run, %amount, "the run stood still for want of money and goes on");
+        Ok(Moved { funded, refilled: Some(amount) })
+    }
+
+    /// Fills the owner's account up from the faucet; what it was given.
+    async fn fund_owner(
+        &self,
+        state: &ChainState,
+        needed: Balance,
+    ) -> Result<Option<Balance>, LaunchError> {
+        let owner = self.key.node_id();
         let before = state.balance(&owner).await.map_err(ChainRefusal::from)?.free;
-        let needed = owner_needs(spec);
-        if before < needed {
-            chain.fund_from_faucet(&owner, needed).await?;
-            funded = Some(Balance(needed.0 - before.0));
+        if before >= needed {
+            return Ok(None);
         }
+        self.chain.fund_from_faucet(&owner, needed).await?;
+        Ok(Some(Balance(needed.0 - before.0)))
     }
-    chain.create_run(key, run, run_terms(spec), spec.chain.budget).await?;
-    Ok(funded)
 }
 
 /// What the owner's account should hold before launch: budget, bond, deposits and fees.
-pub fn owner_needs(spec: &RunSpec) -> Balance {
+fn owner_needs(spec: &RunSpec) -> Balance {
     let terms = &spec.chain;
-    let fees = FEES_TOKENS * TOKEN + u128::from(spec.run.rounds) * FEES_PER_ROUND;
-    Balance(terms.budget.0.saturating_add(terms.coordinator_bond.0).saturating_add(fees))
+    Balance(terms.budget.0.saturating_add(terms.coordinator_bond.0).saturating_add(fees(spec)))
 }
 
-/// The terms that the chain enforces, as they follow from the run's specification.
-pub fn run_terms(spec: &RunSpec) -> RunTerms {
-    let chain = &spec.chain;
-    let share = |amount: Balance| Balance(amount.0 / 1_000 * u128::from(chain.slash_per_mille));
-    let slash = share(chain.stake_min);
-    let bond_min = chain.verifier_bond.min(chain.coordinator_bond);
-    let resolution_window = chain.contest_window_blocks;
-    let windows = [chain.challenge_window_blocks, chain.contest_window_blocks, resolution_window];
-    RunTerms {
-        config_digest: spec.digest(),
-        price_per_unit: chain.price_per_work_unit,
-        vesting_rounds: chain.vesting_rounds,
-        challenge_window: chain.challenge_window_blocks,
-        contest_window: chain.contest_window_blocks,
-        resolution_window,
-        claim_window: CLAIM_WINDOW_BLOCKS,
-        idle_timeout: IDLE_TIMEOUT_BLOCKS,
-        // A stake must still be there when the last fault of its rounds is decided.
-        unbonding_period: windows.iter().fold(0, |sum: u32, window| sum.saturating_add(*window)),
-        minimum_stake: chain.stake_min,
-        coordinator_bond: chain.coordinator_bond,
-        verifier_bond: chain.verifier_bond,
-        // Enough that nobody contests for fun, little enough that everybody can.
-        contest_bond: Balance(bond_min.0 / 10),
-        challenge_bond: bond_min,
-        verifiers: Vec::new(),
-        // Rounds become final when nobody challenges them: verifiers attest nothing by default.
-        attestation_quorum: 0,
-        fault_quorum: chain.fault_quorum.max(1),
-        slashes: SlashTerms {
-            replay: slash,
-            codec: slash,
-            withheld: slash,
-            equivocation: slash,
-            coordinator: share(chain.coordinator_bond),
-            reporter_share: u8::try_from(chain.reporter_share_per_mille.min(1_000) / 10)
-                .unwrap_or(100),
-        },
-    }
+/// Deposits and fees of a whole run.
+fn fees(spec: &RunSpec) -> u128 {
+    FEES_TOKENS * TOKEN + u128::from(spec.run.rounds) * FEES_PER_ROUND
 }
 
 #[cfg(test)]
@@ -317,15 +354,8 @@ mod tests {
     use crate::test_run;
 
     #[test]
-    fn terms_keep_the_chains_own_limits() {
+    fn an_owner_needs_more_than_budget_and_bond() {
         let spec = test_run::spec();
-        let terms = run_terms(&spec);
-        assert_eq!(terms.config_digest, spec.digest());
-        assert!(terms.slashes.replay <= terms.minimum_stake);
-        assert!(terms.slashes.coordinator <= terms.coordinator_bond);
-        assert!(terms.contest_bond <= terms.verifier_bond);
-        let windows = terms.challenge_window + terms.contest_window + terms.resolution_window;
-        assert!(terms.unbonding_period >= windows);
         assert!(owner_needs(&spec).0 > spec.chain.budget.0 + spec.chain.coordinator_bond.0);
     }
 }

@@ -9,14 +9,14 @@ mod run;
 mod worker;
 
 pub use round::{
-    Anchor, Challenge, ChallengeClaim, ChallengeKind, ChallengeOutcome, RejectReason,
-    RoundCommitment, RoundRecord, RoundState, Stage,
+    Anchor, Challenge, ChallengeKind, ChallengeOutcome, RejectReason, RoundCommitment, RoundRecord,
+    RoundState, Stage,
 };
 pub use run::{
     Attribution, CloseReason, PauseReason, RecoveryReason, Run, RunState, RunTerms, SlashTerms,
     Totals,
 };
-pub use worker::{Fault, FaultKind, FaultState, Forfeit, Membership, Verifier, Worker};
+pub use worker::{Fault, FaultKind, FaultState, Forfeit, Membership, Suspension, Verifier, Worker};
 
 use manyhands_proto::leaf::RewardLeaf;
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, WorkUnits};
@@ -90,20 +90,6 @@ impl<A, B: Convert<A>> Convert<Option<A>> for Option<B> {
 
 impl Convert<RewardLeaf> for GeneratedLeaf {
     fn convert(leaf: RewardLeaf) -> Self {
-        Self {
-            genesis_hash: leaf.genesis_hash,
-            run: leaf.run,
-            round: leaf.round,
-            worker: leaf.worker,
-            work_units: leaf.work_units,
-            cumulative_reward: leaf.cumulative_reward,
-            evidence_digest: leaf.evidence_digest,
-        }
-    }
-}
-
-impl Convert<GeneratedLeaf> for RewardLeaf {
-    fn convert(leaf: GeneratedLeaf) -> Self {
         Self {
             genesis_hash: leaf.genesis_hash,
             run: leaf.run,
@@ -201,7 +187,7 @@ macro_rules! from_state_bytes {
         })*
     };
 }
-from_state_bytes!(Run, RoundRecord, Worker, Verifier, Anchor, Challenge, Fault, Forfeit);
+from_state_bytes!(Run, RoundRecord, Anchor, Fault);
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,5 @@
 //! Anchored sets, committed rounds and challenges to them.
 
-use manyhands_proto::leaf::{LeafHash, RewardLeaf};
 use manyhands_proto::{Balance, Digest, NodeId, Round, WorkUnits};
 
 use super::mirror;
@@ -114,39 +113,5 @@ mirror! {
         Undecided,
         /// An earlier round fell and took this one with it: the bond goes back.
         Superseded,
-    }
-}
-
-/// What a challenger says is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ChallengeClaim {
-    /// This leaf is in the tree and should not be there like this.
-    WrongLeaf {
-        leaf: RewardLeaf,
-        leaf_index: u32,
-        siblings: Vec<LeafHash>,
-    },
-    /// This account's work is missing from the tree.
-    OmittedWorker {
-        worker: NodeId,
-    },
-    WrongTheta,
-    WrongTotals,
-}
-
-impl super::Convert<ChallengeClaim> for super::generated::ChallengeClaim {
-    fn convert(claim: ChallengeClaim) -> Self {
-        match claim {
-            ChallengeClaim::WrongLeaf { leaf, leaf_index, siblings } => Self::WrongLeaf {
-                leaf: super::Convert::convert(leaf),
-                leaf_index,
-                siblings: super::Convert::convert(siblings),
-            },
-            ChallengeClaim::OmittedWorker { worker } => {
-                Self::OmittedWorker { worker: super::Convert::convert(worker) }
-            }
-            ChallengeClaim::WrongTheta => Self::WrongTheta,
-            ChallengeClaim::WrongTotals => Self::WrongTotals,
-        }
     }
 }

@@ -2,7 +2,7 @@
 
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId};
 
-use super::mirror;
+use super::{RunState, mirror};
 
 mirror! {
     #[derive(Copy)]
@@ -85,12 +85,42 @@ mirror! {
 }
 
 mirror! {
+    /// What a worker's undecided faults hold back: its leaves of rounds from `from_round` on.
+    #[derive(Copy)]
+    struct Suspension {
+        from_round: Round,
+        /// Faults that are not decided.
+        open_faults: u32,
+    }
+}
+
+mirror! {
     /// A slashed worker's leaves that are not payable: those of rounds from `from_round` on whose
     /// commit is not later than block `until_block`.
     #[derive(Copy)]
     struct Forfeit {
         from_round: Round,
         until_block: u32,
+    }
+}
+
+impl Forfeit {
+    /// Whether it bars the leaf of a round that was committed in that block.
+    pub fn bars(&self, round: Round, committed_at: u32) -> bool {
+        round >= self.from_round && committed_at <= self.until_block
+    }
+}
+
+impl Membership {
+    /// Whether a fault of its run, which is in this state, can still reach the worker after block
+    /// `now`.
+    pub(crate) fn is_exposed(&self, state: &RunState, now: u32) -> bool {
+        match (self.exposed_until, state) {
+            (Some(until), _) => now < until,
+            (None, RunState::Active | RunState::Paused(_)) => true,
+            (None, RunState::Closed { vests_at, .. }) => now < *vests_at,
+            (None, RunState::Settled) => false,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use sp_runtime::DispatchError;
 use crate::{
     AccountId, Anchors, Attribution, Balance, Config, Digest, Error, Event, Fault, FaultKind,
     FaultState, Faults, Forfeit, Forfeits, HoldReason, Pallet, RecoveryReason, Round, Run, RunId,
-    RunState, Runs, Stage, Verifiers, Worker, Workers,
+    RunState, Runs, Stage, Suspension, Suspensions, Verifiers, Worker, Workers,
     money::{add, subtract},
     rounds::count,
 };
@@ -136,6 +136,7 @@ impl<T: Config> Pallet<T> {
         Self::hold(HoldReason::StorageDeposit, opened_by, deposit)?;
         run.open_disputes = run.open_disputes.saturating_add(1);
         worker.open_faults = worker.open_faults.saturating_add(1);
+        Self::suspend_claims(accusation);
         if opened_as == Attribution::Verifier {
             Verifiers::<T>::mutate(accusation.run_id, opened_by, |verifier| {
                 if let Some(verifier) = verifier {
@@ -310,9 +311,34 @@ impl<T: Config> Pallet<T> {
         Ok(())
     }
 
+    /// Holds back what the fault would forfeit: once it is paid, no slash brings it back.
+    fn suspend_claims(accusation: &Accusation) {
+        let Accusation { run_id, worker, round } = accusation;
+        Suspensions::<T>::mutate(run_id, worker, |entry| {
+            let suspension = entry.get_or_insert(Suspension { from_round: *round, open_faults: 0 });
+            suspension.from_round = suspension.from_round.min(*round);
+            suspension.open_faults = suspension.open_faults.saturating_add(1);
+        });
+    }
+
+    /// Lets go of what was held back when no fault of the worker is undecided any more.
+    fn resume_claims(run: &mut Run, accusation: &Accusation) {
+        Suspensions::<T>::mutate_exists(accusation.run_id, &accusation.worker, |entry| {
+            *entry = entry.and_then(|suspension| {
+                let open_faults = suspension.open_faults.saturating_sub(1);
+                (open_faults > 0).then_some(Suspension { open_faults, ..suspension })
+            });
+        });
+        // What waited for the decision can still be claimed for the whole time.
+        if let RunState::Closed { expires_at, .. } = &mut run.state {
+            *expires_at = Self::now().saturating_add(run.terms.claim_window).max(*expires_at);
+        }
+    }
+
     fn end_dispute(run: &mut Run, worker: &mut Worker, accusation: &Accusation, fault: &Fault) {
         run.open_disputes = run.open_disputes.saturating_sub(1);
         worker.open_faults = worker.open_faults.saturating_sub(1);
+        Self::resume_claims(run, accusation);
         if fault.opened_as == Attribution::Verifier {
             Verifiers::<T>::mutate(accusation.run_id, &fault.opened_by, |verifier| {
                 if let Some(verifier) = verifier {

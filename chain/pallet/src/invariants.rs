@@ -9,7 +9,8 @@ use sp_runtime::TryRuntimeError;
 
 use crate::{
     AccountId, Balance, Challenges, Claimed, Config, Fault, FaultState, Faults, Funding,
-    HoldReason, Pallet, RoundState, Rounds, Run, RunId, RunState, Runs, Verifiers, Workers,
+    HoldReason, Pallet, PrunedRuns, Round, RoundState, Rounds, Run, RunId, RunState, Runs,
+    Suspensions, Verifiers, Workers,
 };
 
 /// What the records say each account has on hold, by purpose.
@@ -48,12 +49,13 @@ impl Expected {
 
 impl<T: Config> Pallet<T> {
     /// Checks the conservation of money and the consistency of all records.
-    pub fn do_try_state() -> Result<(), TryRuntimeError> {
+    pub(crate) fn do_try_state() -> Result<(), TryRuntimeError> {
         let mut expected = Expected::default();
         let mut open_faults = BTreeMap::<AccountId, u32>::new();
         for (run_id, run) in Runs::<T>::iter() {
             Self::check_escrow(&run_id, &run)?;
             Self::check_rounds(&run_id, &run)?;
+            Self::check_suspensions(&run_id)?;
             expected.add(HoldReasonKey::Coordinator, &run.owner, run.bond);
             expected.add(HoldReasonKey::Deposit, &run.owner, run.deposit);
 
@@ -86,6 +88,10 @@ impl<T: Config> Pallet<T> {
                 ensure!(verifier.open_reports == reports, "open reports are miscounted");
             }
             ensure!(verifiers == run.verifiers, "a run's verifiers are miscounted");
+        }
+        for (run_id, owner) in PrunedRuns::<T>::iter() {
+            ensure!(!Runs::<T>::contains_key(run_id), "a pruned run is there again");
+            expected.add(HoldReasonKey::Deposit, &owner, T::RecordDeposit::get());
         }
         for (who, worker) in Workers::<T>::iter() {
             expected.add(HoldReasonKey::Stake, &who, worker.stake);
@@ -126,6 +132,25 @@ impl<T: Config> Pallet<T> {
             run.refunded > 0 || pruning || owed <= run.escrow,
             "the escrow does not cover what was committed"
         );
+        Ok(())
+    }
+
+    fn check_suspensions(run_id: &RunId) -> Result<(), TryRuntimeError> {
+        // By worker: undecided faults, and the lowest round of them.
+        let mut undecided = BTreeMap::<AccountId, (u32, Round)>::new();
+        for ((worker, round), fault) in Faults::<T>::iter_prefix(run_id) {
+            if is_open(&fault) {
+                let (count, lowest) = undecided.entry(worker).or_insert((0, round));
+                *count = count.saturating_add(1);
+                *lowest = round.min(*lowest);
+            }
+        }
+        for (worker, suspension) in Suspensions::<T>::iter_prefix(run_id) {
+            let (count, lowest) = undecided.remove(&worker).unwrap_or_default();
+            ensure!(suspension.open_faults == count && count > 0, "a suspension is miscounted");
+            ensure!(suspension.from_round <= lowest, "an undecided fault suspends too little");
+        }
+        ensure!(undecided.is_empty(), "an undecided fault suspends nothing");
         Ok(())
     }
 

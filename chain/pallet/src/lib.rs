@@ -14,7 +14,8 @@
 //!    closed and its windows are over, and
 //! 3. no fault bars it: once a fault of round `f` is executed at block `b`, the worker's leaves of
 //!    rounds `>= f` count only if they were committed after `b`. The coordinator's later totals
-//!    leave the faulted round out, so what was earned honestly is paid from those.
+//!    leave the faulted round out, so what was earned honestly is paid from those. While a fault
+//!    of round `f` is not decided, leaves of rounds `>= f` wait for the decision.
 //!
 //! # Where the money is
 //! All money is on hold under a [`HoldReason`]: stakes, bonds and deposits on their owner's
@@ -24,7 +25,9 @@
 //!
 //! # Who decides
 //! Nobody is slashed without having joined: a worker's stake is exposed only to runs whose terms
-//! it accepted with [`Pallet::join_run`]. A fault is executed when `fault_quorum` verifiers
+//! it accepted with [`Pallet::join_run`], and covers the minimum stakes of all of them together. A
+//! run's id names that run for ever, so that no promise made to it counts in another. A fault is
+//! executed when `fault_quorum` verifiers
 //! reported it, or when its worker let the contest window pass. A contested fault without a
 //! quorum is dismissed and whoever opened it pays. Every state that waits for somebody has a
 //! call that anybody may make when the time is over.
@@ -101,7 +104,8 @@ pub mod pallet {
             + Mutate<super::AccountId>
             + hold::Mutate<super::AccountId, Reason = Self::RuntimeHoldReason>;
 
-        /// Held from a run's owner while the run exists.
+        /// Held from a run's owner while the run exists. At least [`Config::RecordDeposit`], which
+        /// stays on hold for the record that the run existed.
         #[pallet::constant]
         type RunDeposit: Get<Balance>;
 
@@ -140,6 +144,12 @@ pub mod pallet {
 
     #[pallet::storage]
     pub type Runs<T: Config> = StorageMap<_, Blake2_128Concat, RunId, Run, OptionQuery>;
+
+    /// Who owned each run that was pruned. Its id stays taken: memberships, signatures and leaves
+    /// name a run by nothing else, and would count again in a second one of that id.
+    #[pallet::storage]
+    pub type PrunedRuns<T: Config> =
+        StorageMap<_, Blake2_128Concat, RunId, super::AccountId, OptionQuery>;
 
     /// Outstanding funding by run and funder: the weights of the refund.
     #[pallet::storage]
@@ -209,6 +219,18 @@ pub mod pallet {
         Blake2_128Concat,
         (super::AccountId, Round),
         Fault,
+        OptionQuery,
+    >;
+
+    /// Leaves that wait for a worker's undecided faults, by run and worker.
+    #[pallet::storage]
+    pub type Suspensions<T: Config> = StorageDoubleMap<
+        _,
+        Blake2_128Concat,
+        RunId,
+        Blake2_128Concat,
+        super::AccountId,
+        Suspension,
         OptionQuery,
     >;
 
@@ -457,6 +479,8 @@ pub mod pallet {
         BondTooSmall,
         // Runs.
         RunExists,
+        /// A run of this id existed and was pruned: an id names one run for ever.
+        RunIdSpent,
         RunUnknown,
         NotOwner,
         /// The call needs an active run.
@@ -483,7 +507,8 @@ pub mod pallet {
         // Workers.
         AlreadyRegistered,
         WorkerUnknown,
-        /// The stake is smaller than the run's minimum.
+        /// The stake is smaller than the minimum stakes together of the run and of all other runs
+        /// that it is exposed to.
         StakeTooSmall,
         AlreadyMember,
         NotMember,
@@ -528,6 +553,8 @@ pub mod pallet {
         NotVested,
         /// A fault bars this leaf.
         Forfeited,
+        /// A fault that would bar this leaf is not decided.
+        FaultUndecided,
         NothingToClaim,
         /// The claims of the run would exceed its final rewards.
         ClaimAboveTotal,
@@ -575,7 +602,8 @@ pub mod pallet {
             Self::do_increase_stake(ensure_signed(origin)?, amount)
         }
 
-        /// Accepts the run's terms: from now on its faults can cost the worker's stake.
+        /// Accepts the run's terms: from now on its faults can cost the worker's stake, which must
+        /// cover the minimum stake of every run that it is exposed to.
         #[pallet::call_index(3)]
         #[pallet::weight(T::WeightInfo::join_run())]
         pub fn join_run(origin: OriginFor<T>, run: RunId) -> DispatchResult {

@@ -21,7 +21,7 @@ impl<T: Config> Pallet<T> {
     ///
     /// A digest of the whole id. A truncated one, as `PalletId` makes, would let somebody choose
     /// an id whose pot is another run's.
-    pub fn pot_account(run_id: &RunId) -> AccountId {
+    pub(crate) fn pot_account(run_id: &RunId) -> AccountId {
         AccountId::new(BlakeTwo256::hash_of(&(b"manyhands/run-pot/1", run_id).encode()).0)
     }
 

@@ -8,7 +8,7 @@ use crate::{
     AccountId, Anchor, Anchors, Attribution, Balance, Challenge, ChallengeClaim, ChallengeOutcome,
     Challenges, Claimed, Config, Digest, Error, Event, Forfeits, HoldReason, LeafHash, Pallet,
     PauseReason, RecoveryReason, RejectReason, RewardLeaf, Round, RoundCommitment, RoundRecord,
-    RoundState, Rounds, Run, RunId, RunState, Runs, Stage, Totals,
+    RoundState, Rounds, Run, RunId, RunState, Runs, Stage, Suspensions, Totals,
     money::{add, subtract},
 };
 
@@ -391,9 +391,7 @@ impl<T: Config> Pallet<T> {
         Self::ensure_leaf(&record, leaf, leaf_index, siblings)?;
         ensure!(Self::has_vested(&run, round), Error::<T>::NotVested);
         let worker = AccountId::new(leaf.worker);
-        let barred = Forfeits::<T>::get(run_id, &worker)
-            .is_some_and(|forfeit| forfeit.bars(round, record.committed_at));
-        ensure!(!barred, Error::<T>::Forfeited);
+        Self::ensure_not_barred(&run_id, &worker, round, &record)?;
 
         let paid = Claimed::<T>::get(run_id, &worker);
         let amount: Balance = leaf.cumulative_reward.saturating_sub(paid);
@@ -410,6 +408,22 @@ impl<T: Config> Pallet<T> {
             amount,
             cumulative: leaf.cumulative_reward,
         });
+        Ok(())
+    }
+
+    /// Ensures that no fault bars the worker's leaf of that round, nor may yet come to bar it.
+    fn ensure_not_barred(
+        run_id: &RunId,
+        worker: &AccountId,
+        round: Round,
+        record: &RoundRecord,
+    ) -> DispatchResult {
+        let barred = Forfeits::<T>::get(run_id, worker)
+            .is_some_and(|forfeit| forfeit.bars(round, record.committed_at));
+        ensure!(!barred, Error::<T>::Forfeited);
+        let waits = Suspensions::<T>::get(run_id, worker)
+            .is_some_and(|suspension| round >= suspension.from_round);
+        ensure!(!waits, Error::<T>::FaultUndecided);
         Ok(())
     }
 

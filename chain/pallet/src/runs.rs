@@ -9,8 +9,8 @@ use sp_runtime::{
 
 use crate::{
     AccountId, Anchors, Attribution, Balance, Claimed, CloseReason, Config, Error, Event,
-    FaultKind, Faults, Forfeits, Funding, HoldReason, Pallet, PauseReason, RecoveryReason, Rounds,
-    Run, RunId, RunState, RunTerms, Runs, Totals, VERIFIERS_MAX, Verifiers,
+    FaultKind, Faults, Forfeits, Funding, HoldReason, Pallet, PauseReason, PrunedRuns,
+    RecoveryReason, Rounds, Run, RunId, RunState, RunTerms, Runs, Totals, VERIFIERS_MAX, Verifiers,
     money::{add, subtract},
 };
 
@@ -88,6 +88,7 @@ impl<T: Config> Pallet<T> {
         budget: Balance,
     ) -> DispatchResult {
         ensure!(!Runs::<T>::contains_key(run_id), Error::<T>::RunExists);
+        ensure!(!PrunedRuns::<T>::contains_key(run_id), Error::<T>::RunIdSpent);
         ensure!(budget >= T::MinimumFunding::get(), Error::<T>::FundingTooSmall);
         Self::check_terms(&terms)?;
 
@@ -327,9 +328,12 @@ impl<T: Config> Pallet<T> {
         // Less than the limit was there: everything is gone.
         let finished = left > 0;
         if finished {
-            Self::release(HoldReason::StorageDeposit, &run.owner, run.deposit)?;
+            // The record that the id is taken stays, and its deposit with it.
+            let deposit = subtract(run.deposit, T::RecordDeposit::get())?;
+            Self::release(HoldReason::StorageDeposit, &run.owner, deposit)?;
             Self::close_pot(&run_id, &run.owner)?;
             Runs::<T>::remove(run_id);
+            PrunedRuns::<T>::insert(run_id, run.owner);
         } else {
             Runs::<T>::insert(run_id, run);
         }

@@ -433,6 +433,18 @@ stored! {
 }
 
 stored! {
+    /// What a worker's undecided faults hold back: its leaves of rounds from `from_round` on.
+    #[derive(Copy)]
+    pub struct Suspension {
+        /// The lowest round accused since nothing was undecided the last time. It does not rise
+        /// when the fault of that round alone is dismissed: at worst a leaf waits for the others.
+        pub from_round: Round,
+        /// Faults that are not decided.
+        pub open_faults: u32,
+    }
+}
+
+stored! {
     /// A slashed worker's leaves that are not payable: those of rounds from `from_round` on whose
     /// commit is not later than block `until_block`.
     #[derive(Copy)]

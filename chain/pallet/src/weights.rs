@@ -82,8 +82,8 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
     }
 
     fn join_run() -> Weight {
-        // Every membership's run is looked up to drop those that are over.
-        Self::storage(18, 1)
+        // Every membership's run is looked up to drop those that are over, and for its stake.
+        Self::storage(34, 1)
     }
 
     fn leave_run() -> Weight {
@@ -112,7 +112,7 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
     }
 
     fn create_run() -> Weight {
-        Self::storage(11, 12)
+        Self::storage(12, 12)
     }
 
     fn fund_run() -> Weight {
@@ -175,7 +175,7 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
 
     fn report_fault() -> Weight {
         // The deciding vote pays up to 32 reporters.
-        Self::storage(75, 75)
+        Self::storage(76, 76)
     }
 
     fn contest_fault() -> Weight {
@@ -184,12 +184,12 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
 
     fn execute_fault() -> Weight {
         // Pays up to 32 reporters.
-        Self::storage(74, 75)
+        Self::storage(75, 76)
     }
 
     fn prune_run(limit: u32) -> Weight {
         // A fault is the dearest record: the iterator's read, the record, its deposit's hold.
-        Self::storage(8, 8).saturating_add(Self::storage(4, 3).saturating_mul(limit.into()))
+        Self::storage(8, 9).saturating_add(Self::storage(4, 3).saturating_mul(limit.into()))
     }
 
     fn challenge_round(siblings: u32) -> Weight {
@@ -198,7 +198,7 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
     }
 
     fn claim_reward(siblings: u32) -> Weight {
-        Self::storage(9, 6)
+        Self::storage(10, 6)
             .saturating_add(Weight::from_parts(SIBLING, 0).saturating_mul(siblings.into()))
     }
 }

@@ -74,11 +74,20 @@ impl<T: Config> Pallet<T> {
         let run = Self::open_run(&run_id)?;
         let now = Self::now();
         ensure!(worker.exit_at.is_none(), Error::<T>::Exiting);
-        ensure!(worker.stake >= run.terms.minimum_stake, Error::<T>::StakeTooSmall);
 
         worker
             .memberships
             .retain(|membership| membership.run == run_id || Self::is_exposed(membership, now));
+        // One stake that answers to several runs must be enough for a fault in each of them.
+        let pledged = worker
+            .memberships
+            .iter()
+            .filter(|membership| membership.run != run_id)
+            .filter_map(|membership| Runs::<T>::get(membership.run))
+            .fold(run.terms.minimum_stake, |sum: Balance, other| {
+                sum.saturating_add(other.terms.minimum_stake)
+            });
+        ensure!(worker.stake >= pledged, Error::<T>::StakeTooSmall);
         let known = worker.memberships.iter_mut().find(|membership| membership.run == run_id);
         match known {
             Some(membership) => {

@@ -62,8 +62,8 @@ pub type Executive = frame_executive::Executive<
 
 /// The smallest unit of the currency is a planck; one unit is 10^12 of them.
 pub const UNIT: Balance = 1_000_000_000_000;
-pub const MILLIUNIT: Balance = UNIT / 1_000;
-pub const MICROUNIT: Balance = UNIT / 1_000_000;
+pub(crate) const MILLIUNIT: Balance = UNIT / 1_000;
+pub(crate) const MICROUNIT: Balance = UNIT / 1_000_000;
 
 /// Below this an account is removed: it prices the 150 bytes an account occupies forever.
 pub const EXISTENTIAL_DEPOSIT: Balance = MILLIUNIT;
@@ -73,7 +73,7 @@ pub const VERSION: RuntimeVersion = RuntimeVersion {
     spec_name: alloc::borrow::Cow::Borrowed("manyhands"),
     impl_name: alloc::borrow::Cow::Borrowed("manyhands"),
     authoring_version: 1,
-    spec_version: 1,
+    spec_version: 2,
     impl_version: 1,
     apis: RUNTIME_API_VERSIONS,
     transaction_version: 1,

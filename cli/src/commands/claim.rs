@@ -1,19 +1,24 @@
-//! `claim`: what was earned and has vested, from the run's escrow to the account.
+//! `claim`: what was earned and has vested, from the run's escrow to the account; and, for whoever leaves,
+//! the stake or bond as well.
+
+mod leave;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
 
 use manyhands_chain_client::types::{
-    RoundCommitment, RoundRecord as ChainRound, RoundState, Run, RunState,
+    Forfeit, RoundCommitment, RoundRecord as ChainRound, RoundState, Run, RunState, Suspension,
 };
-use manyhands_chain_client::{ChainClient, ChainState, ProvenLeaf};
+use manyhands_chain_client::{ChainClient, ChainState, ProvenLeaf, TrainingEvent};
 use manyhands_coordinator::{read_record, reward_leaves};
+use manyhands_network::invitation::Invitation;
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::leaf::{RewardLeaf, merkle_proof};
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId};
 use manyhands_rules::record::RoundRecord;
 use serde::Serialize;
 
+use self::leave::{Left, leave};
 use super::ChainArg;
 use crate::amount::tokens;
 use crate::failure::{Explain, Failure};
@@ -32,67 +37,149 @@ pub(crate) struct Args {
     /// The folder whose `node.key` earned [default: that of `join`].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Leave the run and take back the stake, or a verifier's bond, as far as the chain lets it go; say what
+    /// is still to wait for. Given again, it goes on from there.
+    #[arg(long)]
+    leave: bool,
     #[command(flatten)]
     chain: ChainArg,
 }
 
 /// What a claim did.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Claimed {
-    pub(crate) account: NodeId,
+struct Claimed {
+    account: NodeId,
     /// The last round that was paid for.
-    pub(crate) round: Round,
-    pub(crate) paid: Balance,
+    round: Round,
+    paid: Balance,
     /// Free balance, fees included.
-    pub(crate) before: Balance,
-    pub(crate) after: Balance,
-    pub(crate) block: u32,
+    before: Balance,
+    after: Balance,
+    block: u32,
+    /// Why vested rounds after that one were not paid for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    barred: Option<Barred>,
+}
+
+/// What stands between an account and a vested reward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "reason")]
+enum Barred {
+    Forfeited { from_round: Round },
+    FaultUndecided { from_round: Round },
+}
+
+/// What leaving came to: the run is left whether or not there was something to claim.
+#[derive(Debug, Clone, Serialize)]
+struct Parting {
+    #[serde(flatten)]
+    claimed: Option<Claimed>,
+    /// Why nothing was claimed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_claimed: Option<Failure>,
+    leaving: Left,
 }
 
 pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
     let folder = folder::choose(args.dir, "worker")?;
     let key = folder::existing_key(&folder)?;
-    let claimed = claim(&key, run_reference::parse(&args.run)?, args.chain.chain).await?;
-    output.document(&claimed, || {
-        format!(
-            "{} paid for the rounds up to {}, in block {}\nbefore {}\nafter  {}",
-            tokens(claimed.paid),
-            claimed.round,
-            claimed.block,
-            tokens(claimed.before),
-            tokens(claimed.after)
-        )
-    });
+    let reference = run_reference::parse(&args.run)?;
+    let run = reference.invitation.run;
+    let chain = connect(&reference.invitation, args.chain.chain).await?;
+    let claimed = claim(&chain, &key, reference).await;
+    if !args.leave {
+        let claimed = claimed?;
+        output.document(&claimed, || claimed.words());
+        return Ok(());
+    }
+    let leaving = leave(&chain, &key, run).await?;
+    let (claimed, not_claimed) = match claimed {
+        Ok(claimed) => (Some(claimed), None),
+        Err(failure) => (None, Some(failure)),
+    };
+    let parting = Parting { claimed, not_claimed, leaving };
+    output.document(&parting, || parting.words());
     Ok(())
 }
 
-/// Claims everything that has vested for the key's account.
-pub(crate) async fn claim(
-    key: &NodeKey,
-    reference: RunReference,
-    chain_url: Option<String>,
-) -> Result<Claimed, Failure> {
-    let account = key.node_id();
-    let invitation = &reference.invitation;
-    let run = invitation.run;
-    let Some(url) = chain_url.or_else(|| invitation.chain_url.clone()) else {
-        return Err(Failure::new(
-            "no_chain",
-            "the invitation names no node of the run's chain",
-            "name one with --chain",
-        ));
+impl Claimed {
+    fn words(&self) -> String {
+        let mut text = format!(
+            "{} paid for the rounds up to {}, in block {}\nbefore {}\nafter  {}",
+            tokens(self.paid),
+            self.round,
+            self.block,
+            tokens(self.before),
+            tokens(self.after)
+        );
+        if let Some(barred) = self.barred {
+            text += &format!("\nnot paid: {}", barred.words());
+        }
+        text
+    }
+}
+
+impl Barred {
+    fn words(self) -> String {
+        match self {
+            Self::Forfeited { from_round } => format!(
+                "a fault of this account in round {from_round} was found: what it earned since then \
+                 and before the fault was settled is forfeited"
+            ),
+            Self::FaultUndecided { from_round } => format!(
+                "a fault of this account in round {from_round} is reported and not decided: what it \
+                 earned since then has to wait"
+            ),
+        }
+    }
+
+    fn failure(self) -> Failure {
+        match self {
+            Self::Forfeited { .. } => {
+                Failure::new("forfeited", self.words(), "`manyhands status` names the fault")
+            }
+            Self::FaultUndecided { .. } => Failure::new(
+                "fault_undecided",
+                self.words(),
+                "try again when it is decided; `manyhands status` names the fault",
+            ),
+        }
+    }
+}
+
+impl Parting {
+    fn words(&self) -> String {
+        let mut lines: Vec<String> = self.claimed.iter().map(Claimed::words).collect();
+        lines.extend(self.not_claimed.iter().map(|why| format!("nothing claimed: {}", why.reason)));
+        lines.extend(self.leaving.words());
+        lines.join("\n")
+    }
+}
+
+/// The run's chain.
+async fn connect(invitation: &Invitation, url: Option<String>) -> Result<ChainClient, Failure> {
+    const REMEDY: &str = "name a node of the run's chain with --chain";
+    let Some(url) = url.or_else(|| invitation.chain_url.clone()) else {
+        let reason = "the invitation names no node of the run's chain";
+        return Err(Failure::new("no_chain", reason, "name one with --chain"));
     };
     let chain = ChainClient::connect(&url).await?;
     let genesis = Digest::new(invitation.chain_genesis);
     if chain.genesis_hash() != genesis {
         let reason =
             format!("the chain at {url} is {}, the run is on {genesis}", chain.genesis_hash());
-        return Err(Failure::new(
-            "wrong_chain",
-            reason,
-            "name a node of the run's chain with --chain",
-        ));
+        return Err(Failure::new("wrong_chain", reason, REMEDY));
     }
+    Ok(chain)
+}
+
+/// Claims everything that has vested for the key's account.
+async fn claim(
+    chain: &ChainClient,
+    key: &NodeKey,
+    reference: RunReference,
+) -> Result<Claimed, Failure> {
+    let (account, run) = (key.node_id(), reference.invitation.run);
     let state = chain.state().await?;
     let on_chain = state.run(&run).await?.ok_or_else(|| {
         Failure::new(
@@ -101,40 +188,47 @@ pub(crate) async fn claim(
             "name a node of the run's chain with --chain",
         )
     })?;
-    let (round, commit) = newest_vested(&state, run, &on_chain).await?;
+    let vested = vested(&state, run, &on_chain).await?;
     let forfeit = state.forfeit(&run, &account).await?;
-    if forfeit.is_some_and(|forfeit| {
-        round >= forfeit.from_round && commit.committed_at <= forfeit.until_block
-    }) {
-        let reason = "a fault of this account was found: what it earned since is forfeited";
-        return Err(Failure::new("forfeited", reason, "`manyhands status` names the fault"));
-    }
-    let leaves = leaves_of(&chain, reference, &commit).await?;
-    let claim = proven(&leaves, account, round)?;
+    let suspension = state.suspension(&run, &account).await?;
+    let (commit, barred) = newest_payable(vested, forfeit, suspension);
+    let nothing = |otherwise: Failure| barred.map_or(otherwise, Barred::failure);
+    let Some((round, commit)) = commit else {
+        return Err(nothing(nothing_vested(&state, &on_chain)));
+    };
+    let leaves = leaves_of(chain, reference, &commit).await?;
+    let claim = proven(&leaves, account, round).map_err(nothing)?;
     let paid_before = state.claimed(&run, &account).await?;
-    let paid = Balance(claim.leaf.cumulative_reward.saturating_sub(paid_before.0));
-    if paid == Balance(0) {
+    if claim.leaf.cumulative_reward <= paid_before.0 {
         let reason = format!("everything up to round {round} is paid already");
-        return Err(Failure::new("nothing_to_claim", reason, "wait until more rounds have vested"));
+        let remedy = "wait until more rounds have vested";
+        return Err(nothing(Failure::new("nothing_to_claim", reason, remedy)));
     }
     let before = state.balance(&account).await?.free;
     let submission = chain.claim_reward(key, claim).await?;
+    // Anybody may claim for the account: then this says nothing was paid now.
+    let paid = Balance(submission.events().iter().map(|event| rewarded(event).0).sum());
     let after = chain.balance(&account).await?.free;
-    Ok(Claimed { account, round, paid, before, after, block: submission.block().number })
+    let block = submission.block().number;
+    Ok(Claimed { account, round, paid, before, after, block, barred })
 }
 
-/// The newest commit whose rewards can be paid.
-async fn newest_vested(
+/// What an event says to have been paid.
+fn rewarded(event: &TrainingEvent) -> Balance {
+    if let TrainingEvent::RewardClaimed { amount, .. } = event { *amount } else { Balance(0) }
+}
+
+/// The final commits whose rewards have vested, newest first.
+async fn vested(
     state: &ChainState,
     id: RunId,
     run: &Run,
-) -> Result<(Round, ChainRound), Failure> {
+) -> Result<Vec<(Round, ChainRound)>, Failure> {
     let vesting = run.terms.vesting_rounds;
-    let block = state.block().number;
     let all_vested = match run.state {
         RunState::Active | RunState::Paused(_) => false,
         // The claim is executed in a later block than the one whose state is read here.
-        RunState::Closed { vests_at, .. } => block + 1 >= vests_at,
+        RunState::Closed { vests_at, .. } => state.block().number + 1 >= vests_at,
         RunState::Settled => {
             let reason = "the run is settled, its time to claim is over";
             return Err(Failure::new("claim_window_over", reason, "nothing can be done"));
@@ -146,26 +240,45 @@ async fn newest_vested(
                 .latest_finalized
                 .is_some_and(|latest| round.0.saturating_add(vesting) <= latest.0)
     };
-    let rounds = state.rounds(&id).await?;
-    let vested = rounds
-        .into_iter()
-        .rev()
-        .find(|(round, commit)| commit.state == RoundState::Finalized && has_vested(*round));
-    vested.ok_or_else(|| {
-        let when = match run.state {
-            RunState::Closed { vests_at, .. } => {
-                format!("everything vests at block {vests_at}, this is block {block}")
-            }
-            RunState::Active | RunState::Paused(_) | RunState::Settled => {
-                format!("a round's reward vests when {vesting} later rounds are final")
-            }
+    let mut rounds = state.rounds(&id).await?;
+    rounds.retain(|(round, commit)| commit.state == RoundState::Finalized && has_vested(*round));
+    rounds.reverse();
+    Ok(rounds)
+}
+
+/// The newest of the vested commits that pays the account, and what bars those after it. Earlier commits
+/// than a fault's are paid whatever becomes of the fault, and so are those that take it into account.
+fn newest_payable(
+    vested: Vec<(Round, ChainRound)>,
+    forfeit: Option<Forfeit>,
+    suspension: Option<Suspension>,
+) -> (Option<(Round, ChainRound)>, Option<Barred>) {
+    let mut newest_barred = None;
+    for (round, commit) in vested {
+        let undecided = suspension.filter(|suspension| round >= suspension.from_round);
+        let forfeited = forfeit.filter(|forfeit| forfeit.bars(round, commit.committed_at));
+        let barred = match (undecided, forfeited) {
+            (None, None) => return (Some((round, commit)), newest_barred),
+            (Some(Suspension { from_round, .. }), _) => Barred::FaultUndecided { from_round },
+            (None, Some(Forfeit { from_round, .. })) => Barred::Forfeited { from_round },
         };
-        Failure::new(
-            "nothing_vested",
-            format!("no reward has vested yet: {when}"),
-            "try again later",
-        )
-    })
+        newest_barred = newest_barred.or(Some(barred));
+    }
+    (None, newest_barred)
+}
+
+fn nothing_vested(state: &ChainState, run: &Run) -> Failure {
+    let when = match run.state {
+        RunState::Closed { vests_at, .. } => {
+            format!("everything vests at block {vests_at}, this is block {}", state.block().number)
+        }
+        RunState::Active | RunState::Paused(_) | RunState::Settled => {
+            let vesting = run.terms.vesting_rounds;
+            format!("a round's reward vests when {vesting} later rounds are final")
+        }
+    };
+    let reason = format!("no reward has vested yet: {when}");
+    Failure::new("nothing_vested", reason, "try again later")
 }
 
 /// The leaves of a commit, made again from the run's records: those in its folder if that is at hand, else
@@ -232,4 +345,63 @@ fn proven(leaves: &[RewardLeaf], account: NodeId, round: Round) -> Result<Proven
             "name the folder of the key that worked with --dir",
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use manyhands_chain_client::types::Totals;
+    use manyhands_proto::WorkUnits;
+
+    use super::*;
+
+    /// A commit of each round, in the block of the same number, newest first.
+    fn commits(rounds: std::ops::Range<u32>) -> Vec<(Round, ChainRound)> {
+        let digest = Digest::of(b"commit");
+        let nothing = Totals { reward: Balance(0), ceiling: Balance(0) };
+        let commit = |number: u32| ChainRound {
+            commitment: RoundCommitment {
+                first_round: Round(number),
+                last_round: Round(number),
+                contributions_root: digest,
+                number_of_leaves: 1,
+                theta_digest: digest,
+                work_units: WorkUnits(1),
+                total_reward: Balance(1),
+                evidence_digest: digest,
+            },
+            before: nothing,
+            committed_at: number,
+            finalizable_at: number,
+            attestations: Vec::new(),
+            state: RoundState::Finalized,
+        };
+        rounds.rev().map(|number| (Round(number), commit(number))).collect()
+    }
+
+    fn payable(
+        rounds: std::ops::Range<u32>,
+        forfeit: Option<Forfeit>,
+        suspension: Option<Suspension>,
+    ) -> (Option<u32>, Option<Barred>) {
+        let (commit, barred) = newest_payable(commits(rounds), forfeit, suspension);
+        (commit.map(|(round, _)| round.0), barred)
+    }
+
+    #[test]
+    fn the_newest_vested_commit_that_no_fault_bars_is_claimed() {
+        let forfeit = Some(Forfeit { from_round: Round(3), until_block: 6 });
+        let suspension = Some(Suspension { from_round: Round(5), open_faults: 1 });
+        let forfeited = Some(Barred::Forfeited { from_round: Round(3) });
+        let waits = Some(Barred::FaultUndecided { from_round: Round(5) });
+        assert_eq!(payable(0..0, None, None), (None, None));
+        assert_eq!(payable(0..6, None, None), (Some(5), None));
+        // Commits after the fault was settled take it into account.
+        assert_eq!(payable(0..8, forfeit, None), (Some(7), None));
+        // Those before it pay what was earned before the fault, and only there is nothing else.
+        assert_eq!(payable(0..7, forfeit, None), (Some(2), forfeited));
+        assert_eq!(payable(3..7, forfeit, None), (None, forfeited));
+        assert_eq!(payable(0..8, None, suspension), (Some(4), waits));
+        assert_eq!(payable(0..8, forfeit, suspension), (Some(2), waits));
+        assert_eq!(payable(5..8, None, suspension), (None, waits));
+    }
 }

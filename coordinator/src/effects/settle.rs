@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use manyhands_chain_client::types::{RoundCommitment, RunState, Stage};
+use manyhands_chain_client::types::{PauseReason, RoundCommitment, RunState, Stage};
 use manyhands_chain_client::{ChainClient, ReadError, SubmitError};
 use manyhands_network::data::Access;
 use manyhands_proto::leaf::{RewardLeaf, merkle_root};
@@ -18,6 +19,12 @@ use crate::context::Context;
 use crate::files::write_whole;
 use crate::journal::{BlobKind, BlobNote};
 use crate::retry::Backoff;
+
+/// The chain's refusals that no repetition of the same record changes. Each attempt costs a fee.
+const FOR_GOOD: [&str; 3] = ["RewardAbovePrice", "NoLeaves", "NotOwner"];
+
+/// Between attempts at what was refused for good: only a repaired chain or record can help.
+const REFUSED_RETRY: Duration = Duration::from_secs(600);
 
 /// Why a record could not be written or read again.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +48,7 @@ enum CommitError {
     NoRun,
     #[error("the admitted set of round {0} is not anchored yet")]
     NotAnchored(Round),
-    #[error("the run is {0:?} on chain: fund or resume it")]
+    #[error("{}", stands_still(.0))]
     NotActive(RunState),
     #[error("the chain did not take the commit: {0:?}")]
     NotTaken(RunState),
@@ -49,6 +56,77 @@ enum CommitError {
         "the chain holds {held} as the contributions root of round {round}, expected {expected}"
     )]
     AnotherRoot { round: Round, held: Digest, expected: Digest },
+}
+
+/// Why a run that is not active takes no commit, and what its owner can do.
+fn stands_still(state: &RunState) -> String {
+    match state {
+        RunState::Paused(PauseReason::InsufficientFunds { required }) => format!(
+            "the run is paused on chain until its escrow holds {required}: launched again with the \
+             same folder, it gets what it lacks"
+        ),
+        RunState::Paused(
+            PauseReason::Owner | PauseReason::ChallengeUpheld | PauseReason::NotAttested,
+        ) => format!("the run is {state:?} on chain: its owner has to resume it"),
+        RunState::Active | RunState::Closed { .. } | RunState::Settled => {
+            format!("the run is {state:?} on chain")
+        }
+    }
+}
+
+impl CommitError {
+    /// Whether trying again with the same record leads to the same refusal.
+    fn is_for_good(&self) -> bool {
+        match self {
+            Self::Submit(SubmitError::Failed { error, .. }) => FOR_GOOD.contains(&error.as_str()),
+            // It stands unless the verifiers reject it.
+            Self::AnotherRoot { .. } => true,
+            Self::Submit(
+                SubmitError::MissingMoney { .. }
+                | SubmitError::NodeBehind { .. }
+                | SubmitError::Refused { .. }
+                | SubmitError::TimedOut { .. }
+                | SubmitError::KeyInUse { .. }
+                | SubmitError::Read(_),
+            )
+            | Self::Read(_)
+            | Self::Effect(_)
+            | Self::NoRun
+            | Self::NotAnchored(_)
+            | Self::NotActive(_)
+            | Self::NotTaken(_) => false,
+        }
+    }
+
+    /// What is the same from attempt to attempt: without the block that an attempt was refused in.
+    fn reason(&self) -> String {
+        match self {
+            Self::Submit(SubmitError::Failed { pallet, error, .. }) => {
+                format!("the chain refuses the commit: {pallet}::{error}")
+            }
+            Self::Submit(_)
+            | Self::Read(_)
+            | Self::Effect(_)
+            | Self::NoRun
+            | Self::NotAnchored(_)
+            | Self::NotActive(_)
+            | Self::NotTaken(_)
+            | Self::AnotherRoot { .. } => self.to_string(),
+        }
+    }
+}
+
+/// What was told last, so that a lasting problem is told once and not at every attempt.
+#[derive(Debug, Default)]
+struct Told(Option<String>);
+
+impl Told {
+    /// Whether this was not what was told last.
+    fn is_news(&mut self, reason: &str) -> bool {
+        let is_news = self.0.as_deref() != Some(reason);
+        self.0 = Some(reason.to_owned());
+        is_news
+    }
 }
 
 /// The file of a round's record.
@@ -127,23 +205,44 @@ pub(super) async fn settle(
     let (own, kept) = (context.clone(), record.clone());
     let digest = blocking(move || keep(&own, &kept)).await??;
     if let Some(chain) = &context.chain {
-        let what = format!("settling round {round}");
-        let mut backoff = Backoff::for_chain();
-        loop {
-            match commit(context, chain, &record).await {
-                Ok(()) => break,
-                Err(CommitError::Effect(error)) => return Err(error),
-                Err(error) => {
-                    tracing::warn!(%round, %error, "a round is not settled yet; trying again");
-                    context.notes.report(&what, error.to_string());
-                }
-            }
-            backoff.wait().await;
-        }
-        context.notes.clear(&what);
+        commit_in_the_end(context, chain, &record).await?;
     }
     let note = BlobNote { digest, kind: BlobKind::Record, round };
     Ok(Done { input: Input::Settled { round }, blobs: vec![note] })
+}
+
+/// Tries until the round is committed. What stands in the way is told once, and stays on the page.
+async fn commit_in_the_end(
+    context: &Arc<Context>,
+    chain: &ChainClient,
+    record: &RoundRecord,
+) -> Result<(), EffectError> {
+    let round = record.round;
+    let what = format!("settling round {round}");
+    let (mut backoff, mut told) = (Backoff::for_chain(), Told::default());
+    loop {
+        let error = match commit(context, chain, record).await {
+            Ok(()) => break,
+            Err(CommitError::Effect(error)) => return Err(error),
+            Err(error) => error,
+        };
+        let (reason, for_good) = (error.reason(), error.is_for_good());
+        if told.is_news(&reason) {
+            if for_good {
+                tracing::error!(%round, reason, "a round cannot be settled: nobody is paid for it");
+            } else {
+                tracing::warn!(%round, reason, "a round is not settled yet; trying again");
+            }
+            context.notes.report(&what, reason);
+        }
+        if for_good {
+            tokio::time::sleep(REFUSED_RETRY).await;
+        } else {
+            backoff.wait().await;
+        }
+    }
+    context.notes.clear(&what);
+    Ok(())
 }
 
 fn keep(context: &Context, record: &RoundRecord) -> Result<Digest, EffectError> {
@@ -228,6 +327,7 @@ async fn same_root(
 
 #[cfg(test)]
 mod tests {
+    use manyhands_chain_client::BlockRef;
     use manyhands_rules::record::Earning;
 
     use super::*;
@@ -260,6 +360,28 @@ mod tests {
                 })
                 .collect(),
         }
+    }
+
+    fn refused(block: u32, error: &str) -> CommitError {
+        let block = BlockRef { number: block, hash: Digest::of(&block.to_le_bytes()) };
+        let (pallet, error) = ("Training".to_owned(), error.to_owned());
+        CommitError::Submit(SubmitError::Failed { block, pallet, error })
+    }
+
+    #[test]
+    fn a_refusal_for_good_is_told_once_and_not_repeated_at_once() {
+        let (mut told, mut news) = (Told::default(), 0);
+        for block in 0..5 {
+            let refusal = refused(block, "RewardAbovePrice");
+            assert!(refusal.is_for_good());
+            news += u32::from(told.is_news(&refusal.reason()));
+        }
+        assert_eq!(news, 1, "each attempt is refused in another block, for the same reason");
+        let waits = refused(9, "TooManyPending");
+        assert!(!waits.is_for_good());
+        assert!(told.is_news(&waits.reason()));
+        let paused = CommitError::NotActive(RunState::Settled);
+        assert!(!paused.is_for_good() && told.is_news(&paused.reason()));
     }
 
     #[test]

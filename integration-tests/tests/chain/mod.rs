@@ -1,6 +1,9 @@
 //! The chain client against the embedded chain: the runtime, the devnet and subxt together.
 
 mod connection;
+mod enrol;
+mod launch;
+mod leave;
 mod money;
 mod proofs;
 mod settlement;
@@ -12,7 +15,9 @@ use manyhands_chain_client::types::{RunTerms, SlashTerms};
 use manyhands_chain_client::{ChainClient, WorkerCard};
 use manyhands_chain_devnet::{Devnet, DevnetConfig, DevnetHandle};
 use manyhands_proto::keys::NodeKey;
+use manyhands_proto::run_file::{DataSet, RunFile, RunSpec};
 use manyhands_proto::{Balance, Digest, RunId};
+use manyhands_rules::run_id::run_id;
 use tempfile::TempDir;
 
 /// One token, in the chain's smallest unit.
@@ -69,6 +74,11 @@ impl Chain {
         key
     }
 
+    /// The id of the run that `owner` makes of a specification on this chain.
+    fn run_id(&self, owner: &NodeKey, spec: &RunSpec) -> RunId {
+        run_id(*self.client.genesis_hash().as_bytes(), owner.node_id(), spec.digest())
+    }
+
     /// Waits until the chain has reached a block.
     async fn reach(&self, number: u32) {
         let mut blocks = self.client.watch_finalized().await.expect("it answers");
@@ -98,7 +108,7 @@ fn terms() -> RunTerms {
         contest_bond: units(5),
         challenge_bond: units(5),
         verifiers: Vec::new(),
-        attestation_quorum: 1,
+        attestation_quorum: 0,
         fault_quorum: 1,
         slashes: SlashTerms {
             replay: units(20),
@@ -108,5 +118,44 @@ fn terms() -> RunTerms {
             coordinator: units(10),
             reporter_share: 50,
         },
+    }
+}
+
+/// A run's file with a budget of one token, that is small in every other respect too.
+fn run_file(name: &str) -> RunFile {
+    let text = format!(
+        r#"
+        [run]
+        name = "{name}"
+        rounds = 2
+        [model]
+        vocabulary_size = 512
+        hidden_size = 32
+        layers = 1
+        heads = 4
+        key_value_heads = 2
+        feed_forward_size = 64
+        context_length = 32
+        [training]
+        steps_per_round = 4
+        batch_sequences = 4
+        micro_batch_sequences = 2
+        learning_rate = 1e-3
+        [data]
+        dataset = "data"
+        [chain]
+        budget = {UNIT}
+        "#
+    );
+    RunFile::parse(&text).expect("a good file")
+}
+
+fn data_set() -> DataSet {
+    DataSet {
+        manifest: digest(1),
+        train_sequences: 10_000,
+        held_out_sequences: 2,
+        theta: digest(2),
+        theta_is_given: false,
     }
 }

@@ -24,12 +24,8 @@ async fn a_round_record_is_proven_at_a_finalised_block() {
         StorageKey::round(&RUN, Round(0)),
         StorageKey::run(&RUN),
         StorageKey::anchor(&RUN, Round(0), Stage::Admitted),
-        StorageKey::worker(&worker.node_id()),
-        StorageKey::verifier(&RUN, &verifier.node_id()),
         StorageKey::claimed(&RUN, &worker.node_id()),
         StorageKey::fault(&RUN, &worker.node_id(), Round(0)),
-        StorageKey::challenge(&RUN, Round(0)),
-        StorageKey::forfeit(&RUN, &worker.node_id()),
     ];
     let proof = client.read_proof(&keys, &block.hash).await.expect("an answer");
 
@@ -50,8 +46,8 @@ async fn a_round_record_is_proven_at_a_finalised_block() {
     ));
     let run = Run::from_state(values[1].as_ref().expect("the run is there")).expect("a run");
     assert_eq!(run.latest_finalized, Some(Round(0)));
-    assert!(values[2].is_some() && values[3].is_some() && values[4].is_some());
-    assert_eq!(values[5..], [None, None, None, None], "nothing claimed, no fault, no challenge");
+    assert!(values[2].is_some());
+    assert_eq!(values[3..], [None, None], "nothing claimed, no fault");
 
     // The same state, asked for the ordinary way.
     let state = client.state_at(&block.hash).await.expect("the state");

@@ -1,8 +1,8 @@
 use frame_support::{assert_noop, assert_ok};
 
 use crate::{
-    Attribution, Error, Event, FaultKind, FaultState, Faults, Forfeits, Runs, Verifiers, Workers,
-    mock::*,
+    Attribution, Error, Event, FaultKind, FaultState, Faults, Forfeits, Runs, Suspensions,
+    Verifiers, Workers, mock::*,
 };
 
 fn fault_state(worker: &crate::AccountId, round: u32) -> FaultState {
@@ -216,6 +216,50 @@ fn a_faulted_round_pays_nothing_and_honest_rounds_are_paid_from_the_next_total()
         assert_ok!(last.claim(&alice()));
         assert_eq!(free(&bob()), before + 600);
         assert_eq!(Runs::<Test>::get(RUN).expect("exists").claimed, 1_300);
+    });
+}
+
+#[test]
+fn what_a_fault_would_forfeit_is_not_paid_before_it_is_decided() {
+    on_running_chain(terms(), || {
+        let honest = commit_and_finalize(0, &[(alice(), 100), (bob(), 100)]);
+        let accused = commit_and_finalize(1, &[(alice(), 200), (bob(), 200)]);
+        let later = commit_and_finalize(2, &[(alice(), 300), (bob(), 300)]);
+        for round in 3..5 {
+            let earned = u128::from(round + 1) * 100;
+            commit_and_finalize(round, &[(alice(), earned), (bob(), earned)]);
+        }
+        assert_ok!(report(&verifier(0), &bob(), 1));
+        let before = free(&bob());
+        assert_noop!(accused.claim(&bob()), Error::<Test>::FaultUndecided);
+        assert_noop!(later.claim(&bob()), Error::<Test>::FaultUndecided);
+        // What was earned before is his whatever is decided, and Alice's is hers.
+        assert_ok!(honest.claim(&bob()));
+        assert_ok!(accused.claim(&alice()));
+        advance(4);
+        assert_noop!(later.claim(&bob()), Error::<Test>::FaultUndecided);
+        assert_ok!(execute(&bob(), 1));
+        assert_noop!(later.claim(&bob()), Error::<Test>::Forfeited);
+        assert_eq!(free(&bob()), before + 100);
+        assert!(Suspensions::<Test>::get(RUN, bob()).is_none());
+    });
+}
+
+#[test]
+fn an_acquitted_worker_has_the_whole_time_to_claim_what_waited() {
+    on_running_chain(terms(), || {
+        let leaves = commit_and_finalize(0, &[(alice(), 100), (bob(), 100)]);
+        assert_ok!(Training::complete_run(signed(&coordinator()), RUN, [1; 32]));
+        advance(14);
+        assert_ok!(report(&verifier(0), &bob(), 0));
+        assert_ok!(contest(&bob(), 0));
+        // Nobody decides it before the claims would have been over.
+        advance(21);
+        assert_noop!(leaves.claim(&alice()), Error::<Test>::ClaimWindowOver);
+        assert_ok!(execute(&bob(), 0));
+        assert_eq!(fault_state(&bob(), 0), FaultState::Dismissed);
+        advance(19);
+        assert_ok!(leaves.claim(&bob()));
     });
 }
 

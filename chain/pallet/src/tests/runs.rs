@@ -225,14 +225,44 @@ fn at_the_end_everybody_is_paid_back_to_the_planck_and_nothing_is_left() {
         check_invariants();
         assert_ok!(Training::prune_run(signed(&anybody()), RUN, 10));
         assert!(Runs::<Test>::get(RUN).is_none());
-        assert_eq!(free(&coordinator()), ENDOWMENT - 10_000 + 9_534);
+        // Only the deposit for the record that the id is taken stays.
+        assert_eq!(free(&coordinator()), ENDOWMENT - 10_000 + 9_534 - RECORD_DEPOSIT);
         assert_eq!(free(&verifier(0)), ENDOWMENT);
         for worker in [alice(), bob()] {
             assert_ok!(Training::announce_exit(signed(&worker)));
             assert_ok!(Training::withdraw_stake(signed(&worker)));
         }
         let total: u128 = (1..=13).map(|index| free(&account(index))).sum();
-        assert_eq!(total, 13 * ENDOWMENT, "no planck was made or lost");
+        assert_eq!(total, 13 * ENDOWMENT - RECORD_DEPOSIT, "no planck was made or lost");
+    });
+}
+
+/// Ends the run and removes every record of it.
+fn bury() {
+    assert_ok!(Training::cancel_run(signed(&coordinator()), RUN));
+    System::set_block_number(expiry());
+    assert_ok!(Training::refund_funder(signed(&anybody()), RUN, coordinator()));
+    assert_ok!(Training::settle_run(signed(&anybody()), RUN));
+    assert_ok!(Training::prune_run(signed(&anybody()), RUN, 10));
+    assert!(Runs::<Test>::get(RUN).is_none());
+}
+
+#[test]
+fn a_runs_id_is_never_that_of_another_run() {
+    on_running_chain(terms(), || {
+        // Alice never left: her membership names nothing but the id.
+        bury();
+        for who in [coordinator(), bob()] {
+            let again = Training::create_run(signed(&who), RUN, terms(), BUDGET);
+            assert_noop!(again, Error::<Test>::RunIdSpent);
+        }
+        assert_ok!(Training::create_run(signed(&coordinator()), [8; 32], terms(), BUDGET));
+        check_invariants();
+        // So nobody can accuse her in a run that she never joined, and her stake is hers.
+        assert_noop!(report(&coordinator(), &alice(), 0), Error::<Test>::RunUnknown);
+        assert_ok!(Training::announce_exit(signed(&alice())));
+        assert_ok!(Training::withdraw_stake(signed(&alice())));
+        assert_eq!(free(&alice()), ENDOWMENT);
     });
 }
 

@@ -73,9 +73,34 @@ fn joining_needs_the_runs_stake_and_happens_once() {
 }
 
 #[test]
+fn one_stake_covers_the_minimum_of_every_run_that_it_is_exposed_to() {
+    on_new_chain(|| {
+        for index in 0..3 {
+            let mut dearer = terms();
+            dearer.minimum_stake = 500 + u128::from(index) * 100;
+            let created = Training::create_run(signed(&coordinator()), [index; 32], dearer, BUDGET);
+            assert_ok!(created);
+        }
+        let join = |index: u8| Training::join_run(signed(&alice()), [index; 32]);
+        register(&alice(), 1_099);
+        assert_ok!(join(0));
+        assert_noop!(join(1), Error::<Test>::StakeTooSmall);
+        assert_ok!(Training::increase_stake(signed(&alice()), 1));
+        assert_ok!(join(1));
+        assert_noop!(join(2), Error::<Test>::StakeTooSmall);
+        // What was left is still exposed, until its faults can no longer be reported.
+        assert_ok!(Training::leave_run(signed(&alice()), [0; 32]));
+        assert_ok!(Training::increase_stake(signed(&alice()), 200));
+        assert_noop!(join(2), Error::<Test>::StakeTooSmall);
+        advance(15);
+        assert_ok!(join(2));
+    });
+}
+
+#[test]
 fn a_worker_of_sixteen_runs_must_leave_one_for_good_to_join_another() {
     on_new_chain(|| {
-        register(&alice(), STAKE);
+        register(&alice(), 17 * 500);
         for index in 0..17 {
             let created =
                 Training::create_run(signed(&coordinator()), [index; 32], terms(), BUDGET);
