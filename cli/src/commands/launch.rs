@@ -67,6 +67,8 @@ struct Started<'a> {
     account: manyhands_proto::NodeId,
     /// Given by the faucet of a development chain.
     funded: Option<manyhands_proto::Balance>,
+    /// Added to the escrow of a run that stood still for want of money.
+    refilled: Option<manyhands_proto::Balance>,
     key_is_new: bool,
 }
 
@@ -117,6 +119,7 @@ async fn start(args: Args, output: Output) -> Result<Handle, Failure> {
         page: &handle.page_url(),
         account: key.node_id(),
         funded: launched.funded,
+        refilled: launched.refilled,
         key_is_new,
     };
     output.event(&started, || Some(introduction(&started)));
@@ -165,6 +168,12 @@ fn introduction(started: &Started<'_>) -> String {
     if let Some(amount) = started.funded {
         text += &format!(
             "\nmoney   {} of play money from the development chain's faucet",
+            tokens(amount)
+        );
+    }
+    if let Some(amount) = started.refilled {
+        text += &format!(
+            "\nescrow  {} added: the run stood still for want of money, and goes on",
             tokens(amount)
         );
     }

@@ -17,6 +17,9 @@ pub(super) fn launch(error: LaunchError) -> Failure {
             ("another_run", "choose another folder with --dir, or undo the change")
         }
         LaunchError::AnotherOwner { .. } => ("another_owner", "restore the folder's node.key"),
+        LaunchError::Unfunded { .. } => {
+            ("account_empty", "send the missing amount to this account and launch again")
+        }
         LaunchError::Over { .. } => ("run_over", "change run.name or run.seed to make a new run"),
     };
     Failure::new(code, error, remedy)
@@ -57,6 +60,9 @@ fn chain(refusal: ChainRefusal) -> Failure {
         ChainRefusal::NoAddress => ("no_chain", "name one with --chain"),
         ChainRefusal::OtherGenesis { .. } => {
             ("wrong_chain", "name the run's own chain with --chain")
+        }
+        ChainRefusal::OtherRun(_) => {
+            ("other_run", "change run.name or run.seed to make a run of another id")
         }
         ChainRefusal::NoRun { .. } => {
             ("unknown_run", "name the run's own chain with --chain, or launch into another folder")

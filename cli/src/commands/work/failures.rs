@@ -55,6 +55,22 @@ fn enrol(error: EnrolError) -> Failure {
         EnrolError::Read(error) => error.into(),
         EnrolError::Submit(error) => error.into(),
         EnrolError::Faucet(error) => error.into(),
+        EnrolError::StakeTooSmall { .. } => {
+            Failure::new("stake_too_small", error, "raise it with --stake, or leave --stake out")
+        }
+        EnrolError::NoRun { .. } => {
+            Failure::new("unknown_run", error, "name a node of the run's chain with --chain")
+        }
+        EnrolError::OtherOwner { .. } | EnrolError::OtherTerms(_) => Failure::new(
+            "other_run",
+            error,
+            "do not join it; tell the run's coordinator, who has to launch it under another name",
+        ),
+        EnrolError::Leaving { .. } => Failure::new(
+            "leaving",
+            error,
+            "take the stake back with `manyhands claim --leave`, then join again",
+        ),
         EnrolError::Funds { .. } => Failure::new(
             "account_empty",
             error,
