@@ -193,7 +193,7 @@ impl Play {
             let (process, value) = self.next(scene).await?;
             match (process.as_str(), value["event"].as_str().unwrap_or_default()) {
                 ("coordinator", "round") => {
-                    let round = value["round"].as_u64().unwrap_or_default();
+                    let round = number_of(&value);
                     self.tell_round(&value);
                     scene.waiting_shares.extend(waiting_share(&value));
                     if round + 1 >= u64::from(self.file.run.rounds / 2)
@@ -221,7 +221,7 @@ impl Play {
         }
         let is_whole =
             value["admitted"].as_u64() == value["results"].as_array().map(|all| all.len() as u64);
-        if is_whole && !self.is_told(value) {
+        if is_whole && !self.is_told(number_of(value) + 1) {
             return;
         }
         let loss = value["train_loss"]
@@ -230,7 +230,7 @@ impl Play {
         let bits = value["payload_bytes"].as_u64().unwrap_or_default();
         self.teller.tell(format!(
             "round {} of {}: {} of {} updates merged{loss}, {} KiB sent, {:.1} s",
-            value["round"].as_u64().unwrap_or_default() + 1,
+            number_of(value) + 1,
             self.file.run.rounds,
             value["admitted"],
             value["results"].as_array().map_or(0, Vec::len),
@@ -239,11 +239,10 @@ impl Play {
         ));
     }
 
-    /// Of many rounds only some are told.
-    fn is_told(&self, value: &Value) -> bool {
+    /// Of many rounds only some are told, by how many rounds are over.
+    fn is_told(&self, rounds: u64) -> bool {
         let every = u64::from(self.file.run.rounds.div_ceil(ROUNDS_TOLD));
-        let round = value["round"].as_u64().unwrap_or_default();
-        round == 0 || (round + 1).is_multiple_of(every) || round >= u64::from(self.file.run.rounds)
+        rounds <= 1 || rounds.is_multiple_of(every)
     }
 
     /// Waits for an event of one process.
@@ -288,7 +287,7 @@ impl Play {
             ("coordinator", "note") if field("kind") == "audit" => {}
             ("coordinator", "note") => self.teller.tell(field("text")),
             ("coordinator", "problem") => self.teller.tell(format!("{}: {}", field("what"), field("why"))),
-            ("coordinator", "held_out_loss") if !self.is_told(value) => {}
+            ("coordinator", "held_out_loss") if !self.is_told(number_of(value)) => {}
             ("coordinator", "held_out_loss") => self.teller.tell(format!(
                 "θ of round {}: held-out loss {:.3}",
                 value["round"],
@@ -556,6 +555,10 @@ impl Scene {
         self.services.push(process);
         Ok(())
     }
+}
+
+fn number_of(event: &Value) -> u64 {
+    event["round"].as_u64().unwrap_or_default()
 }
 
 /// None for a round in which nobody trained.

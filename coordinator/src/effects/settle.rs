@@ -227,7 +227,9 @@ async fn commit_in_the_end(
             Err(error) => error,
         };
         let (reason, for_good) = (error.reason(), error.is_for_good());
-        if told.is_news(&reason) {
+        // An anchor that is under way tells by itself what keeps it.
+        let is_awaited = matches!(error, CommitError::NotAnchored(_));
+        if !is_awaited && told.is_news(&reason) {
             if for_good {
                 tracing::error!(%round, reason, "a round cannot be settled: nobody is paid for it");
             } else {
