@@ -19,7 +19,7 @@ const RUN_FILE: &str = r#"
 name = "tiny"
 rounds = ROUNDS
 workers_min = 2
-evidence_rounds = 16
+evidence_rounds = 64
 
 [model]
 vocabulary_size = 512
