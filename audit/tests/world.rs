@@ -244,7 +244,7 @@ impl World {
 
     fn obey(&mut self, id: u8) {
         let proof = Possession { round: self.machine.round(), proof: Digest::of(&[id]) };
-        let beat = Request::Beat(Beat { theta: Some(proof), steps_done: 0 });
+        let beat = Request::Beat(Beat { theta: Some(proof), steps_done: 0, leaving: false });
         let Reply::Situation(Situation { duty, .. }) = self.ask(id, beat) else { return };
         match duty {
             Duty::Train(assignment) if !self.idle.contains(&(id, assignment.round.0)) => {
@@ -305,6 +305,7 @@ impl World {
         let payload = codec.encode(&self.layout, &mut error, ends).expect("finite");
         let commitment = Commitment {
             round: assignment.round,
+            first_sequence: assignment.first_sequence,
             payload: payload.digest(),
             payload_bytes: payload.as_bytes().len() as u64,
             theta: vector::digest(&end),

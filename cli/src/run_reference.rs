@@ -67,8 +67,12 @@ fn read(path: &Path) -> Result<Invitation, Failure> {
     invitation(&text)
 }
 
+/// The whole line that `launch` prints, `manyhands join` and all, is as good as the invitation in it.
 fn invitation(text: &str) -> Result<Invitation, Failure> {
-    text.parse().explain("invitation", "copy the line that `manyhands launch` printed, whole")
+    let word = text.split_whitespace().find(|word| word.starts_with("manyhands1"));
+    word.unwrap_or(text)
+        .parse()
+        .explain("invitation", "copy the line that `manyhands launch` printed, whole")
 }
 
 #[cfg(test)]
@@ -95,6 +99,8 @@ mod tests {
         std::fs::write(&file, format!("{line}\n")).expect("write");
         let named = by_folder().expect("a run");
         assert_eq!(parse(&line).expect("a line").invitation, named.invitation);
+        let whole = parse(&format!("manyhands join {line}"));
+        assert_eq!(whole.expect("a whole line").invitation, named.invitation);
         assert_eq!(parse(file.to_str().expect("a path")).expect("a file").folder, None);
         assert_eq!(parse("nonsense").expect_err("nonsense").code, "invitation");
     }

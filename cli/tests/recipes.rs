@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use manyhands_gradient::Layout;
+use manyhands_proto::TokenCount;
 use manyhands_proto::run_file::RunFile;
+use manyhands_rules::reward;
 
 fn recipes() -> Vec<(PathBuf, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
@@ -39,6 +41,22 @@ fn every_recipe_is_a_run_of_the_size_that_it_states() {
             sizes.iter().any(|size| size.abs_diff(about) < about / 10),
             "no recipe of about {about}"
         );
+    }
+}
+
+#[test]
+fn every_budget_pays_for_its_run_with_four_times_the_workers_that_it_needs() {
+    for (path, text) in recipes() {
+        let file = RunFile::parse(&text).expect("parsed by the other test");
+        let (run, training) = (&file.run, &file.training);
+        let sequences = u64::from(run.rounds)
+            * u64::from(4 * run.workers_min)
+            * u64::from(training.batch_sequences)
+            * u64::from(training.steps_per_round);
+        let tokens = TokenCount(sequences * u64::from(file.model.context_length));
+        let work = reward::work(&file.model, tokens);
+        let cost = u128::from(work.0) * file.chain.price_per_work_unit.0;
+        assert!(cost <= file.chain.budget.0, "{}: {cost}", path.display());
     }
 }
 

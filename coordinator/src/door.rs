@@ -222,7 +222,7 @@ impl Door {
                 Ok(stake) => {
                     knock.facts.stake = stake;
                     // Closed only when the service ends.
-                    let _ = work.send(Work::Knock(knock)).await;
+                    let _ = work.send(Work::Knock(Box::new(knock))).await;
                 }
                 Err(error) => {
                     let reason = format!("the coordinator cannot read the chain now: {error}");
@@ -241,7 +241,7 @@ impl Door {
 
     async fn pass(&self, knock: Knock) {
         // Closed only when the service ends.
-        let _ = self.work.send(Work::Knock(knock)).await;
+        let _ = self.work.send(Work::Knock(Box::new(knock))).await;
     }
 }
 

@@ -42,7 +42,7 @@ pub enum RunError {
 /// What other tasks bring.
 #[derive(Debug)]
 pub(crate) enum Work {
-    Knock(Knock),
+    Knock(Box<Knock>),
     Query(oneshot::Sender<Observed>),
 }
 
@@ -127,7 +127,7 @@ impl Driver {
         }
         for work in arrived {
             match work {
-                Work::Knock(knock) => self.take_knock(&mut step, now, knock),
+                Work::Knock(knock) => self.take_knock(&mut step, now, *knock),
                 Work::Query(asker) => {
                     // Dropped if the asker has gone.
                     let status = self.state.machine.status(now);
@@ -244,7 +244,7 @@ impl Driver {
         let moved = joined.iter().flat_map(|node| self.runner.take_of(*node)).collect::<Vec<_>>();
         for effect in new.into_iter().chain(moved) {
             let peer = effects::peer(&effect);
-            let addresses = peer.map(|node| self.state.addresses(node)).unwrap_or_default();
+            let addresses = peer.map(|node| self.state.machine.addresses(node)).unwrap_or_default();
             self.runner.start(effect, addresses);
         }
     }

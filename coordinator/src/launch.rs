@@ -125,10 +125,8 @@ pub enum LaunchError {
     AnotherOwner { path: PathBuf, expected: NodeId, got: NodeId },
     #[error(transparent)]
     Chain(#[from] ChainRefusal),
-    #[error(
-        "this very run was launched before and is over ({state:?}): change its name or its seed"
-    )]
-    Over { state: RunState },
+    #[error("this very run was launched before, from another folder, and is over")]
+    Over,
     #[error(
         "the run stands still on chain, its escrow lacks {missing}; account {account} has {free}, \
          it needs {needed}: send it the rest and launch again"
@@ -194,7 +192,9 @@ pub async fn launch(order: LaunchOrder) -> Result<Launched, LaunchError> {
     }
     let run = run_id(*chain_genesis.as_bytes(), key.node_id(), spec.digest());
     let Moved { funded, refilled } = match &chain {
-        Some(chain) => Register { chain, key: &key, run: &run, spec: &spec }.ensure().await?,
+        Some(chain) => {
+            Register { chain, key: &key, run: &run, spec: &spec, resumed }.ensure().await?
+        }
         None => Moved::default(),
     };
     let coordinator = key.node_id();
@@ -257,6 +257,7 @@ struct Register<'a> {
     key: &'a NodeKey,
     run: &'a RunId,
     spec: &'a RunSpec,
+    resumed: bool,
 }
 
 impl Register<'_> {
@@ -276,9 +277,9 @@ impl Register<'_> {
             | RunState::Paused(
                 PauseReason::Owner | PauseReason::ChallengeUpheld | PauseReason::NotAttested,
             ) => Ok(Moved::default()),
-            over @ (RunState::Closed { .. } | RunState::Settled) => {
-                Err(LaunchError::Over { state: over })
-            }
+            // Claims and audits still need what the folder holds.
+            RunState::Closed { .. } | RunState::Settled if self.resumed => Ok(Moved::default()),
+            RunState::Closed { .. } | RunState::Settled => Err(LaunchError::Over),
         }
     }
 

@@ -78,6 +78,7 @@ impl Node {
         };
         let commitment = Commitment {
             round: assignment.round,
+            first_sequence: assignment.first_sequence,
             payload: blob("payload"),
             payload_bytes: 1_000,
             theta: blob("theta"),

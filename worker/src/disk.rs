@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use manyhands_proto::message::Start;
 use manyhands_proto::{Digest, NodeId, Round};
 use manyhands_rules::worker::Trained;
 use serde::de::DeserializeOwned;
@@ -94,14 +95,23 @@ impl WorkerDisk {
         write(&self.round_path(state.trained.assignment.round), state)
     }
 
-    /// Removes states that no check can be about: those of rounds from `evidence_from` on stay, and the one
-    /// that the first of them started from.
+    /// Removes states that no check can be about: those of rounds from `evidence_from` on stay, and those that
+    /// they started from.
     pub(crate) fn forget_rounds(&self, evidence_from: Round) -> Result<(), DiskError> {
-        let states = self.rounds()?;
-        let wanted = |state: &&RoundState| state.trained.assignment.round >= evidence_from;
-        let needed = states.iter().filter(wanted).count() + 1;
-        let kept = needed.clamp(ROUNDS_KEPT_MIN, ROUNDS_KEPT_MAX);
-        for state in &states[..states.len().saturating_sub(kept)] {
+        let mut states = self.rounds()?;
+        states.reverse();
+        let mut wanted = BTreeSet::new();
+        for (age, state) in states.iter().take(ROUNDS_KEPT_MAX).enumerate() {
+            let assignment = &state.trained.assignment;
+            if age < ROUNDS_KEPT_MIN || assignment.round >= evidence_from {
+                wanted.insert(assignment.round);
+                if let Start::Head { round, .. } = assignment.start {
+                    wanted.insert(round);
+                }
+            }
+        }
+        let gone = |state: &&RoundState| !wanted.contains(&state.trained.assignment.round);
+        for state in states.iter().filter(gone) {
             let path = self.round_path(state.trained.assignment.round);
             fs::remove_file(&path).map_err(|source| DiskError::Io { path, source })?;
         }
@@ -147,7 +157,7 @@ mod tests {
     use manyhands_proto::RunId;
     use manyhands_proto::TokenCount;
     use manyhands_proto::keys::NodeKey;
-    use manyhands_proto::message::{Assignment, Commitment, SignedCommitment, Start};
+    use manyhands_proto::message::{Assignment, Commitment, SignedCommitment};
 
     use super::*;
 
@@ -168,6 +178,7 @@ mod tests {
         };
         let commitment = Commitment {
             round,
+            first_sequence: 0,
             payload: blob,
             payload_bytes: 10,
             theta: blob,
@@ -185,13 +196,18 @@ mod tests {
     fn states_stay_while_a_check_may_ask_for_them() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = WorkerDisk::open(folder.path()).expect("opens");
-        for round in [5, 7, 8, 9, 10] {
+        for round in [5, 6, 7, 9, 10] {
             disk.keep_round(&state(round)).expect("kept");
         }
-        // Round 8 is checked from the state before it, which round 7 left.
+        // Round 6 did not count: round 8 started from what round 5 left.
+        let mut eighth = state(8);
+        let round = Round(5);
+        eighth.trained.assignment.start =
+            Start::Head { round, sent_values_returned: false, adam_step: 2 };
+        disk.keep_round(&eighth).expect("kept");
         disk.forget_rounds(Round(8)).expect("forgotten");
         let again = WorkerDisk::open(folder.path()).expect("opens after a restart");
-        assert_eq!(again.rounds().expect("read"), [state(7), state(8), state(9), state(10)]);
+        assert_eq!(again.rounds().expect("read"), [state(5), eighth, state(9), state(10)]);
         disk.forget_rounds(Round(100)).expect("forgotten");
         assert_eq!(disk.rounds().expect("read"), [state(9), state(10)]);
         for round in 0..100 {

@@ -16,7 +16,7 @@ use manyhands_network::data::{
     Data, DataConfig, DataHandle, FileStore, Source, StartDataError, StoreError,
 };
 use manyhands_proto::keys::NodeKey;
-use manyhands_proto::message::limits::HEAD_ROUNDS_MAX;
+use manyhands_proto::message::limits::{ADDRESSES_MAX, HEAD_ROUNDS_MAX};
 use manyhands_proto::message::{
     Heading, Join, OpenError, PROTOCOL_VERSION, Possession, Refusal, Reply, Request, SealError,
     open_announcement, open_reply, request_digest, seal_request,
@@ -42,6 +42,8 @@ const BEAT_MS: u64 = 1_000;
 const MEASURE: Duration = Duration::from_secs(2);
 /// The coordinator may be starting, or restarting.
 const FIRST_CONTACT_ATTEMPTS: u32 = 20;
+/// After so many requests that nobody answered, others are asked where the coordinator is.
+const SEARCH_AFTER: u32 = 10;
 
 /// Why a worker could not run.
 #[derive(Debug, thiserror::Error)]
@@ -213,6 +215,10 @@ async fn describe_run(line: &mut Line, config: &WorkerConfig) -> Result<RunSpec,
             }
             Err(error) => {
                 tracing::info!(%error, "the coordinator does not answer yet");
+                if attempt == 0 {
+                    let text = "the coordinator does not answer yet; trying for some minutes";
+                    (config.on_event)(WorkerEvent::Trouble { text: text.to_owned() });
+                }
                 line.look_for_coordinator().await;
             }
         }
@@ -345,8 +351,12 @@ impl Line {
     async fn look_for_coordinator(&mut self) {
         match self.control.find(self.run, self.coordinator).await {
             Ok(found) => {
-                if let Some(there) = found.into_iter().find(|at| at.node == self.coordinator) {
-                    self.addresses = there.addresses;
+                // Added, not believed: somebody else may have answered.
+                let there = found.into_iter().filter(|at| at.node == self.coordinator);
+                for address in there.flat_map(|at| at.addresses) {
+                    if !self.addresses.contains(&address) && self.addresses.len() < ADDRESSES_MAX {
+                        self.addresses.push(address);
+                    }
                 }
             }
             Err(error) => tracing::debug!(%error, "nobody to ask where the coordinator is"),
@@ -437,6 +447,8 @@ struct Service {
     /// Nonce of the newest announcement: an older one is a repetition.
     announced: u64,
     evidence_from: Round,
+    /// Requests in a row that nobody answered.
+    unanswered: u32,
 }
 
 impl Service {
@@ -458,6 +470,7 @@ impl Service {
             joined: false,
             announced: 0,
             evidence_from: Round(0),
+            unanswered: 0,
         }
     }
 
@@ -496,10 +509,17 @@ impl Service {
 
     async fn say(&mut self, request: Request) -> Result<(), DiskError> {
         match self.line.ask(&request).await {
-            Ok(reply) => self.machine.handle_reply(now(), &request, reply),
+            Ok(reply) => {
+                self.unanswered = 0;
+                self.machine.handle_reply(now(), &request, reply);
+            }
             Err(error) => {
                 tracing::info!(%error, "the coordinator did not answer");
                 self.machine.handle_no_reply(now());
+                self.unanswered += 1;
+                if self.unanswered.is_multiple_of(SEARCH_AFTER) {
+                    self.line.look_for_coordinator().await;
+                }
             }
         }
         if self.machine.is_member() && !self.joined {
@@ -524,7 +544,12 @@ impl Service {
 
     fn take(&mut self, done: Done) -> Result<(), RunWorkerError> {
         match done {
-            Done::Input(input) => self.machine.handle(now(), input),
+            Done::Input(input) => {
+                if matches!(input, Input::Trained(_)) {
+                    self.context.disk.forget_rounds(self.evidence_from)?;
+                }
+                self.machine.handle(now(), input);
+            }
             Done::Synced(theta, possession) => {
                 self.theta = Some(theta);
                 self.machine.handle(now(), Input::Synced(possession));

@@ -170,6 +170,7 @@ fn finish(
     let keep = |bytes: &[u8]| context.store.insert(bytes, Access::Nobody);
     let commitment = Commitment {
         round: assignment.round,
+        first_sequence: assignment.first_sequence,
         payload: keep(&payload)?,
         payload_bytes: payload.len() as u64,
         theta: keep(&vector::to_bytes(&outcome.theta))?,

@@ -314,19 +314,21 @@ async fn fetch_records(
     remote: &Remote,
     commitment: &RoundCommitment,
 ) -> Result<Vec<RoundRecord>, Failure> {
+    const REMEDY: &str = "ask the run's owner: its evidence is damaged";
     let mut records = VecDeque::new();
     let mut digest = commitment.evidence_digest;
-    loop {
+    // As many as the chain says, whatever the records say of each other.
+    for expected in (commitment.first_round.0..=commitment.last_round.0).rev() {
         let bytes = remote.blobs().get(digest, RECORD_BYTES_MAX).await?;
-        let record = RoundRecord::parse(&bytes)
-            .explain("record", "ask the run's owner: its evidence is damaged")?;
-        let (round, previous) = (record.round, record.previous);
-        records.push_front(record);
-        if round <= commitment.first_round {
-            return Ok(records.into());
+        let record = RoundRecord::parse(&bytes).explain("record", REMEDY)?;
+        if record.round.0 != expected {
+            let reason = format!("expected the record of round {expected}, got {}", record.round);
+            return Err(Failure::new("record", reason, REMEDY));
         }
-        digest = previous;
+        digest = record.previous;
+        records.push_front(record);
     }
+    Ok(records.into())
 }
 
 fn proven(leaves: &[RewardLeaf], account: NodeId, round: Round) -> Result<ProvenLeaf, Failure> {

@@ -21,7 +21,7 @@ pub(crate) struct Args {
     /// Where JSON-RPC is served; port 0 takes a free one. Everybody who reaches it may use the chain.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9944")]
     listen: SocketAddr,
-    /// A block is made at least so often, in milliseconds.
+    /// A block is made at least this often, in milliseconds.
     #[arg(long, value_name = "MS", default_value = "1000")]
     block_time_ms: NonZeroU64,
     #[command(flatten)]

@@ -64,11 +64,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
 pub(crate) async fn export_run(run: &str, to: &Path) -> Result<Exported, Failure> {
     if to.exists() {
         let reason = format!("{} exists already", to.display());
-        return Err(Failure::new(
-            "folder_exists",
-            reason,
-            "remove it, or choose another folder with --to",
-        ));
+        return Err(Failure::new("folder_exists", reason, "choose another folder with --to"));
     }
     let RunReference { invitation, folder } = run_reference::parse(run)?;
     let found = match folder {

@@ -113,7 +113,7 @@ fn failure(error: PrepareError) -> Failure {
         PrepareError::Tokenizer(_) => ("tokenizer", "choose another vocabulary size or tokenizer"),
         PrepareError::Write { .. } => ("disk", "make room, or choose another folder with --out"),
         PrepareError::TooLittleText { .. } => {
-            ("too_little_text", "give more text, or hold out more of it")
+            ("too_little_text", "give more documents, or raise --held-out-per-mille")
         }
         PrepareError::Manifest(_) => {
             ("data_set", "give less text, or larger shards with --shard-tokens")

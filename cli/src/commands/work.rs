@@ -59,7 +59,7 @@ struct NodeArgs {
     threads: Option<u32>,
     #[command(flatten)]
     chain: ChainArg,
-    /// Where peers reach this node (QUIC); the data plane takes the next port. Port 0 takes free ones.
+    /// Where peers reach this node (QUIC and TCP); the data plane takes the next port. Port 0 takes free ones.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
     /// Look for the run on the local network too, if its coordinator has moved.

@@ -156,7 +156,7 @@ impl Play {
             scene.workers.push(scene.stage.start(&name, program, &arguments)?);
         }
         self.teller.tell(format!(
-            "a verifier, {WORKERS} workers (the last at {SLOW_LOAD} of its speed) and {} that are not ours come in",
+            "a verifier and {WORKERS} workers come in, the last at {SLOW_LOAD} of its speed, and {} foreign ones",
             self.extra_workers.len()
         ));
         Ok(chain_url)

@@ -291,6 +291,7 @@ impl Peer {
         let moments = insert(b"no moments");
         let commitment = Commitment {
             round,
+            first_sequence: assignment.first_sequence,
             payload: insert(&payload),
             payload_bytes: payload.len() as u64,
             theta: insert(&vector::to_bytes(&end)),

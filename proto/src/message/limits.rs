@@ -21,8 +21,8 @@ pub const CLASS_BYTES_MAX: usize = 256;
 /// Longer explanations are cut when they are sealed.
 pub const REASON_BYTES_MAX: usize = 1_024;
 
-/// Rounds whose state a joining node still has.
-pub const HEAD_ROUNDS_MAX: usize = 2;
+/// Rounds whose state a joining node still has: as many as it keeps.
+pub const HEAD_ROUNDS_MAX: usize = 20;
 
 pub const COMMIT_SET_ENTRIES_MAX: usize = 65_536;
 pub const SOURCES_MAX: usize = 64;

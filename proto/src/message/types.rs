@@ -166,7 +166,7 @@ pub struct Join {
     pub tokens_per_second: u64,
     /// Where the data plane listens; the coordinator adds where it saw the peer.
     pub addresses: Vec<SocketAddr>,
-    /// The rounds (at most two) whose end state is still on this node's disk, ascending.
+    /// The rounds whose end state is still on this node's disk, ascending.
     pub head_rounds: Vec<Round>,
 }
 
@@ -176,6 +176,8 @@ pub struct Beat {
     pub theta: Option<Possession>,
     /// Inner steps of the current assignment that are done.
     pub steps_done: u32,
+    /// Takes no more work, and stays only for as long as its evidence may be asked for.
+    pub leaving: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,6 +202,8 @@ impl Possession {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Commitment {
     pub round: Round,
+    /// The first position of the assignment: a round that opened again has others.
+    pub first_sequence: u64,
     pub payload: Digest,
     pub payload_bytes: u64,
     /// θ_H, f32 canonical vector.

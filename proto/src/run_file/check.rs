@@ -5,8 +5,8 @@ use std::fmt;
 use toml_edit::{Document, Item};
 
 use super::{
-    Aggregation, Architecture, Chain, Codec, RoundTimes, Run, RunFile, RunSpec, Training,
-    Verification,
+    Aggregation, Architecture, Chain, Codec, Precision, RoundTimes, Run, RunFile, RunSpec,
+    Training, Verification,
 };
 
 /// One thing to change in a run file.
@@ -199,7 +199,7 @@ fn contradictions(sections: &Sections<'_>) -> Vec<Contradiction> {
     check_training(sections.training, &mut findings);
     check_merge(sections.codec, sections.aggregation, &mut findings);
     check_round(sections.round, &mut findings);
-    check_verification(sections.verification, &mut findings);
+    check_verification(sections.verification, sections.training.precision, &mut findings);
     check_chain(sections.chain, sections.run, &mut findings);
     findings.0
 }
@@ -319,7 +319,10 @@ fn check_round(round: &RoundTimes, findings: &mut Findings) {
     findings.within("round.silence_ms", round.silence_ms, 1_000, DAY_MS);
 }
 
-fn check_verification(verification: &Verification, findings: &mut Findings) {
+/// Honest bf16 rounds came out up to .0032 apart between a GPU and a CPU; a third of the threshold at most.
+const BF16_DISTANCE_MIN: f64 = 0.01;
+
+fn check_verification(verification: &Verification, precision: Precision, findings: &mut Findings) {
     findings.within(
         "verification.audit_rate_per_mille",
         verification.audit_rate_per_mille.into(),
@@ -335,6 +338,15 @@ fn check_verification(verification: &Verification, findings: &mut Findings) {
         1_000_000,
     );
     findings.share("verification.delta_distance_max", verification.delta_distance_max, true);
+    findings.require(
+        precision == Precision::F32 || verification.delta_distance_max >= BF16_DISTANCE_MIN,
+        "verification.delta_distance_max",
+        format!(
+            "{} is below what honest bf16 training differs by between devices",
+            verification.delta_distance_max
+        ),
+        "choose 0.02, or training.precision = \"f32\"",
+    );
     findings.share(
         "verification.first_moment_distance_max",
         verification.first_moment_distance_max,
@@ -445,6 +457,15 @@ dataset = "data"
             ],
         );
         assert!(error.problems.iter().all(|problem| !problem.remedy.is_empty()));
+    }
+
+    #[test]
+    fn a_threshold_that_honest_bf16_cannot_keep_is_refused() {
+        let text = GOOD.replace("[training]", "[training]\nprecision = \"bf16\"");
+        let error = RunFile::parse(&text).expect_err("the default threshold is for f32");
+        assert_eq!(error.problems[0].field, "verification.delta_distance_max");
+        let text = text + "\n[verification]\ndelta_distance_max = 0.02\n";
+        assert!(RunFile::parse(&text).is_ok());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Replays and evaluations: who has to do which, and what they found.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use manyhands_proto::message::{Distances, Evaluate, Replay, ReplayOutcome};
 use manyhands_proto::run_file::Verification;
@@ -47,6 +48,15 @@ impl Audits {
         self.next_id += 1;
         let task = ReplayTask { replay, before_merge, given_to: None, failed_by: Vec::new() };
         self.replays.insert(task.replay.id, task);
+    }
+
+    /// A worker is somewhere else now: what is to be replayed of it is handed out anew, under new
+    /// numbers, so that nobody's report of not finding it where it was counts.
+    pub(super) fn moved(&mut self, worker: NodeId, addresses: &[SocketAddr]) {
+        for mut task in self.take(|task| task.replay.assignment.worker == worker) {
+            task.replay.source.addresses = addresses.to_vec();
+            self.ask_replay(task.replay, task.before_merge);
+        }
     }
 
     pub(super) fn ask_evaluation(&mut self, round: Round, theta: Digest) {

@@ -76,8 +76,7 @@ impl Coordinator {
         beacon: Beacon,
     ) -> Replay {
         let worker = assignment.worker;
-        let addresses =
-            self.membership.get(worker).map(|member| member.addresses.clone()).unwrap_or_default();
+        let addresses = self.addresses(worker);
         let head_moments = head.map(|head| head.commitment.moments);
         let chunks =
             beacon.replay_chunks(worker, self.spec.verification.replay_chunks, self.chunk_count);

@@ -35,6 +35,8 @@ pub(super) struct Member {
     pub(super) last_seen: Tick,
     /// Neither left nor silent.
     pub(super) present: bool,
+    /// Takes no more work, and stays for its evidence.
+    pub(super) leaving: bool,
     /// Its stake was gone: it has to come in through the door again.
     pub(super) must_join: bool,
     /// The round whose θ it proved to hold.
@@ -55,6 +57,11 @@ pub(super) struct Member {
 impl Member {
     pub(super) fn is_worker(&self) -> bool {
         self.role == Role::Worker && self.barred.is_none()
+    }
+
+    /// Whether work can be expected of it.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.present && !self.leaving
     }
 
     /// The speed that its share of a round follows. A newcomer's own word counts up to what is
@@ -115,7 +122,7 @@ impl Membership {
     }
 
     pub(super) fn present_workers(&self) -> impl Iterator<Item = (NodeId, &Member)> {
-        self.iter().filter(|(_, member)| member.present && member.is_worker())
+        self.iter().filter(|(_, member)| member.is_at_work() && member.is_worker())
     }
 
     pub(super) fn present_verifiers(&self) -> impl Iterator<Item = (NodeId, &Member)> {
@@ -173,6 +180,7 @@ impl Membership {
             is_measured: measured.is_some(),
             last_seen: now,
             present: true,
+            leaving: false,
             must_join: false,
             theta: None,
             claimed: None,

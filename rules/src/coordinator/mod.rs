@@ -16,6 +16,7 @@ mod round;
 mod status;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 
 use crate::reward::layout;
 use manyhands_proto::message::limits::{ADDRESSES_MAX, VERIFIERS_MAX};
@@ -38,7 +39,7 @@ pub use status::{EventKind, MemberStatus, RoundStatus, Status};
 
 use self::audits::{Audits, Ended};
 use self::close::{ClosedRound, PendingFault};
-use self::membership::{Head, Membership, typical_speed};
+use self::membership::{Head, Member, Membership, typical_speed};
 use self::round::{OpenRound, Upload};
 use crate::assignment::{Candidate, Opening, plan};
 use crate::draw::Beacon;
@@ -137,6 +138,11 @@ impl Coordinator {
         kept.min(oldest)
     }
 
+    /// Where a member's data plane may be; nothing of a node that is no member.
+    pub fn addresses(&self, node: NodeId) -> Vec<SocketAddr> {
+        self.membership.get(node).map(|member| member.addresses.clone()).unwrap_or_default()
+    }
+
     /// Members that may open other members' evidence.
     pub fn verifiers(&self) -> Vec<NodeId> {
         self.membership.present_verifiers().map(|(node, _)| node).collect()
@@ -216,8 +222,8 @@ impl Coordinator {
             Request::Beat(beat) => {
                 let member = self.membership.get(from)?;
                 let recent = now.since(member.last_seen) < self.spec.round.silence_ms / 4;
-                let claims = self.is_new_claim(from, beat);
-                let quiet = member.present && recent && !member.wrong_theta && !claims;
+                let news = self.is_new_claim(from, beat) || beat.leaving != member.leaving;
+                let quiet = member.present && recent && !member.wrong_theta && !news;
                 quiet.then(|| self.situation_reply(from))
             }
             Request::Join(_)
@@ -289,6 +295,7 @@ impl Coordinator {
         {
             self.round.excused.insert(from);
         }
+        self.audits.moved(from, &join.addresses);
         self.membership.join(now, from, nonce, join, self.spec.verification.probation_checks);
         Ok(())
     }
@@ -365,6 +372,7 @@ impl Coordinator {
         let is_new = self.is_new_claim(from, beat);
         let Some(member) = self.membership.get_mut(from) else { return Ok(()) };
         member.steps_done = beat.steps_done;
+        member.leaving = beat.leaving;
         if is_new {
             member.claimed = beat.theta;
         }
@@ -397,6 +405,13 @@ impl Coordinator {
                 format!("you have no work in round {}", round.number),
             );
         };
+        if commitment.first_sequence != assignment.first_sequence {
+            let reason = format!(
+                "round {} opened again: your work is from position {} on, you committed that from {}",
+                round.number, assignment.first_sequence, commitment.first_sequence
+            );
+            return refuse(RefusalCode::NotAssigned, reason);
+        }
         if round.commitments.contains_key(&from) {
             return refuse(
                 RefusalCode::AlreadyCommitted,
@@ -609,7 +624,7 @@ impl Coordinator {
                 let awaited = self.round.assignments.keys().any(|worker| {
                     !self.round.commitments.contains_key(worker)
                         && !self.round.excused.contains(worker)
-                        && self.membership.get(*worker).is_some_and(|member| member.present)
+                        && self.membership.get(*worker).is_some_and(Member::is_at_work)
                 });
                 if awaited && now < deadline {
                     return false;
@@ -657,9 +672,9 @@ impl Coordinator {
         let first = self.round.number == Round(0);
         let needed = if first { self.spec.run.workers_min as usize } else { 1 };
         let verifiers = if first { self.spec.verification.verifiers_min as usize } else { 0 };
-        ready >= needed
-            && self.verifiers().len() >= verifiers
-            && (ready == present || deadline_passed)
+        // A round that opens again waits for those it had: they may all have been cut off at once.
+        let complete = ready == present && ready >= self.round.awaited;
+        ready >= needed && self.verifiers().len() >= verifiers && (complete || deadline_passed)
     }
 
     fn open_round(&mut self, now: Tick) {
@@ -709,10 +724,12 @@ impl Coordinator {
     /// Nobody committed: the same round is tried again with whoever is there then.
     fn reopen_round(&mut self, now: Tick) {
         let OpenRound { number, theta, first_sequence, .. } = self.round;
+        let awaited = self.round.candidates.len();
         let text = format!("round {number} opens again: nobody committed");
         self.history.note(now, EventKind::Round, text);
         let deadline = now.after_ms(self.spec.round.sync_ms);
         self.round = OpenRound::new(number, theta, first_sequence, now, deadline);
+        self.round.awaited = awaited;
     }
 
     /// From here on a commitment is a worker's head, whatever becomes of its update.

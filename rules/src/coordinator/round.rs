@@ -92,6 +92,8 @@ pub(super) struct OpenRound {
     pub(super) phase: Phase,
     pub(super) phase_since: Tick,
     pub(super) opened_at: Tick,
+    /// Workers that the round had when it opened before, and that it opens again with.
+    pub(super) awaited: usize,
     /// How long the training phase took.
     pub(super) train_ms: u64,
     pub(super) candidates: Vec<Candidate>,
@@ -132,6 +134,7 @@ impl OpenRound {
             phase: Phase::Gathering { deadline },
             phase_since: now,
             opened_at: now,
+            awaited: 0,
             train_ms: 0,
             candidates: Vec::new(),
             verified: false,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use manyhands_proto::message::Role;
+use manyhands_proto::message::limits::STATUS_BYTES_MAX;
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, Tick, WorkUnits};
 use serde::{Deserialize, Serialize};
 
@@ -40,8 +41,16 @@ pub struct Status {
 }
 
 impl Status {
+    /// As it travels in a message, which has a limit: the oldest rounds are left out if they must be.
     pub fn to_json(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("plain structs serialise")
+        let json = |status: &Self| serde_json::to_vec(status).expect("plain structs serialise");
+        let mut bytes = json(self);
+        let mut shorter = self.clone();
+        while bytes.len() > STATUS_BYTES_MAX && !shorter.history.is_empty() {
+            shorter.history.drain(..shorter.history.len().div_ceil(2));
+            bytes = json(&shorter);
+        }
+        bytes
     }
 }
 

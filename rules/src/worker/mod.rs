@@ -7,6 +7,7 @@
 //! or a synchronisation all need the device. What a result names must be on disk before the result
 //! is handed in.
 
+use manyhands_proto::message::limits::HEAD_ROUNDS_MAX;
 use manyhands_proto::message::{
     Assignment, Beat, Duty, Evaluate, Evaluation, Join, Possession, Refusal, RefusalCode, Replay,
     Reply, Request, SignedCommitment, Situation, Sync, Verdict,
@@ -16,6 +17,8 @@ use serde::{Deserialize, Serialize};
 
 /// Requests in a row without an answer, after which a node that was asked to stop just goes.
 const GOODBYES_MAX: u32 = 3;
+/// The same for one whose evidence may still be asked for: a coordinator restarts within a minute or two.
+const GOODBYES_OWING_MAX: u32 = 120;
 
 /// What a node knows of itself when it starts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,6 +111,8 @@ pub struct Worker {
     identity: Identity,
     membership: Membership,
     doing: Doing,
+    /// What the last training is, or was, about.
+    at_work: Option<Assignment>,
     theta: Option<Possession>,
     /// The last commitment made, sent until the coordinator has it.
     trained: Option<Trained>,
@@ -134,6 +139,7 @@ impl Worker {
             identity,
             membership: Membership::Outside,
             doing: Doing::Nothing,
+            at_work: None,
             theta: None,
             trained,
             commitment_is_known: true,
@@ -202,7 +208,8 @@ impl Worker {
             return None;
         }
         self.next_beat = now.after_ms(self.identity.beat_ms);
-        Some(Request::Beat(Beat { theta: self.theta, steps_done: self.steps_done }))
+        let (theta, steps_done, leaving) = (self.theta, self.steps_done, self.stopping);
+        Some(Request::Beat(Beat { theta, steps_done, leaving }))
     }
 
     /// When [`Self::poll_request`] will next have something to say on its own.
@@ -238,7 +245,8 @@ impl Worker {
     pub fn handle_no_reply(&mut self, now: Tick) {
         self.silent_until = now.after_ms(self.identity.beat_ms);
         self.unanswered += 1;
-        if self.stopping && self.unanswered >= GOODBYES_MAX && !self.owes_evidence() {
+        let tries = if self.owes_evidence() { GOODBYES_OWING_MAX } else { GOODBYES_MAX };
+        if self.stopping && self.unanswered >= tries {
             self.exit(Exit::Left);
         }
     }
@@ -298,7 +306,8 @@ impl Worker {
 
     fn follow(&mut self, duty: &Duty, verifiers: Vec<NodeId>) {
         if let Doing::Train(round) = self.doing {
-            let still = matches!(duty, Duty::Train(assignment) if assignment.round == round);
+            // A round that opened again may ask for other work.
+            let still = matches!(duty, Duty::Train(assignment) if Some(assignment) == self.at_work.as_ref());
             if !still {
                 self.effects.push(Effect::Abort { round });
             }
@@ -311,6 +320,7 @@ impl Worker {
         }
         match duty {
             Duty::Gathering { .. } | Duty::Wait { .. } => {}
+            Duty::Sync(_) | Duty::Tasks(_) if self.stopping => {}
             Duty::Train(assignment) => self.follow_assignment(assignment),
             Duty::Upload(commit_set) => {
                 let round = commit_set.round;
@@ -369,6 +379,9 @@ impl Worker {
             // Trained before a restart, or the commitment was lost on its way.
             self.commitment_is_known = false;
         } else {
+            // What is there belongs to an opening of the round that is no more.
+            self.commitment_is_known = true;
+            self.at_work = Some(assignment.clone());
             self.start(Doing::Train(round), Effect::Train(assignment.clone()));
         }
     }
@@ -389,8 +402,10 @@ impl Worker {
             Input::Trained(trained) => {
                 let round = trained.assignment.round;
                 self.identity.join.head_rounds = recent(&self.identity.join.head_rounds, round);
+                let wanted =
+                    matches!(self.duty(), Some(Duty::Train(now)) if *now == trained.assignment);
                 self.trained = Some(trained);
-                self.commitment_is_known = false;
+                self.commitment_is_known = !wanted;
                 self.done(now);
             }
             Input::Replayed(verdict) => {
@@ -436,31 +451,16 @@ impl Worker {
     /// A worker that asked to stop stays while its evidence is wanted: leaving in the middle would
     /// cost it the round.
     fn may_leave(&self) -> bool {
-        let idle = self.doing == Doing::Nothing && self.commitment_is_known;
-        self.stopping && idle && !self.owes_evidence()
+        let said =
+            self.commitment_is_known && self.verdicts.is_empty() && self.evaluations.is_empty();
+        self.stopping && self.doing == Doing::Nothing && said && !self.owes_evidence()
     }
 
-    /// Whether leaving now would cost a round that is committed.
+    /// Whether leaving now could cost a round that is committed: it may still be checked.
     fn owes_evidence(&self) -> bool {
-        match self.duty() {
-            None => false,
-            Some(Duty::Upload(_)) => true,
-            Some(Duty::Wait { .. }) => self.round_is_open(),
-            Some(
-                Duty::Gathering { .. }
-                | Duty::Train(_)
-                | Duty::Sync(_)
-                | Duty::Tasks(_)
-                | Duty::Complete { .. }
-                | Duty::Dismissed(_),
-            ) => false,
-        }
-    }
-
-    /// Whether our commitment belongs to the round that the coordinator is in.
-    fn round_is_open(&self) -> bool {
         let committed = self.trained.as_ref().map(|trained| trained.assignment.round);
-        matches!(self.duty(), Some(Duty::Wait { round, .. }) if committed == Some(*round))
+        let evidence_from = self.situation.as_ref().map(|situation| situation.evidence_from);
+        committed.zip(evidence_from).is_some_and(|(committed, from)| from <= committed)
     }
 
     fn exit(&mut self, exit: Exit) {
@@ -471,12 +471,12 @@ impl Worker {
     }
 }
 
-/// The two newest rounds.
+/// The newest rounds.
 fn recent(rounds: &[Round], new: Round) -> Vec<Round> {
     let mut rounds: Vec<_> = rounds.iter().copied().filter(|round| *round != new).collect();
     rounds.push(new);
     rounds.sort_unstable();
-    rounds.split_off(rounds.len().saturating_sub(2))
+    rounds.split_off(rounds.len().saturating_sub(HEAD_ROUNDS_MAX))
 }
 
 #[cfg(test)]

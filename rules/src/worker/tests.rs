@@ -46,6 +46,7 @@ fn trained(round: u32) -> Trained {
     let digest = Digest::of(b"some blob");
     let commitment = Commitment {
         round: Round(round),
+        first_sequence: 0,
         payload: digest,
         payload_bytes: 9,
         theta: digest,
@@ -202,4 +203,38 @@ fn a_lost_state_is_confessed_by_joining_without_it() {
     worker.handle(Tick(100), Input::HeadLost { round: Round(0) });
     let request = worker.poll_request(Tick(100)).expect("it is time to speak");
     assert!(matches!(request, Request::Join(join) if join.head_rounds.is_empty()));
+}
+
+#[test]
+fn a_round_that_opens_again_is_trained_again_and_the_old_work_is_not_committed() {
+    let mut worker = worker(None);
+    tell(&mut worker, 0, Duty::Train(assignment(0)));
+    let anew = Assignment { first_sequence: 8, ..assignment(0) };
+    let (_, effects) = tell(&mut worker, 100, Duty::Train(anew.clone()));
+    assert_eq!(effects, [Effect::Abort { round: Round(0) }]);
+    // It was done before it heard of the abort.
+    worker.handle(Tick(150), Input::Trained(trained(0)));
+    let (request, effects) = tell(&mut worker, 200, Duty::Train(anew.clone()));
+    assert!(matches!(request, Request::Beat(_)), "{request:?}");
+    assert_eq!(effects, [Effect::Train(anew)]);
+}
+
+#[test]
+fn a_worker_that_stops_stays_while_its_last_round_may_be_checked() {
+    let mut worker = worker(None);
+    tell(&mut worker, 0, Duty::Train(assignment(0)));
+    worker.handle(Tick(50), Input::Trained(trained(0)));
+    worker.handle(Tick(60), Input::Stop);
+    let mut hear = |now: u64, evidence_from: u32| {
+        let request = worker.poll_request(Tick(now)).expect("it speaks");
+        let duty = Duty::Wait { round: Round(1), reason: WaitReason::NextRound };
+        let evidence_from = Round(evidence_from);
+        let situation = Situation { duty, verifiers: Vec::new(), evidence_from };
+        worker.handle_reply(Tick(now), &request, Reply::Situation(situation));
+        request
+    };
+    assert!(matches!(hear(100, 0), Request::Commit(_)));
+    assert!(matches!(hear(200, 0), Request::Beat(beat) if beat.leaving));
+    assert!(matches!(hear(300, 1), Request::Beat(_)));
+    assert_eq!(hear(400, 1), Request::Leave);
 }

@@ -20,7 +20,10 @@ pub(super) fn launch(error: LaunchError) -> Failure {
         LaunchError::Unfunded { .. } => {
             ("account_empty", "send the missing amount to this account and launch again")
         }
-        LaunchError::Over { .. } => ("run_over", "change run.name or run.seed to make a new run"),
+        LaunchError::Over => (
+            "run_over",
+            "launch it from that folder to serve its evidence, or change run.name or run.seed",
+        ),
     };
     Failure::new(code, error, remedy)
 }

@@ -1,5 +1,6 @@
 //! What a worker's errors mean for whoever runs it.
 
+use manyhands_chain_client::ConnectError;
 use manyhands_worker::{EnrolError, RunWorkerError};
 
 use crate::failure::Failure;
@@ -7,7 +8,15 @@ use crate::remote::refused;
 
 pub(super) fn run(error: RunWorkerError) -> Failure {
     let (code, remedy) = match error {
-        RunWorkerError::Chain(error) => return error.into(),
+        RunWorkerError::Chain(ConnectError::Unreachable { .. }) => (
+            "chain_unreachable",
+            "check that this node can be reached from here, or name another with --chain",
+        ),
+        RunWorkerError::Chain(
+            error @ (ConnectError::Address { .. }
+            | ConnectError::OtherRuntime { .. }
+            | ConnectError::Node { .. }),
+        ) => return error.into(),
         RunWorkerError::Enrol(error) => return enrol(error),
         RunWorkerError::Refused(refusal) => return refused(&refusal),
         RunWorkerError::Disk(_) | RunWorkerError::Store(_) | RunWorkerError::DiskFails(_) => {

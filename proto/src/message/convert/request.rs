@@ -96,6 +96,7 @@ impl From<&Beat> for wire::Beat {
             theta_round: beat.theta.map(|theta| theta.round.0),
             possession: beat.theta.map(|theta| theta.proof.as_bytes().to_vec()).unwrap_or_default(),
             steps_done: beat.steps_done,
+            leaving: beat.leaving,
         }
     }
 }
@@ -116,7 +117,7 @@ impl TryFrom<wire::Beat> for Beat {
             }
         };
         at_most("beat.steps_done", wire.steps_done.into(), STEPS_MAX.into())?;
-        Ok(Self { theta, steps_done: wire.steps_done })
+        Ok(Self { theta, steps_done: wire.steps_done, leaving: wire.leaving })
     }
 }
 

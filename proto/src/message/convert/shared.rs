@@ -10,8 +10,8 @@ use crate::{NodeId, RunId, TokenCount};
 
 impl From<&Commitment> for wire::Commitment {
     fn from(commitment: &Commitment) -> Self {
-        let Commitment { round, payload, payload_bytes, theta, moments, error, tokens, loss } =
-            commitment;
+        let Commitment { round, first_sequence, payload, payload_bytes, .. } = commitment;
+        let Commitment { theta, moments, error, tokens, loss, .. } = commitment;
         Self {
             round: round.0,
             payload: payload.as_bytes().to_vec(),
@@ -21,6 +21,7 @@ impl From<&Commitment> for wire::Commitment {
             error: error.as_bytes().to_vec(),
             tokens: tokens.0,
             loss: *loss,
+            first_sequence: *first_sequence,
         }
     }
 }
@@ -32,6 +33,7 @@ impl TryFrom<wire::Commitment> for Commitment {
         let bytes = at_most("commitment.payload_bytes", wire.payload_bytes, BLOB_BYTES_MAX)?;
         Ok(Self {
             round: round("commitment.round", wire.round)?,
+            first_sequence: at_most("commitment.first_sequence", wire.first_sequence, COUNT_MAX)?,
             payload: digest("commitment.payload", &wire.payload)?,
             payload_bytes: bytes,
             theta: digest("commitment.theta", &wire.theta)?,

@@ -61,7 +61,7 @@ fn requests_outside_the_limits_are_refused_by_field() {
     assert_eq!(joined(|join| join.head_rounds.reverse()), "join.head_rounds");
     assert_eq!(joined(|join| join.head_rounds = [0, 1, 2].map(Round).to_vec()), "join.head_rounds");
     assert_eq!(joined(|join| join.head_rounds = vec![Round(u32::MAX)]), "join.head_rounds");
-    let beat = Request::Beat(Beat { theta: None, steps_done: STEPS_MAX + 1 });
+    let beat = Request::Beat(Beat { theta: None, steps_done: STEPS_MAX + 1, leaving: false });
     assert_eq!(refused_request(&beat), "beat.steps_done");
     for delta in [f64::NAN, f64::INFINITY, -1.0] {
         let compared = ReplayOutcome::Compared(Distances { delta, ..distances() });
@@ -154,7 +154,8 @@ fn wire_messages_that_no_program_of_ours_sends_are_refused() {
     let addresses = vec!["example.org:1".to_owned()];
     let join = wire::Join { addresses, ..(&join()).into() };
     assert!(parse(Some(wire::request::Kind::Join(join))).is_err());
-    let beat = wire::Beat { theta_round: None, possession: vec![0; 32], steps_done: 0 };
+    let beat =
+        wire::Beat { theta_round: None, possession: vec![0; 32], steps_done: 0, leaving: false };
     assert!(parse(Some(wire::request::Kind::Beat(beat))).is_err());
     let verdict = wire::Verdict { id: 1, outcome: None };
     assert!(parse(Some(wire::request::Kind::Verdict(verdict))).is_err());

@@ -46,6 +46,7 @@ fn addresses() -> Vec<SocketAddr> {
 fn commitment() -> Commitment {
     Commitment {
         round: Round(4),
+        first_sequence: 77,
         payload: digest("payload"),
         payload_bytes: 123_456,
         theta: digest("theta"),
@@ -116,8 +117,8 @@ fn requests() -> Vec<Request> {
             role: Role::Worker,
             ..join()
         }),
-        Request::Beat(Beat { theta: Some(possession), steps_done: 3 }),
-        Request::Beat(Beat { theta: None, steps_done: 0 }),
+        Request::Beat(Beat { theta: Some(possession), steps_done: 3, leaving: true }),
+        Request::Beat(Beat { theta: None, steps_done: 0, leaving: false }),
         Request::Commit(SignedCommitment::sign(&worker(), RUN, commitment())),
         verdict(ReplayOutcome::Compared(distances())),
         verdict(ReplayOutcome::Withheld("chunk 3 was not opened".to_owned())),

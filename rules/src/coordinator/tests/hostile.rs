@@ -110,7 +110,7 @@ fn who_takes_its_stake_back_is_out_until_it_joins_with_another() {
     assert_eq!(world.outcome(1, 1), &Outcome::Admitted);
     assert!(world.records[1].candidates.iter().all(|candidate| candidate.worker != node(2)));
     assert!(is_refused(
-        &world.ask(2, Request::Beat(Beat { theta: None, steps_done: 0 })),
+        &world.ask(2, Request::Beat(Beat { theta: None, steps_done: 0, leaving: false })),
         RefusalCode::NotAMember
     ));
     world.stakeless.clear();
@@ -162,7 +162,7 @@ fn evidence_is_asked_for_while_an_audit_waits_and_not_for_ever() {
     // The verifier beats, and does nothing else.
     let idle = |world: &mut World| {
         world.turn(&[1, 2], &[]);
-        world.ask(9, Request::Beat(Beat { theta: None, steps_done: 0 }));
+        world.ask(9, Request::Beat(Beat { theta: None, steps_done: 0, leaving: false }));
     };
     while world.machine.round() < Round(10) {
         idle(&mut world);
@@ -173,4 +173,89 @@ fn evidence_is_asked_for_while_an_audit_waits_and_not_for_ever() {
     }
     assert_eq!(wanted_from(&world), Round(14));
     assert_eq!(world.outcome(0, 1), &Outcome::Admitted, "a slow verifier costs a worker nothing");
+}
+
+#[test]
+fn work_for_an_opening_of_a_round_that_is_no_more_is_not_taken_for_other_work() {
+    let mut spec = tests_support::spec();
+    (spec.run.workers_min, spec.round.silence_ms) = (1, 1_000);
+    let mut world = World::new(spec);
+    world.join(1, Role::Worker);
+    world.join(2, Role::Worker);
+    while !matches!(world.machine.phase(), Phase::Training { .. }) {
+        world.turn(&[1, 2], &[]);
+    }
+    let of = |world: &World, id: u8| world.machine.round.assignments.get(&node(id)).cloned();
+    let second = if of(&world, 1).expect("assigned").first_sequence == 0 { 2 } else { 1 };
+    let before = of(&world, second).expect("assigned");
+
+    // The coordinator hears of nobody for a while; then of one of them.
+    world.now = world.now.after_ms(2_000);
+    world.handle(Input::Timeout);
+    assert!(matches!(world.machine.phase(), Phase::Gathering { .. }));
+    world.obey(second);
+    world.machine.poll_effects().into_iter().for_each(|effect| world.perform(effect));
+    assert!(matches!(world.machine.phase(), Phase::Gathering { .. }), "the other may come too");
+    world.now = world.now.after_ms(world.machine.spec().round.sync_ms);
+    let beat = Beat { theta: None, steps_done: 0, leaving: false };
+    world.ask(second, Request::Beat(beat));
+    world.handle(Input::Timeout);
+    let after = of(&world, second).expect("assigned anew");
+    assert_ne!(after.first_sequence, before.first_sequence);
+
+    let blob = Digest::of(b"the old work");
+    let commitment = Commitment {
+        round: before.round,
+        first_sequence: before.first_sequence,
+        payload: blob,
+        payload_bytes: 100,
+        theta: blob,
+        moments: blob,
+        error: blob,
+        tokens: TokenCount(u64::from(after.sequences) * 32),
+        loss: 3.0,
+    };
+    let signed = SignedCommitment::sign(&key(second), RUN, commitment);
+    assert!(is_refused(&world.ask(second, Request::Commit(signed)), RefusalCode::NotAssigned));
+}
+
+#[test]
+fn a_worker_that_came_back_elsewhere_is_replayed_where_it_is() {
+    let mut world = World::new(tests_support::spec());
+    world.join(1, Role::Worker);
+    world.join(2, Role::Worker);
+    world.join(9, Role::Verifier);
+    while world.machine.audits.replays_of(node(9)).is_empty() {
+        world.turn(&[1, 2], &[]);
+        world.ask(9, Request::Beat(Beat { theta: None, steps_done: 0, leaving: false }));
+    }
+    let old = world.machine.audits.replays_of(node(9));
+    let worker = old[0].assignment.worker;
+    let id = if worker == node(1) { 1 } else { 2 };
+    let there = SocketAddr::from(([10, 0, 0, 9], 7));
+    world.ask(id, Request::Join(Join { addresses: vec![there], ..join(Role::Worker) }));
+    let new = world.machine.audits.replays_of(node(9));
+    let moved = new.iter().find(|replay| replay.assignment.worker == worker).expect("still asked");
+    assert_eq!(moved.source.addresses, [there]);
+    let outcome = ReplayOutcome::Withheld("nobody was where it had been".to_owned());
+    let verdict = Verdict { id: old[0].id, outcome };
+    assert!(is_refused(&world.ask(9, Request::Verdict(verdict)), RefusalCode::NotYourTask));
+}
+
+#[test]
+fn a_worker_that_leaves_is_given_no_more_work_and_not_waited_for() {
+    let mut spec = tests_support::spec();
+    spec.run.rounds = 4;
+    let mut world = World::new(spec);
+    world.join(1, Role::Worker);
+    world.join(2, Role::Worker);
+    while world.machine.round() < Round(1) {
+        world.turn(&[1, 2], &[]);
+    }
+    world.ask(2, Request::Beat(Beat { theta: None, steps_done: 0, leaving: true }));
+    while world.machine.round() < Round(3) {
+        world.turn(&[1], &[]);
+        world.ask(2, Request::Beat(Beat { theta: None, steps_done: 0, leaving: true }));
+    }
+    assert!(world.records[2].candidates.iter().all(|candidate| candidate.worker != node(2)));
 }

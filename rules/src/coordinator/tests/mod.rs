@@ -107,13 +107,14 @@ impl World {
 
     fn obey(&mut self, id: u8) {
         let proof = Possession { round: self.machine.round(), proof: Digest::of(&[id]) };
-        let beat = Request::Beat(Beat { theta: Some(proof), steps_done: 0 });
+        let beat = Request::Beat(Beat { theta: Some(proof), steps_done: 0, leaving: false });
         let Reply::Situation(Situation { duty, .. }) = self.ask(id, beat) else { return };
         match duty {
             Duty::Train(assignment) => {
                 let blob = Digest::of(&[id, assignment.round.0 as u8]);
                 let commitment = Commitment {
                     round: assignment.round,
+                    first_sequence: assignment.first_sequence,
                     payload: blob,
                     payload_bytes: 100,
                     theta: blob,
@@ -348,6 +349,7 @@ fn a_repeated_message_and_a_second_commitment_are_refused_with_their_codes() {
     let digest = Digest::of(b"another");
     let commitment = Commitment {
         round: Round(0),
+        first_sequence: 0,
         payload: digest,
         payload_bytes: 1,
         theta: digest,
