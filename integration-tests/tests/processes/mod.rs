@@ -266,8 +266,9 @@ fn a_run_by_hand_from_the_chain_to_the_sample() {
 
 #[test]
 fn killed_processes_come_back_and_the_run_goes_on() {
-    // More than the restarts take: rounds of so small a model take a second.
-    let mut bench = Bench::new(30);
+    // Longer than the restarts take on any machine: a round is more than a second of training.
+    let text = RUN_FILE.replace("ROUNDS", "30");
+    let mut bench = Bench::with(&text.replace("steps_per_round = 4", "steps_per_round = 100"));
     let (mut coordinator, launched) = bench.launch();
     let invitation = text_of(&launched, "invitation");
     let mut verifier = bench.node("verify", "verifier", &invitation);
