@@ -1,6 +1,8 @@
 //! One round of a run in one process, without network or chain: train, encode the update, merge it, step.
 //!
-//!     cargo run -p manyhands-examples --example train_one_round
+//! ```text
+//! cargo run -p manyhands-examples --example train_one_round
+//! ```
 
 use std::sync::Arc;
 

@@ -1,6 +1,8 @@
 //! Measures how fast this machine trains a model, and how micro-batches change it.
 //!
-//!     measure VOCABULARY HIDDEN LAYERS HEADS KV_HEADS FEED_FORWARD CONTEXT THREADS MICRO_BATCH…
+//! ```text
+//! measure VOCABULARY HIDDEN LAYERS HEADS KV_HEADS FEED_FORWARD CONTEXT THREADS MICRO_BATCH…
+//! ```
 
 use std::time::Duration;
 

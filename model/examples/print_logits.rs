@@ -1,7 +1,9 @@
 //! Writes the logits of an imported folder as JSON, for `scripts/check-transformers` to compare.
 //!
-//!     print_logits make FOLDER   writes a small model with made-up weights
-//!     print_logits FOLDER        prints {"tokens": [[…]], "logits": [[[…]]]}
+//! ```text
+//! print_logits make FOLDER   writes a small model with made-up weights
+//! print_logits FOLDER        prints {"tokens": [[…]], "logits": [[[…]]]}
+//! ```
 
 use std::path::Path;
 

@@ -1,8 +1,10 @@
 //! A worker that cheats, to see it caught: it trains the first fifth of its steps and stretches what came of
 //! them to the length of an honest update. Everything else it does as it should, with the same library.
 //!
-//!     manyhands demo --extra-worker target/debug/cheating-worker
-//!     cheating-worker ADDRESS --dir DIR
+//! ```text
+//! manyhands demo --extra-worker target/debug/cheating-worker
+//! cheating-worker ADDRESS --dir DIR
+//! ```
 //!
 //! It takes the arguments of `manyhands join` that it needs.
 

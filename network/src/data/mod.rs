@@ -4,7 +4,7 @@
 //! A connection is symmetric: whoever dialled, both sides may ask over it, so a worker behind a NAT
 //! that dials the coordinator can be asked for its payload. A blob moves as one stream per MiB, about
 //! 16 in flight, each checked when it is whole; a chunk that does not match is its sender's fault.
-//! What goes over a stream is described in [`wire`].
+//! What goes over a stream is described in `wire.rs`.
 
 mod congestion;
 mod endpoint;
