@@ -280,8 +280,9 @@ async fn introduce(
     let memory_bytes = memory_bytes(context.device)?;
     context.tell(WorkerEvent::Measured { class: class.clone(), tokens_per_second, memory_bytes });
     let states = context.disk.rounds()?;
-    let newest = states.iter().rev().take(HEAD_ROUNDS_MAX);
-    let head_rounds = newest.map(|state| state.trained.assignment.round).collect();
+    // The newest, ascending.
+    let newest = &states[states.len().saturating_sub(HEAD_ROUNDS_MAX)..];
+    let head_rounds = newest.iter().map(|state| state.trained.assignment.round).collect();
     let join = Join {
         role,
         version: PROTOCOL_VERSION,

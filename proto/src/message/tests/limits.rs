@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::message::limits::{
-    ADDRESSES_MAX, CHUNKS_MAX, COMMIT_SET_ENTRIES_MAX, REASON_BYTES_MAX, REPLY_BYTES_MAX,
-    REQUEST_BYTES_MAX, ROUND_MAX, SOURCES_MAX, SPEC_BYTES_MAX, STATUS_BYTES_MAX, STEPS_MAX,
-    TASKS_MAX, VERIFIERS_MAX,
+    ADDRESSES_MAX, CHUNKS_MAX, COMMIT_SET_ENTRIES_MAX, HEAD_ROUNDS_MAX, REASON_BYTES_MAX,
+    REPLY_BYTES_MAX, REQUEST_BYTES_MAX, ROUND_MAX, SOURCES_MAX, SPEC_BYTES_MAX, STATUS_BYTES_MAX,
+    STEPS_MAX, TASKS_MAX, VERIFIERS_MAX,
 };
 
 #[test]
@@ -59,7 +59,9 @@ fn requests_outside_the_limits_are_refused_by_field() {
     assert_eq!(joined(|join| join.memory_bytes = u64::MAX), "join.memory_bytes");
     assert_eq!(joined(|join| join.tokens_per_second = u64::MAX), "join.tokens_per_second");
     assert_eq!(joined(|join| join.head_rounds.reverse()), "join.head_rounds");
-    assert_eq!(joined(|join| join.head_rounds = [0, 1, 2].map(Round).to_vec()), "join.head_rounds");
+    let too_many = (0..=HEAD_ROUNDS_MAX as u32).map(Round).collect();
+    let crowded = Request::Join(Join { head_rounds: too_many, ..join() });
+    assert_eq!(refused_request(&crowded), "join.head_rounds");
     assert_eq!(joined(|join| join.head_rounds = vec![Round(u32::MAX)]), "join.head_rounds");
     let beat = Request::Beat(Beat { theta: None, steps_done: STEPS_MAX + 1, leaving: false });
     assert_eq!(refused_request(&beat), "beat.steps_done");
