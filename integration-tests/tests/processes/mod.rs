@@ -276,7 +276,10 @@ fn killed_processes_come_back_and_the_run_goes_on() {
     let mut unlucky = bench.node("join", "unlucky", &invitation);
     let unlucky_id = text_of(&unlucky.wait_for("starting"), "node");
 
-    coordinator.wait_for("round");
+    // By then it has the end states of several rounds to come back with.
+    for _ in 0..3 {
+        coordinator.wait_for("round");
+    }
     unlucky.kill();
     // It may have been killed after its update was there.
     while !closed_without(&coordinator.wait_for("round"), &unlucky_id) {}

@@ -139,25 +139,6 @@ fn training_is_aborted_when_the_round_goes_on_without_us() {
 }
 
 #[test]
-fn a_worker_that_is_asked_to_stop_stays_until_its_evidence_is_no_longer_wanted() {
-    let mut worker = worker(Some(trained(0)));
-    let set = CommitSet { round: Round(0), entries: Vec::new() };
-    tell(&mut worker, 0, Duty::Upload(set.clone()));
-    worker.handle(Tick(50), Input::Stop);
-    let (request, _) = tell(&mut worker, 50, Duty::Upload(set));
-    assert!(matches!(request, Request::Beat(_)));
-    let merging = Duty::Wait { round: Round(0), reason: WaitReason::Merge };
-    let (request, _) = tell(&mut worker, 200, merging);
-    assert!(matches!(request, Request::Beat(_)));
-    let next = Duty::Wait { round: Round(1), reason: WaitReason::Others };
-    let (_, effects) = tell(&mut worker, 400, next.clone());
-    assert!(effects.is_empty());
-    let (request, effects) = tell(&mut worker, 400, next);
-    assert_eq!((request, effects), (Request::Leave, vec![Effect::Exit(Exit::Left)]));
-    assert_eq!(worker.poll_request(Tick(9_999)), None);
-}
-
-#[test]
 fn a_refusal_that_cannot_be_mended_ends_the_worker_with_its_reason() {
     let mut worker = worker(None);
     let request = worker.poll_request(Tick(0)).expect("joins");
@@ -237,4 +218,6 @@ fn a_worker_that_stops_stays_while_its_last_round_may_be_checked() {
     assert!(matches!(hear(200, 0), Request::Beat(beat) if beat.leaving));
     assert!(matches!(hear(300, 1), Request::Beat(_)));
     assert_eq!(hear(400, 1), Request::Leave);
+    assert_eq!(worker.poll_effects().last(), Some(&Effect::Exit(Exit::Left)));
+    assert_eq!(worker.poll_request(Tick(9_999)), None);
 }

@@ -349,7 +349,7 @@ fn a_repeated_message_and_a_second_commitment_are_refused_with_their_codes() {
     let digest = Digest::of(b"another");
     let commitment = Commitment {
         round: Round(0),
-        first_sequence: 0,
+        first_sequence: world.machine.round.assignments[&node(1)].first_sequence,
         payload: digest,
         payload_bytes: 1,
         theta: digest,
