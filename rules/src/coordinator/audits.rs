@@ -50,12 +50,13 @@ impl Audits {
         self.replays.insert(task.replay.id, task);
     }
 
-    /// A worker is somewhere else now: what is to be replayed of it is handed out anew, under new
-    /// numbers, so that nobody's report of not finding it where it was counts.
+    /// A worker is somewhere else now. Its tasks stay what they are: whoever could renew them by coming
+    /// again would never be judged.
     pub(super) fn moved(&mut self, worker: NodeId, addresses: &[SocketAddr]) {
-        for mut task in self.take(|task| task.replay.assignment.worker == worker) {
-            task.replay.source.addresses = addresses.to_vec();
-            self.ask_replay(task.replay, task.before_merge);
+        for task in self.replays.values_mut() {
+            if task.replay.assignment.worker == worker {
+                task.replay.source.addresses = addresses.to_vec();
+            }
         }
     }
 
