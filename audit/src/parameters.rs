@@ -3,16 +3,15 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use manyhands_gradient::aggregate::WorkerUpdate;
+use manyhands_gradient::aggregate::Member;
 use manyhands_gradient::codec::{Update, payload_bytes_max};
 use manyhands_gradient::{
-    Admitted, CHUNK, Layout, OuterUpdate, Revoked, initial_theta, merge, outer_learning_rate,
-    vector,
+    Admitted, Layout, OuterState, Revoked, initial_theta, merge, outer_learning_rate, vector,
 };
 use manyhands_proto::message::Merge;
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, TokenCount};
-use manyhands_rules::record::{Outcome, Revocation, RoundRecord};
+use manyhands_rules::record::{Outcome, RoundRecord};
 
 use crate::evidence::Evidence;
 use crate::pay::effective;
@@ -39,10 +38,10 @@ struct Contributions {
 }
 
 impl Contributions {
-    fn borrowed(&self) -> Vec<(WorkerUpdate<'_>, TokenCount)> {
+    fn members(&self) -> Vec<Member<'_>> {
         self.updates
             .iter()
-            .map(|(worker, update, tokens)| (WorkerUpdate { worker: *worker, update }, *tokens))
+            .map(|(worker, update, tokens)| Member { worker: *worker, tokens: *tokens, update })
             .collect()
     }
 }
@@ -56,22 +55,26 @@ impl<E: Evidence> Parameters<'_, E> {
     ) -> Result<Vec<Round>, AuditError> {
         let of = self.records.all.len() as u32;
         let mut recomputed = Vec::new();
-        let mut theta = self.initial(findings).await?;
+        let mut state = State {
+            theta: self.initial(findings).await?,
+            residual: Some(vec![0.0; self.layout.vector_len()]),
+            residual_named: None,
+        };
         for record in &self.records.all {
-            let chosen = self.chosen.contains(&record.round);
-            if theta.is_none() && chosen {
-                theta = self.published(record, findings).await?;
-            }
-            let update = if chosen {
-                let update = self.recomputed(record, findings).await?;
-                if update.is_some() {
-                    recomputed.push(record.round);
+            state = match record.merge {
+                None => {
+                    let at = Link::Theta.at(record.round);
+                    findings.same(at, "θ as before", (record.theta, record.theta_next));
+                    state
                 }
-                update
-            } else {
-                None
+                Some(merge) => {
+                    let (next, was_recomputed) = self.next(record, merge, state, findings).await?;
+                    if was_recomputed {
+                        recomputed.push(record.round);
+                    }
+                    next
+                }
             };
-            theta = self.next(record, theta, update, findings).await?;
             progress(Progress::Parameters { round: record.round, of });
         }
         Ok(recomputed)
@@ -82,7 +85,7 @@ impl<E: Evidence> Parameters<'_, E> {
         let at = Link::Theta.at(Round(0));
         let named = self.spec.data.theta;
         if self.spec.data.theta_is_given {
-            return self.theta_blob(named, at, findings).await;
+            return self.vector_blob("θ", named, at, findings).await;
         }
         let (spec, layout) = (Arc::clone(&self.spec), Arc::clone(&self.layout));
         let (theta, digest) = blocking(move || {
@@ -94,8 +97,9 @@ impl<E: Evidence> Parameters<'_, E> {
         Ok(findings.same(at, "θ₀ with the digest", (named, digest)).then_some(theta))
     }
 
-    async fn theta_blob(
+    async fn vector_blob(
         &self,
+        what: &str,
         digest: Digest,
         at: At,
         findings: &mut Findings,
@@ -104,13 +108,13 @@ impl<E: Evidence> Parameters<'_, E> {
         let bytes = match fetch(self.evidence, findings, at, (digest, bytes_max)).await? {
             Fetched::Bytes(bytes) => bytes,
             Fetched::Gone => {
-                findings.expired(at, format!("θ {digest}"));
+                findings.expired(at, format!("{what} {digest}"));
                 return Ok(None);
             }
             Fetched::Wrong => return Ok(None),
         };
         match vector::from_bytes(&bytes, &self.layout) {
-            Ok(theta) => Ok(Some(theta)),
+            Ok(values) => Ok(Some(values)),
             Err(error) => {
                 findings.failed(at, "a vector of the model's parameters", error.to_string());
                 Ok(None)
@@ -118,47 +122,102 @@ impl<E: Evidence> Parameters<'_, E> {
         }
     }
 
-    /// θ_t as it was published, where it could not be followed from θ₀.
-    async fn published(
+    /// What follows from a round's merge, and whether that was recomputed from payloads.
+    async fn next(
         &self,
         record: &RoundRecord,
+        merge: Merge,
+        mut state: State,
         findings: &mut Findings,
-    ) -> Result<Option<Vec<f32>>, AuditError> {
-        self.theta_blob(record.theta, Link::Theta.at(record.round), findings).await
+    ) -> Result<(State, bool), AuditError> {
+        let alpha = self.alpha(record.round);
+        findings.require(
+            Link::Aggregate.at(record.round),
+            alpha.to_bits() == merge.outer_learning_rate.to_bits(),
+            || format!("an outer learning rate of {alpha}"),
+            || merge.outer_learning_rate.to_string(),
+        );
+        let chosen = self.chosen.contains(&record.round);
+        if state.theta.is_none() && chosen {
+            let at = Link::Theta.at(record.round);
+            state.theta = self.vector_blob("θ", record.theta, at, findings).await?;
+        }
+        if chosen {
+            if state.residual.is_none()
+                && let Some(named) = state.residual_named
+            {
+                let at = Link::Aggregate.at(record.round);
+                state.residual = self.vector_blob("the residual", named, at, findings).await?;
+            }
+            state = match self.recomputed(record, merge, state, findings).await? {
+                Ok(next) => return Ok((next, true)),
+                Err(state) => state,
+            };
+        }
+        let next = State { theta: None, residual: None, residual_named: Some(merge.residual) };
+        let Some(mut theta) = state.theta else { return Ok((next, false)) };
+        let Some(update) = self.published_update(record, merge, findings).await? else {
+            return Ok((next, false));
+        };
+        let layout = Arc::clone(&self.layout);
+        let (theta, digest) = blocking(move || {
+            update.subtract_from(&layout, &mut theta);
+            let digest = vector::digest(&theta);
+            (theta, digest)
+        })
+        .await?;
+        let at = Link::Theta.at(record.round);
+        let same = findings.same(at, "θ with the digest", (record.theta_next, digest));
+        Ok((State { theta: same.then_some(theta), ..next }, false))
     }
 
-    /// The round's update, recomputed from payloads; none if it cannot be, or there is none.
+    /// What follows from a round's payloads; the state as it was if that cannot be told.
     async fn recomputed(
         &self,
         record: &RoundRecord,
+        published: Merge,
+        state: State,
         findings: &mut Findings,
-    ) -> Result<Option<OuterUpdate>, AuditError> {
-        let Some(published) = record.merge else { return Ok(None) };
+    ) -> Result<Result<State, State>, AuditError> {
+        let Some(residual) = state.residual.clone() else { return Ok(Err(state)) };
         let Some(admitted) = self.contributions(record, record.round, findings).await? else {
-            return Ok(None);
+            return Ok(Err(state));
         };
         let mut revoked = Vec::new();
         for revocation in effective(&self.spec, self.records, record, &record.revocations) {
             let Some(of) = self.records.get(revocation.round) else { continue };
             let Some(from) = self.contributions(of, record.round, findings).await? else {
-                return Ok(None);
+                return Ok(Err(state));
             };
             revoked.push((revocation.worker, from));
         }
         let (spec, layout) = (Arc::clone(&self.spec), Arc::clone(&self.layout));
-        let merged = blocking(move || merged(&spec, &layout, &admitted, &revoked)).await?;
+        let theta = state.theta.clone();
+        let merged =
+            blocking(move || merged(&spec, &layout, (theta, residual), &admitted, &revoked)).await?;
         let at = Link::Aggregate.at(record.round);
-        match merged {
-            Ok((update, digest, bytes)) => {
-                let same = findings.same(at, "aggregate", (digest, published.aggregate))
-                    & findings.same(at, "bytes", (bytes, published.aggregate_bytes));
-                Ok(same.then_some(update))
-            }
+        let merged = match merged {
+            Ok(merged) => merged,
             Err(error) => {
                 findings.failed(at, "payloads that merge", error);
-                Ok(None)
+                return Ok(Err(state));
             }
+        };
+        let same = findings.same(at, "aggregate", (merged.aggregate, published.aggregate))
+            & findings.same(at, "bytes", (merged.aggregate_bytes, published.aggregate_bytes))
+            & findings.same(at, "residual", (merged.residual_digest, published.residual));
+        if !same {
+            return Ok(Err(state));
         }
+        let at = Link::Theta.at(record.round);
+        let theta = merged.theta.filter(|(_, digest)| {
+            findings.same(at, "θ with the digest", (record.theta_next, *digest))
+        });
+        Ok(Ok(State {
+            theta: theta.map(|(theta, _)| theta),
+            residual: Some(merged.residual),
+            residual_named: Some(published.residual),
+        }))
     }
 
     /// The admitted updates of a round, for the merge of round `during`.
@@ -230,54 +289,15 @@ impl<E: Evidence> Parameters<'_, E> {
         outer_learning_rate(&self.spec.aggregation, round, self.spec.run.rounds)
     }
 
-    /// θ_{t+1}, from an update that was recomputed or else from the published one.
-    async fn next(
-        &self,
-        record: &RoundRecord,
-        theta: Option<Vec<f32>>,
-        recomputed: Option<OuterUpdate>,
-        findings: &mut Findings,
-    ) -> Result<Option<Vec<f32>>, AuditError> {
-        let at = Link::Theta.at(record.round);
-        let Some(merge) = record.merge else {
-            findings.same(at, "θ as before", (record.theta, record.theta_next));
-            return Ok(theta);
-        };
-        let alpha = self.alpha(record.round);
-        findings.require(
-            Link::Aggregate.at(record.round),
-            alpha.to_bits() == merge.outer_learning_rate.to_bits(),
-            || format!("an outer learning rate of {alpha}"),
-            || merge.outer_learning_rate.to_string(),
-        );
-        let Some(mut theta) = theta else { return Ok(None) };
-        let update = match recomputed {
-            Some(update) => update,
-            None => match self.published_update(record, merge, findings).await? {
-                Some(update) => update,
-                None => return Ok(None),
-            },
-        };
-        let (theta, digest) = blocking(move || {
-            update.apply(&mut theta);
-            let digest = vector::digest(&theta);
-            (theta, digest)
-        })
-        .await?;
-        Ok(findings.same(at, "θ with the digest", (record.theta_next, digest)).then_some(theta))
-    }
-
     async fn published_update(
         &self,
         record: &RoundRecord,
         merge: Merge,
         findings: &mut Findings,
-    ) -> Result<Option<OuterUpdate>, AuditError> {
+    ) -> Result<Option<Update>, AuditError> {
         let at = Link::Aggregate.at(record.round);
-        let alphas = self.alphas(record);
-        // A value and its index take at most as much as twice the value, and framing little more.
-        let bytes_max =
-            alphas.len() as u64 * self.layout.chunk_count() as u64 * CHUNK as u64 * 8 + 4_096;
+        let profile = self.spec.aggregation.broadcast;
+        let bytes_max = payload_bytes_max(&self.layout, profile) as u64;
         let named = (merge.aggregate, merge.aggregate_bytes.min(bytes_max));
         let bytes = match fetch(self.evidence, findings, at, named).await? {
             Fetched::Bytes(bytes) => bytes,
@@ -288,60 +308,66 @@ impl<E: Evidence> Parameters<'_, E> {
             Fetched::Wrong => return Ok(None),
         };
         let layout = Arc::clone(&self.layout);
-        let parsed = blocking(move || OuterUpdate::parse(&bytes, &layout)).await?;
-        match parsed {
-            Ok(update) => {
-                let found: Vec<f32> = update.terms.iter().map(|term| term.alpha).collect();
-                let same = findings.require(
-                    at,
-                    found == alphas,
-                    || format!("terms with the learning rates {alphas:?}"),
-                    || format!("{found:?}"),
-                );
-                Ok(same.then_some(update))
-            }
+        match blocking(move || Update::parse(&bytes, &layout, profile)).await? {
+            Ok(update) => Ok(Some(update)),
             Err(error) => {
                 findings.failed(at, "an aggregate", error.to_string());
                 Ok(None)
             }
         }
     }
-
-    /// The learning rates of an update's terms: each revocation's, then the round's own.
-    fn alphas(&self, record: &RoundRecord) -> Vec<f32> {
-        let taken_back: Vec<&Revocation> =
-            effective(&self.spec, self.records, record, &record.revocations);
-        let own = record.results.iter().any(|result| result.outcome == Outcome::Admitted);
-        taken_back
-            .into_iter()
-            .map(|revocation| self.alpha(revocation.round))
-            .chain(own.then(|| self.alpha(record.round)))
-            .collect()
-    }
 }
 
-/// The update with its bytes' digest and length, or why the updates cannot be merged.
+/// What is known at the start of a round.
+struct State {
+    theta: Option<Vec<f32>>,
+    residual: Option<Vec<f32>>,
+    /// The residual's digest in the records; none before the first merge, when it is all zeros.
+    residual_named: Option<Digest>,
+}
+
+/// What a merge led to.
+struct Merged {
+    aggregate: Digest,
+    aggregate_bytes: u64,
+    /// θ_{t+1} and its digest, if θ_t was known.
+    theta: Option<(Vec<f32>, Digest)>,
+    residual: Vec<f32>,
+    residual_digest: Digest,
+}
+
+/// Merges again, or says why the updates cannot be merged. What is broadcast does not depend on θ.
 fn merged(
     spec: &RunSpec,
     layout: &Layout,
+    (theta, mut residual): (Option<Vec<f32>>, Vec<f32>),
     admitted: &Contributions,
     revoked: &[(NodeId, Contributions)],
-) -> Result<(OuterUpdate, Digest, u64), String> {
-    let own = admitted.borrowed();
-    let from: Vec<_> = revoked.iter().map(|(_, contributions)| contributions.borrowed()).collect();
+) -> Result<Merged, String> {
+    let own = admitted.members();
+    let from: Vec<_> = revoked.iter().map(|(_, contributions)| contributions.members()).collect();
     let revoked: Vec<Revoked<'_>> = revoked
         .iter()
         .zip(&from)
-        .map(|((worker, contributions), updates)| Revoked {
+        .map(|((worker, contributions), members)| Revoked {
             worker: *worker,
-            from: Admitted { updates, alpha: contributions.alpha },
+            from: Admitted { members, alpha: contributions.alpha },
         })
         .collect();
-    let own = Admitted { updates: &own, alpha: admitted.alpha };
-    let update =
-        merge(layout, &spec.aggregation, own, &revoked).map_err(|error| error.to_string())?;
-    let bytes = update.to_bytes();
-    Ok((update, Digest::of(&bytes), bytes.len() as u64))
+    let own = Admitted { members: &own, alpha: admitted.alpha };
+    let is_known = theta.is_some();
+    let mut theta = theta.unwrap_or_else(|| vec![0.0; layout.vector_len()]);
+    let state = OuterState { theta: &mut theta, residual: &mut residual };
+    let broadcast = merge(layout, &spec.aggregation, own, &revoked, state)
+        .map_err(|error| error.to_string())?;
+    let digest = vector::digest(&theta);
+    Ok(Merged {
+        aggregate: broadcast.digest(),
+        aggregate_bytes: broadcast.as_bytes().len() as u64,
+        theta: is_known.then_some((theta, digest)),
+        residual_digest: vector::digest(&residual),
+        residual,
+    })
 }
 
 /// Runs what takes long on a thread that may block.

@@ -28,7 +28,7 @@ type Lie = fn(&mut RoundRecord);
 
 #[test]
 fn a_record_that_does_not_follow_is_found_though_all_digests_are_made_anew() {
-    let lies: [(&str, Link, Lie); 19] = [
+    let lies: [(&str, Link, Lie); 20] = [
         ("a speed", Link::CommitmentSignature, |r| r.candidates[0].tokens_per_second += 5_000),
         ("a position", Link::Assignments, |r| r.first_sequence += 1),
         ("a state to go on from", Link::Assignments, |r| {
@@ -70,6 +70,9 @@ fn a_record_that_does_not_follow_is_found_though_all_digests_are_made_anew() {
             r.earnings.push(another);
         }),
         ("θ", Link::Theta, |r| r.theta_next = Digest::of(b"another")),
+        ("the residual", Link::Aggregate, |r| {
+            r.merge.as_mut().expect("merged").residual = Digest::of(b"another");
+        }),
         ("the aggregate", Link::Aggregate, |r| {
             r.merge.as_mut().expect("merged").aggregate = Digest::of(b"another");
         }),
@@ -307,12 +310,22 @@ fn every_byte_of_the_evidence_is_covered() {
         }
         let is_aggregate =
             world.records.iter().any(|r| r.merge.is_some_and(|merge| merge.aggregate == digest));
+        let residual_of =
+            world.records.iter().position(|r| r.merge.is_some_and(|it| it.residual == digest));
+        // Nothing was merged after the last.
+        if residual_of.is_some_and(|at| at + 1 == world.records.len()) {
+            continue;
+        }
         let mut changed = clone(&world);
         let bytes = changed.evidence.0.get_mut(&digest).expect("a blob");
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
-        // Where a round is recomputed from payloads the published aggregate is not needed either.
-        let rounds = if is_aggregate {
+        // Where a round is recomputed from payloads the published aggregate is not needed either, and where
+        // all are, no residual.
+        let rounds = if let Some(at) = residual_of {
+            let next = world.records[at + 1].round;
+            manyhands_audit::RoundSelection::Range { first: next, last: next }
+        } else if is_aggregate {
             manyhands_audit::RoundSelection::Latest(0)
         } else {
             manyhands_audit::RoundSelection::All

@@ -7,9 +7,9 @@ use manyhands_audit::{
     AuditOptions, AuditReport, Evidence, EvidenceError, Finding, Link, Status, Subject, audit_run,
 };
 use manyhands_chain_client::types::Stage as ChainStage;
-use manyhands_gradient::aggregate::WorkerUpdate;
+use manyhands_gradient::aggregate::Member;
 use manyhands_gradient::codec::{Endpoints, Update, UpdateCodec};
-use manyhands_gradient::{Admitted, Layout, Revoked, initial_theta, merge, vector};
+use manyhands_gradient::{Admitted, Layout, OuterState, Revoked, initial_theta, merge, vector};
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::leaf::{RewardLeaf, merkle_root};
 use manyhands_proto::message::{
@@ -398,24 +398,29 @@ impl World {
             .revocations
             .iter()
             .zip(&back)
-            .map(|(order, updates)| Revoked {
+            .map(|(order, members)| Revoked {
                 worker: order.revocation.worker,
-                from: Admitted { updates, alpha: order.outer_learning_rate },
+                from: Admitted { members, alpha: order.outer_learning_rate },
             })
             .collect();
         let alpha = order.outer_learning_rate;
-        let own = Admitted { updates: &own, alpha };
-        let update =
-            merge(&self.layout, &self.spec.aggregation, own, &revoked).expect("updates merge");
+        let own = Admitted { members: &own, alpha };
         let mut theta = self.thetas[&order.theta].clone();
-        update.apply(&mut theta);
-        let bytes = update.to_bytes();
-        let aggregate_bytes = bytes.len() as u64;
-        let aggregate = self.evidence.insert(bytes);
+        let mut residual = match order.residual {
+            None => vec![0.0; theta.len()],
+            Some(digest) => vector::floats(&self.evidence.0[&digest]),
+        };
+        let state = OuterState { theta: &mut theta, residual: &mut residual };
+        let broadcast = merge(&self.layout, &self.spec.aggregation, own, &revoked, state)
+            .expect("updates merge")
+            .into_bytes();
+        let aggregate_bytes = broadcast.len() as u64;
+        let aggregate = self.evidence.insert(broadcast);
+        let residual = self.evidence.insert(vector::to_bytes(&residual));
         self.evidence.insert(vector::to_bytes(&theta));
         let digest = vector::digest(&theta);
         self.thetas.insert(digest, theta);
-        let merge = Merge { aggregate, aggregate_bytes, outer_learning_rate: alpha };
+        let merge = Merge { aggregate, aggregate_bytes, residual, outer_learning_rate: alpha };
         Input::Merged { round: order.round, result: MergeResult { merge, theta: digest } }
     }
 
@@ -505,10 +510,10 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime.block_on(future)
 }
 
-fn view(updates: &[(NodeId, Update, TokenCount)]) -> Vec<(WorkerUpdate<'_>, TokenCount)> {
+fn view(updates: &[(NodeId, Update, TokenCount)]) -> Vec<Member<'_>> {
     updates
         .iter()
-        .map(|(worker, update, tokens)| (WorkerUpdate { worker: *worker, update }, *tokens))
+        .map(|(worker, update, tokens)| Member { worker: *worker, tokens: *tokens, update })
         .collect()
 }
 

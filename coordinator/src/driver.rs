@@ -200,10 +200,11 @@ impl Driver {
             return;
         }
         let evidence_from = machine.evidence_from();
+        let current: Vec<Digest> = machine.parameters().collect();
         self.note_blobs(batch, vec![BlobNote { digest: theta, kind: BlobKind::Theta, round }]);
         let notes: Vec<BlobNote> = self.blobs.values().copied().collect();
-        batch.forgotten =
-            store::expired(&notes, self.context.vector_bytes(), evidence_from, (round, theta));
+        let vector_bytes = self.context.vector_bytes();
+        batch.forgotten = store::expired(&notes, vector_bytes, evidence_from, (round, &current));
         for digest in &batch.forgotten {
             self.blobs.remove(digest);
         }

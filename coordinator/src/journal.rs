@@ -59,6 +59,8 @@ pub struct BlobNote {
 #[serde(rename_all = "snake_case")]
 pub enum BlobKind {
     Theta,
+    /// What broadcasts left out: whoever recomputes the next merge begins with it.
+    Residual,
     Aggregate,
     Payload,
     Record,

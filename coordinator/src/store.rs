@@ -113,9 +113,11 @@ impl RunStore {
         for note in notes {
             let access = match note.kind {
                 BlobKind::Payload if note.round >= open => Access::Only(verifiers.clone()),
-                BlobKind::Payload | BlobKind::Theta | BlobKind::Aggregate | BlobKind::Record => {
-                    Access::Everyone
-                }
+                BlobKind::Payload
+                | BlobKind::Theta
+                | BlobKind::Residual
+                | BlobKind::Aggregate
+                | BlobKind::Record => Access::Everyone,
             };
             // Unknown only if it is just being removed.
             let _ = self.files.set_access(note.digest, access);
@@ -146,12 +148,12 @@ impl RunStore {
 }
 
 /// Blobs that are no longer kept once evidence before `evidence_from` expires and `open` is the
-/// open round, whose θ is `theta`.
+/// open round, whose θ and residual are `current`.
 pub(crate) fn expired(
     notes: &[BlobNote],
     theta_bytes: u64,
     evidence_from: Round,
-    (open, theta): (Round, Digest),
+    (open, current): (Round, &[Digest]),
 ) -> Vec<Digest> {
     let theta_from = if theta_bytes <= SMALL_THETA_BYTES {
         evidence_from
@@ -161,7 +163,9 @@ pub(crate) fn expired(
     notes
         .iter()
         .filter(|note| match note.kind {
-            BlobKind::Theta => note.round < theta_from && note.digest != theta,
+            BlobKind::Theta | BlobKind::Residual => {
+                note.round < theta_from && !current.contains(&note.digest)
+            }
             BlobKind::Payload | BlobKind::Aggregate => note.round < evidence_from,
             // Small, and without them nobody could follow the chain of records back.
             BlobKind::Record => false,
@@ -250,7 +254,8 @@ mod tests {
             .into_iter()
             .flat_map(|kind| (0..20).map(move |round| note(kind, round)))
             .collect();
-        let current = (Round(19), note(BlobKind::Theta, 3).digest);
+        let current = [note(BlobKind::Theta, 3).digest];
+        let current = (Round(19), current.as_slice());
         let small = expired(&notes, 1 << 20, Round(5), current);
         let expected: Vec<_> = [0, 1, 2, 4]
             .map(|round| note(BlobKind::Theta, round).digest)

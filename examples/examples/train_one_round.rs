@@ -7,9 +7,9 @@
 use std::sync::Arc;
 
 use anyhow::ensure;
-use manyhands_gradient::aggregate::WorkerUpdate;
+use manyhands_gradient::aggregate::Member;
 use manyhands_gradient::codec::{Endpoints, Update, UpdateCodec};
-use manyhands_gradient::{Admitted, Layout, initial_theta, merge, vector};
+use manyhands_gradient::{Admitted, Layout, OuterState, initial_theta, merge, vector};
 use manyhands_model::data::{SequenceError, SequenceId, SequenceSource};
 use manyhands_model::{Control, Device, LocalTrainer, TrainTask, Trainer};
 use manyhands_proto::NodeId;
@@ -92,11 +92,12 @@ fn main() -> anyhow::Result<()> {
     // Anybody who has the payloads comes to the same bits.
     let update = Update::parse(&payload.into_bytes(), &layout, file.codec.profile)?;
     let worker = NodeId::new([1; 32]);
-    let updates = [(WorkerUpdate { worker, update: &update }, outcome.tokens)];
-    let admitted = Admitted { updates: &updates, alpha: 1.0 };
-    let merged = merge(&layout, &file.aggregation, admitted, &[])?;
-    let mut next = theta.clone();
-    merged.apply(&mut next);
+    let members = [Member { worker, tokens: outcome.tokens, update: &update }];
+    let admitted = Admitted { members: &members, alpha: 1.0 };
+    let (mut next, mut residual) = (theta.clone(), vec![0.0; layout.vector_len()]);
+    let state = OuterState { theta: &mut next, residual: &mut residual };
+    let broadcast = merge(&layout, &file.aggregation, admitted, &[], state)?;
+    println!("a broadcast of {:.3} bits per parameter", broadcast.bits_per_parameter(&layout));
     println!("θ of round 0 {}\nθ of round 1 {}", vector::digest(&theta), vector::digest(&next));
     Ok(())
 }

@@ -1,47 +1,50 @@
 //! Bit strings and Rice codes, most significant bit first.
+//!
+//! The Rice codes of a list are written apart: first all quotients in unary, then all remainders. That is as
+//! long as one code after the other, and is read several times as fast: the quotients by counting zeros, the
+//! remainders at places that are known.
 
 /// Appends bits to bytes.
 #[derive(Debug, Default)]
 pub(crate) struct BitWriter {
     bytes: Vec<u8>,
-    /// The lowest `pending` bits are not written yet; always fewer than 8 between calls.
+    /// The lowest `pending` bits are not written yet; always fewer than 32 between calls.
     accumulator: u64,
     pending: u32,
 }
 
 impl BitWriter {
     /// Appends the lowest `width` (at most 32) bits of `value`; the others must be 0.
+    #[inline]
     pub(crate) fn put(&mut self, value: u32, width: u32) {
         debug_assert!(width == 32 || value >> width == 0);
         self.accumulator = (self.accumulator << width) | u64::from(value);
         self.pending += width;
-        while self.pending >= 8 {
-            self.pending -= 8;
-            self.bytes.push((self.accumulator >> self.pending) as u8);
+        if self.pending >= 32 {
+            self.pending -= 32;
+            self.bytes.extend(((self.accumulator >> self.pending) as u32).to_be_bytes());
         }
     }
 
-    /// Appends `value` as a Rice code: value / 2^`parameter` ones, a zero, then the remainder.
-    pub(crate) fn put_rice(&mut self, value: u32, parameter: u32) {
-        let mut ones = value >> parameter;
-        while ones >= 16 {
-            self.put(0xffff, 16);
-            ones -= 16;
+    /// Appends so many zeros and a one.
+    #[inline]
+    pub(crate) fn put_unary(&mut self, mut zeros: u32) {
+        while zeros >= 31 {
+            self.put(0, 31);
+            zeros -= 31;
         }
-        self.put(((1 << ones) - 1) << 1, ones + 1);
-        self.put(value & ((1 << parameter) - 1), parameter);
+        self.put(1, zeros + 1);
     }
 
     /// The bytes so far, the last one filled with zeros.
     pub(crate) fn finish(mut self) -> Vec<u8> {
-        if self.pending > 0 {
-            self.put(0, 8 - self.pending);
-        }
+        let aligned = self.accumulator.checked_shl(64 - self.pending).unwrap_or(0).to_be_bytes();
+        self.bytes.extend(&aligned[..self.pending.div_ceil(8) as usize]);
         self.bytes
     }
 }
 
-/// The bytes ended where more bits were expected, or a Rice code went past its limit.
+/// The bytes ended where more bits were expected, or unary numbers went past their limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BitError {
     Ended,
@@ -49,110 +52,189 @@ pub(crate) enum BitError {
 }
 
 /// Reads bits from bytes that nobody vouches for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct BitReader<'a> {
     bytes: &'a [u8],
-    next: usize,
-    accumulator: u64,
-    available: u32,
+    /// The next bit.
+    position: usize,
 }
+
+/// Bits that a window holds wherever it begins.
+const WINDOW_MIN: u32 = 57;
 
 impl<'a> BitReader<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, next: 0, accumulator: 0, available: 0 }
+        Self { bytes, position: 0 }
     }
 
-    /// The next `width` (at most 32) bits.
+    /// The bits from `position` on, from the top: at least 57 of them, zeros behind the last.
+    #[inline(always)]
+    fn window(&self, position: usize) -> u64 {
+        let behind = self.bytes.get(position / 8..).unwrap_or_default();
+        let word = match behind.first_chunk::<8>() {
+            Some(word) => *word,
+            None => last_word(behind),
+        };
+        u64::from_be_bytes(word) << (position % 8)
+    }
+
+    fn left(&self) -> usize {
+        self.bytes.len() * 8 - self.position
+    }
+
+    /// The next `width` (1 to 32) bits.
+    #[inline]
     pub(crate) fn take(&mut self, width: u32) -> Result<u32, BitError> {
-        while self.available < width {
-            let byte = *self.bytes.get(self.next).ok_or(BitError::Ended)?;
-            self.next += 1;
-            self.accumulator = (self.accumulator << 8) | u64::from(byte);
-            self.available += 8;
+        if (width as usize) > self.left() {
+            return Err(BitError::Ended);
         }
-        self.available -= width;
-        let value = self.accumulator >> self.available;
-        self.accumulator &= (1 << self.available) - 1;
+        let value = self.window(self.position) >> (64 - width);
+        self.position += width as usize;
         Ok(value as u32)
     }
 
-    /// The next Rice code, refused as soon as it is known to exceed `limit`.
-    pub(crate) fn take_rice(&mut self, parameter: u32, limit: u32) -> Result<u32, BitError> {
-        let mut ones = 0;
-        while self.take(1)? == 1 {
-            ones += 1;
-            if ones > limit >> parameter {
+    /// The next unary numbers, each as the sum of all up to it. A sum above `limit` is refused.
+    #[inline(always)]
+    pub(crate) fn take_unary(&mut self, sums: &mut [u16], limit: u16) -> Result<(), BitError> {
+        let start = self.position;
+        // So many bits hold all ones if no sum is above the limit.
+        let length_max = sums.len() + usize::from(limit);
+        let (mut found, mut position) = (0, start);
+        while found < sums.len() {
+            if position >= self.bytes.len() * 8 {
+                return Err(BitError::Ended);
+            }
+            if position - start > length_max {
                 return Err(BitError::OverLimit);
             }
+            let mut window = self.window(position);
+            let ones = (window.count_ones() as usize).min(sums.len() - found);
+            let before = position - start;
+            for (sum, at) in sums[found..found + ones].iter_mut().zip(found..) {
+                let end = before + window.leading_zeros() as usize;
+                window &= u64::MAX >> 1 >> (end - before);
+                *sum = (end - at) as u16;
+            }
+            found += ones;
+            position += 64 - position % 8;
         }
-        let value = (ones << parameter) | self.take(parameter)?;
-        if value > limit { Err(BitError::OverLimit) } else { Ok(value) }
+        let sum = sums.last().map_or(0, |&sum| usize::from(sum));
+        self.position = start + sum + sums.len();
+        if sum > usize::from(limit) { Err(BitError::OverLimit) } else { Ok(()) }
+    }
+
+    /// The next numbers of `width` (1 to 16) bits each.
+    #[inline(always)]
+    pub(crate) fn take_all(&mut self, values: &mut [u16], width: u32) -> Result<(), BitError> {
+        if values.len() * width as usize > self.left() {
+            return Err(BitError::Ended);
+        }
+        for values in values.chunks_mut((WINDOW_MIN / width) as usize) {
+            let mut window = self.window(self.position);
+            for value in &mut *values {
+                *value = (window >> (64 - width)) as u16;
+                window <<= width;
+            }
+            self.position += values.len() * width as usize;
+        }
+        Ok(())
     }
 
     /// Whether nothing is left but fewer than 8 zero bits: how [`BitWriter::finish`] ends.
     pub(crate) fn is_finished(&self) -> bool {
-        self.next == self.bytes.len() && self.available < 8 && self.accumulator == 0
+        self.left() < 8 && self.window(self.position) == 0
     }
+}
+
+/// Fewer than 8 bytes, filled up with zeros.
+#[cold]
+fn last_word(bytes: &[u8]) -> [u8; 8] {
+    let mut word = [0; 8];
+    word[..bytes.len()].copy_from_slice(bytes);
+    word
 }
 
 /// Rice parameters are 0 to 7 and travel in so many bits.
 pub(crate) const RICE_WIDTH: u32 = 3;
 const RICE_PARAMETERS: usize = 1 << RICE_WIDTH;
 
-/// For each Rice parameter the sum of the quotients of the values added: their cost, but for what
-/// every value costs.
-#[derive(Debug, Default)]
-pub(crate) struct Quotients([u32; RICE_PARAMETERS]);
-
-impl Quotients {
-    pub(crate) fn add(&mut self, value: u32) {
-        for (parameter, sum) in self.0.iter_mut().enumerate() {
-            *sum += value >> parameter;
-        }
+/// The parameter with which the `gaps` are shortest, `extra` bits included; the lowest of equals.
+/// Writer and reader agree on it, so values have one coding.
+pub(crate) fn shortest_rice(gaps: &[u16], extra: impl Fn(u32) -> u32) -> u32 {
+    // The gaps of a chunk sum to less than its length, so 16 bits are enough.
+    let mut sums = [0_u16; RICE_PARAMETERS];
+    for (parameter, sum) in sums.iter_mut().enumerate() {
+        *sum = gaps.iter().fold(0, |sum, &gap| sum + (gap >> parameter));
     }
-
-    /// The parameter with which `count` values are shortest, `extra` bits included; the lowest of
-    /// equals. Writer and reader agree on it, so values have one coding.
-    pub(crate) fn shortest(&self, count: u32, extra: impl Fn(u32) -> u32) -> u32 {
-        let cost = |parameter: u32| {
-            self.0[parameter as usize] + count * (1 + parameter) + extra(parameter)
-        };
-        // Of several smallest elements `min_by_key` returns the first.
-        (0..RICE_PARAMETERS as u32).min_by_key(|&parameter| cost(parameter)).unwrap_or(0)
-    }
+    let count = gaps.len() as u32;
+    let cost = |parameter: u32| {
+        u32::from(sums[parameter as usize]) + count * (1 + parameter) + extra(parameter)
+    };
+    // Of several smallest elements `min_by_key` returns the first.
+    (0..RICE_PARAMETERS as u32).min_by_key(|&parameter| cost(parameter)).unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
-    fn what_is_written_is_read_and_the_end_is_noticed() {
+    fn the_end_is_noticed() {
         let mut writer = BitWriter::default();
-        for value in [0, 1, 63, 64, 4095] {
-            writer.put_rice(value, 5);
-            writer.put(value, 12);
-        }
+        writer.put(5, 12);
         writer.put(u32::MAX, 32);
         let bytes = writer.finish();
         let mut reader = BitReader::new(&bytes);
-        for value in [0, 1, 63, 64, 4095] {
-            assert_eq!(reader.take_rice(5, 4095), Ok(value));
-            assert_eq!(reader.take(12), Ok(value));
-        }
+        assert_eq!(reader.take(12), Ok(5));
+        assert!(!reader.is_finished());
         assert_eq!(reader.take(32), Ok(u32::MAX));
         assert!(reader.is_finished());
         assert_eq!(reader.take(8), Err(BitError::Ended));
+        assert_eq!(reader.take_all(&mut [0; 2], 4), Err(BitError::Ended));
+        assert_eq!(BitReader::new(&[0; 3]).take_unary(&mut [0], 4_095), Err(BitError::Ended));
     }
 
     #[test]
-    fn a_rice_code_stops_at_its_limit() {
-        let mut reader = BitReader::new(&[0xff; 600]);
-        assert_eq!(reader.take_rice(0, 100), Err(BitError::OverLimit));
+    fn unary_numbers_stop_at_their_limit() {
+        let zeros = [0; 2_000];
+        assert_eq!(BitReader::new(&zeros).take_unary(&mut [0; 3], 100), Err(BitError::OverLimit));
         let mut writer = BitWriter::default();
-        writer.put_rice(10, 2);
+        writer.put_unary(10);
+        writer.put_unary(0);
         let bytes = writer.finish();
-        assert_eq!(BitReader::new(&bytes).take_rice(2, 9), Err(BitError::OverLimit));
-        assert_eq!(BitReader::new(&bytes).take_rice(2, 10), Ok(10));
+        let mut sums = [0; 2];
+        assert_eq!(BitReader::new(&bytes).take_unary(&mut sums, 9), Err(BitError::OverLimit));
+        assert_eq!(BitReader::new(&bytes).take_unary(&mut sums, 10), Ok(()));
+        assert_eq!(sums, [10, 10]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_numbers_come_back(
+            numbers in prop::collection::vec(0_u32..90, 0..80),
+            width in 7_u32..=16,
+            before in 0_u32..12,
+        ) {
+            let mut writer = BitWriter::default();
+            writer.put(0, before);
+            numbers.iter().for_each(|&number| writer.put_unary(number));
+            numbers.iter().for_each(|&number| writer.put(number, width));
+            let bytes = writer.finish();
+            let mut reader = BitReader::new(&bytes);
+            if before > 0 {
+                prop_assert_eq!(reader.take(before), Ok(0));
+            }
+            let mut got = vec![0; numbers.len()];
+            prop_assert_eq!(reader.take_unary(&mut got, 8_000), Ok(()));
+            let mut sum = 0;
+            for (&number, &got) in numbers.iter().zip(&got) {
+                sum += number;
+                prop_assert_eq!(u32::from(got), sum);
+            }
+            prop_assert_eq!(reader.take_all(&mut got, width), Ok(()));
+            prop_assert!(numbers.iter().zip(&got).all(|(a, b)| *a == u32::from(*b)));
+            prop_assert!(reader.is_finished());
+        }
     }
 }

@@ -13,16 +13,15 @@ pub mod error_feedback;
 mod ieee;
 mod initial;
 pub mod layout;
-mod merge;
 pub mod moments8;
 mod outer;
-mod outer_update;
 pub mod vector;
 
 pub use energy::chunk_energies;
 pub use ieee::assert_ieee;
 pub use initial::initial_theta;
 pub use layout::{CHUNK, Layout};
-pub use merge::{Admitted, Revoked, merge};
-pub use outer::{outer_learning_rate, outer_step};
-pub use outer_update::{OuterUpdate, ParseOuterUpdateError, TERMS_MAX, Term};
+pub use outer::{
+    Admitted, AggregateError, BroadcastSlice, OuterState, OuterStep, Revoked, merge,
+    outer_learning_rate,
+};

@@ -1,29 +1,180 @@
-//! The outer step: θ_{t+1} from θ_t and the aggregate.
+//! From a round's updates to θ_{t+1}: the one computation that coordinator, reducers and auditors share.
+//!
+//! With r the residual (the coordinator's own error buffer, public by its digest) and A_t the admitted set:
+//!
+//! ```text
+//! r_i ← r_i + α · aggregate_i, after what is taken back of earlier rounds, in the order given
+//! v̂   = what the broadcast's profile sends of r, chunk by chunk
+//! r   ← r − v̂;   θ ← θ − v̂
+//! ```
+//! Nothing is lost: what the broadcast leaves out waits in the residual (decay 1). No outer momentum: with
+//! sparse error feedback it diverges.
+//!
+//! One pass over θ and the residual; beside them only the sums of a chunk per thread.
 
-use manyhands_proto::Round;
-use manyhands_proto::run_file::Aggregation;
+use std::ops::Range;
+
+use manyhands_proto::run_file::{Aggregation, Profile};
+use manyhands_proto::{NodeId, Round};
 use rayon::prelude::*;
 
-use crate::aggregate::Aggregate;
+use crate::aggregate::{ChunkSums, Member, PlanError, Term};
+use crate::codec::{ChunkScratch, GROUP_CHUNKS, GroupWriter, Payload, frame};
 use crate::ieee::assert_ieee;
-use crate::layout::CHUNK;
+use crate::layout::{CHUNK, Layout};
 
-/// θ_i ← θ_i − α · aggregate_i, the product and the difference each rounded once. No outer momentum:
-/// with sparse error feedback it diverges.
-///
-/// # Panics
-/// When the aggregate's chunks go past `theta`.
-pub fn outer_step(theta: &mut [f32], aggregate: &Aggregate, alpha: f32) {
-    let chunks = aggregate.chunks();
-    let first = chunks.start;
-    theta[chunks.start * CHUNK..chunks.end * CHUNK].par_chunks_mut(CHUNK).enumerate().for_each(
-        |(index, theta)| {
-            assert_ieee();
-            for (index, value) in aggregate.chunk(first + index) {
-                theta[index] -= alpha * value;
+/// Updates that are merged, and the outer learning rate they are merged with.
+#[derive(Debug, Clone, Copy)]
+pub struct Admitted<'a> {
+    /// In any order.
+    pub members: &'a [Member<'a>],
+    /// α of the round.
+    pub alpha: f32,
+}
+
+/// A worker's part in an earlier merge that is taken back.
+#[derive(Debug, Clone, Copy)]
+pub struct Revoked<'a> {
+    pub worker: NodeId,
+    /// All that was merged then, the revoked update included.
+    pub from: Admitted<'a>,
+}
+
+/// What a step changes: canonical vectors, or the same slice of both.
+#[derive(Debug)]
+pub struct OuterState<'a> {
+    /// θ_t, which becomes θ_{t+1}.
+    pub theta: &'a mut [f32],
+    /// What earlier broadcasts left out.
+    pub residual: &'a mut [f32],
+}
+
+/// Why a round's updates were not merged.
+#[derive(Debug, thiserror::Error)]
+pub enum AggregateError {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("zstd: {0}")]
+    Compression(#[from] std::io::Error),
+}
+
+/// Everything that leads from θ_t to θ_{t+1}.
+#[derive(Debug, Clone)]
+pub struct OuterStep<'a> {
+    layout: &'a Layout,
+    broadcast: Profile,
+    terms: Vec<Term<'a>>,
+}
+
+/// The broadcast's bytes of a slice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BroadcastSlice {
+    chunks: Range<usize>,
+    groups: Vec<Vec<u8>>,
+}
+
+impl<'a> OuterStep<'a> {
+    /// First what is `revoked`, in the order given, each with its own round's weights and α; then what is
+    /// `admitted`, if anything.
+    ///
+    /// # Errors
+    /// When a set cannot be merged or an update does not fit the layout.
+    pub fn new(
+        layout: &'a Layout,
+        config: &Aggregation,
+        admitted: Admitted<'a>,
+        revoked: &[Revoked<'a>],
+    ) -> Result<Self, AggregateError> {
+        let mut terms = Vec::with_capacity(revoked.len() + 1);
+        for Revoked { worker, from } in revoked {
+            terms.push(Term::revoking(layout, config, from.members, from.alpha, *worker)?);
+        }
+        if !admitted.members.is_empty() {
+            terms.push(Term::merging(layout, config, admitted.members, admitted.alpha)?);
+        }
+        Ok(Self { layout, broadcast: config.broadcast, terms })
+    }
+
+    /// Does the step on a slice, an interval of chunks that begins with a group of [`GROUP_CHUNKS`] and ends
+    /// with one or with the layout. The same bits for any slicing and any number of threads.
+    ///
+    /// # Panics
+    /// When the slice is none such, a vector is not as long, or this thread flushes subnormals to zero.
+    pub fn apply(&self, slice: Range<usize>, state: OuterState<'_>) -> BroadcastSlice {
+        let ends_well = slice.end.is_multiple_of(GROUP_CHUNKS) || slice.end == self.layout.chunk_count();
+        assert!(slice.start.is_multiple_of(GROUP_CHUNKS) && ends_well, "slices are whole groups");
+        assert_eq!(state.theta.len(), slice.len() * CHUNK, "θ of the slice");
+        assert_eq!(state.residual.len(), slice.len() * CHUNK, "the residual of the slice");
+        const GROUP: usize = GROUP_CHUNKS * CHUNK;
+        let groups = state
+            .theta
+            .par_chunks_mut(GROUP)
+            .zip(state.residual.par_chunks_mut(GROUP))
+            .enumerate()
+            .map_init(Room::default, |room, (group, (theta, residual))| {
+                self.apply_group(slice.start + group * GROUP_CHUNKS, theta, residual, room)
+            })
+            .collect();
+        BroadcastSlice { chunks: slice, groups }
+    }
+
+    fn apply_group(
+        &self,
+        first: usize,
+        theta: &mut [f32],
+        residual: &mut [f32],
+        room: &mut Room,
+    ) -> Vec<u8> {
+        assert_ieee();
+        let mut readers: Vec<_> =
+            self.terms.iter().map(|term| term.readers(self.layout, first)).collect();
+        let mut writer = GroupWriter::new(self.broadcast);
+        let chunks = theta.chunks_exact_mut(CHUNK).zip(residual.chunks_exact_mut(CHUNK));
+        for (chunk, (theta, residual)) in (first..).zip(chunks) {
+            let place = self.layout.places()[chunk];
+            for (term, readers) in self.terms.iter().zip(&mut readers) {
+                room.sums.add(term, readers, place.tensor, residual);
             }
-        },
-    );
+            let sent = writer.code(&mut residual[..place.real], &mut room.scratch);
+            sent.for_each(|index, value| theta[index] -= value);
+        }
+        writer.finish()
+    }
+
+    /// The broadcast, from slices that together cover the layout, in order.
+    ///
+    /// # Errors
+    /// When zstd cannot allocate.
+    ///
+    /// # Panics
+    /// When they do not cover it.
+    pub fn join(&self, slices: &[BroadcastSlice]) -> Result<Payload, AggregateError> {
+        let mut end = 0;
+        for slice in slices {
+            assert_eq!(slice.chunks.start, end, "slices are joined in order");
+            end = slice.chunks.end;
+        }
+        assert_eq!(end, self.layout.chunk_count(), "slices cover the layout");
+        let groups: Vec<_> = slices.iter().flat_map(|slice| &slice.groups).cloned().collect();
+        Ok(frame(self.broadcast, end, &groups)?)
+    }
+}
+
+/// Merges a round: `state` moves from θ_t to θ_{t+1}, and the payload that is returned leads everybody
+/// else there ([`crate::codec::Update::subtract_from`]).
+///
+/// # Errors
+/// When a set cannot be merged or an update does not fit the layout; `state` is then as it was.
+pub fn merge(
+    layout: &Layout,
+    config: &Aggregation,
+    admitted: Admitted<'_>,
+    revoked: &[Revoked<'_>],
+    state: OuterState<'_>,
+) -> Result<Payload, AggregateError> {
+    let step = OuterStep::new(layout, config, admitted, revoked)?;
+    let whole = step.apply(0..layout.chunk_count(), state);
+    step.join(&[whole])
 }
 
 /// α of a round: linear from the first round's to the last round's.
@@ -38,4 +189,11 @@ pub fn outer_learning_rate(config: &Aggregation, round: Round, rounds: u32) -> f
     }
     let share = round.0 as f32 / final_round as f32;
     first + (last - first) * share
+}
+
+/// What a thread works in.
+#[derive(Debug, Default)]
+struct Room {
+    sums: ChunkSums,
+    scratch: ChunkScratch,
 }

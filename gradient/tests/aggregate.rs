@@ -1,22 +1,26 @@
 use std::sync::LazyLock;
 
 use manyhands_gradient::aggregate::{
-    Aggregate, AggregateError, Factor, MedianNorm, Member, MergeError, MergePlan,
-    ParseAggregateError, PlanError, TensorNorms, WorkerUpdate, aggregate, rule_of,
+    Factor, Gram, Member, MergePlan, PlanError, TensorNorms, rule_of,
 };
-use manyhands_gradient::codec::Update;
+use manyhands_gradient::codec::{GROUP_CHUNKS, Payload, Update};
 use manyhands_gradient::vector::digest;
-use manyhands_gradient::{CHUNK, Layout, outer_learning_rate, outer_step};
-use manyhands_proto::run_file::{Aggregation, Clip, Denominator, Profile};
+use manyhands_gradient::{
+    Admitted, CHUNK, Layout, OuterState, OuterStep, Revoked, merge, outer_learning_rate,
+};
+use manyhands_proto::run_file::{Aggregation, Denominator, Profile, Rule};
 use manyhands_proto::{ChunkIndex, Round, TokenCount};
 use proptest::prelude::*;
 
-use crate::support::{encoded, layout, matrix, noise, trained, update_of, worker};
+use crate::support::{Trained, encoded, layout, matrix, noise, trained, update_of, worker};
 
 const TOKENS: [u64; 5] = [30_000, 10_000, 25_000, 25_000, 7];
+const ALPHA: f32 = 0.7;
+const DENOMINATORS: [Denominator; 3] =
+    [Denominator::Contributors, Denominator::Floor, Denominator::Workers];
 
-fn config(denominator: Denominator, clip: Clip) -> Aggregation {
-    Aggregation { denominator, clip, outer_learning_rate: 1.0, outer_learning_rate_final: 0.4 }
+fn config(denominator: Denominator, rule: Rule) -> Aggregation {
+    Aggregation { denominator, rules: vec![rule], outer_learning_rate_final: 0.4, ..Aggregation::default() }
 }
 
 /// Five workers, the third of them dense.
@@ -25,121 +29,211 @@ fn updates(layout: &Layout) -> Vec<Update> {
     (0..5).map(|seed| update_of(layout, profiles[seed % 3], seed as u64)).collect()
 }
 
-fn admitted(updates: &[Update]) -> Vec<(WorkerUpdate<'_>, TokenCount)> {
+fn members(updates: &[Update]) -> Vec<Member<'_>> {
     let numbered = (1_u8..).zip(updates).zip(TOKENS);
-    numbered
-        .map(|((number, update), tokens)| {
-            (WorkerUpdate { worker: worker(number), update }, TokenCount(tokens))
-        })
-        .collect()
+    numbered.map(|((number, update), tokens)| member(number, tokens, update)).collect()
+}
+
+fn member(number: u8, tokens: u64, update: &Update) -> Member<'_> {
+    Member { worker: worker(number), tokens: TokenCount(tokens), update }
+}
+
+/// θ and the residual of a round, and what is broadcast.
+struct Merged {
+    theta: Vec<f32>,
+    residual: Vec<f32>,
+    broadcast: Payload,
+}
+
+impl Merged {
+    fn digests(&self) -> [String; 3] {
+        [digest(&self.theta), digest(&self.residual), self.broadcast.digest()].map(|it| it.short())
+    }
+}
+
+fn start(layout: &Layout) -> (Vec<f32>, Vec<f32>) {
+    (noise(layout, 9, 0.02), noise(layout, 10, 0.0005))
+}
+
+fn merged(
+    layout: &Layout,
+    config: &Aggregation,
+    members: &[Member<'_>],
+    revoked: &[Revoked<'_>],
+) -> Merged {
+    let (mut theta, mut residual) = start(layout);
+    let state = OuterState { theta: &mut theta, residual: &mut residual };
+    let admitted = Admitted { members, alpha: ALPHA };
+    let broadcast = merge(layout, config, admitted, revoked, state).expect("they fit");
+    Merged { theta, residual, broadcast }
 }
 
 #[test]
 fn a_merge_never_changes_a_bit() {
     let layout = layout();
     let updates = updates(&layout);
-    let merged = |denominator, clip| {
-        aggregate(&layout, &config(denominator, clip), &admitted(&updates)).expect("they fit")
+    let got = |denominator, rule| {
+        merged(&layout, &config(denominator, rule), &members(&updates), &[]).digests()
     };
-    let (plan, floored) = merged(Denominator::Floor, Clip::MedianNorm);
-    let mut theta = noise(&layout, 9, 0.02);
-    outer_step(&mut theta, &floored, 0.7);
-    let got = [
-        merged(Denominator::Contributors, Clip::None).1.digest(),
-        floored.digest(),
-        merged(Denominator::Workers, Clip::MedianNorm).1.digest(),
-        plan.digest(),
-        digest(&theta),
+    let all = [
+        got(Denominator::Contributors, Rule::Mean),
+        got(Denominator::Floor, Rule::MedianNorm),
+        got(Denominator::Workers, Rule::MedianNorm),
     ];
-    assert_eq!(
-        got.map(|digest| digest.short()),
-        ["8eefc78f", "97100bc6", "4fea86a6", "c15492d5", "0a03b0c1"]
-    );
+    let golden = [
+        ["ffed60ba", "f4e79e22", "c9f94056"],
+        ["c2ed665e", "1b22804a", "bc8b2039"],
+        ["6e87216a", "8da86aae", "f9538c54"],
+    ];
+    assert_eq!(all, golden.map(|digests| digests.map(str::to_owned)));
 }
 
 /// One chunk of the design's formula, over some of a plan's workers (in the order of their ids).
 fn by_formula(
+    layout: &Layout,
     plan: &MergePlan,
-    sent: &[WorkerUpdate<'_>],
+    members: &[Member<'_>],
     denominator: Denominator,
     (chunk, tensor): (usize, usize),
 ) -> [f32; CHUNK] {
     let weight = |id| plan.weight(&id).expect("in the plan");
-    let all = sent.iter().fold(0.0, |sum, sent| sum + weight(sent.worker));
+    let all = plan.workers().fold(0.0, |sum, id| sum + weight(id));
     let (mut numerator, mut weights) = ([0.0_f32; CHUNK], [0.0_f32; CHUNK]);
-    for sent in sent {
-        let weight = weight(sent.worker);
-        let factor = plan.factors(&sent.worker).expect("in the plan")[tensor];
+    let mut values = [0.0; CHUNK];
+    for member in members {
+        let weight = weight(member.worker);
+        let factor = plan.factors(&member.worker).expect("in the plan")[tensor];
         let factor = factor.units() as f32 / 16_777_216.0;
-        let symbols = sent.update.chunk(ChunkIndex(chunk as u32)).expect("it is there");
-        symbols.for_each(|index, value| {
+        member.update.dequantised_chunk(layout, ChunkIndex(chunk as u32), &mut values);
+        for (index, &value) in values.iter().enumerate().filter(|(_, value)| **value != 0.0) {
             numerator[index] += (weight * factor) * value;
             weights[index] += weight;
-        });
+        }
     }
     std::array::from_fn(|index| match (weights[index], denominator) {
         (0.0, _) => 0.0,
         (own, Denominator::Contributors) => numerator[index] / own,
-        (own, Denominator::Floor) => numerator[index] / own.max(sent.len().min(2) as f32),
+        (own, Denominator::Floor) => numerator[index] / own.max(plan.workers().count().min(2) as f32),
         (_, Denominator::Workers) => numerator[index] / all,
     })
-}
-
-fn dense(aggregate: &Aggregate, chunk: usize) -> [f32; CHUNK] {
-    let mut values = [0.0; CHUNK];
-    aggregate.chunk(chunk).for_each(|(index, value)| values[index] = value);
-    values
 }
 
 #[test]
 fn the_merge_is_the_formula_of_the_design() {
     let layout = layout();
     let updates = updates(&layout);
-    let admitted = admitted(&updates);
-    let sent: Vec<_> = admitted.iter().map(|(sent, _)| *sent).collect();
-    for denominator in [Denominator::Contributors, Denominator::Floor, Denominator::Workers] {
-        let config = config(denominator, Clip::MedianNorm);
-        let (plan, merged) = aggregate(&layout, &config, &admitted).expect("they fit");
+    let members = members(&updates);
+    let (theta, residual) = start(&layout);
+    for denominator in DENOMINATORS {
+        let config = config(denominator, Rule::MedianNorm);
+        let plan = MergePlan::new(&layout, &config, &members).expect("a valid set");
         let total: u64 = TOKENS.iter().sum();
         for (id, tokens) in plan.workers().zip(TOKENS) {
             let weight = f64::from(plan.weight(&id).expect("in the plan"));
             let exact = tokens as f64 * 5.0 / total as f64;
             assert!((weight - exact).abs() <= exact * f64::from(f32::EPSILON) / 2.0);
         }
+        let merged = merged(&layout, &config, &members, &[]);
+        let broadcast = Update::parse(merged.broadcast.as_bytes(), &layout, config.broadcast)
+            .expect("our own broadcast");
+        let mut sent_down = [0.0; CHUNK];
         for (chunk, place) in layout.places().iter().enumerate() {
-            let expected = by_formula(&plan, &sent, denominator, (chunk, place.tensor));
-            assert_eq!(dense(&merged, chunk), expected, "{denominator:?} {chunk}");
+            let place = (chunk, place.tensor);
+            let aggregate = by_formula(&layout, &plan, &members, denominator, place);
+            broadcast.dequantised_chunk(&layout, ChunkIndex(chunk as u32), &mut sent_down);
+            for (index, (aggregate, sent)) in aggregate.iter().zip(&sent_down).enumerate() {
+                let at = chunk * CHUNK + index;
+                let waiting = residual[at] + ALPHA * aggregate;
+                assert_eq!(merged.residual[at], waiting - sent, "{denominator:?} {at}");
+                assert_eq!(merged.theta[at], theta[at] - sent, "{denominator:?} {at}");
+            }
         }
     }
 }
 
 #[test]
-fn slices_merged_apart_and_joined_are_the_whole() {
+fn whoever_has_the_broadcast_gets_the_same_theta() {
     let layout = layout();
     let updates = updates(&layout);
-    let config = config(Denominator::Floor, Clip::MedianNorm);
-    let (plan, whole) = aggregate(&layout, &config, &admitted(&updates)).expect("they fit");
+    for broadcast in [Profile::Standard, Profile::Wide, Profile::DenseFp16] {
+        let config = Aggregation { broadcast, ..Aggregation::default() };
+        let merged = merged(&layout, &config, &members(&updates), &[]);
+        let (mut theta, _) = start(&layout);
+        let update = Update::parse(merged.broadcast.as_bytes(), &layout, broadcast)
+            .expect("our own broadcast");
+        update.subtract_from(&layout, &mut theta);
+        assert_eq!(digest(&theta), digest(&merged.theta), "{broadcast:?}");
+    }
+}
+
+#[test]
+fn what_the_broadcast_leaves_out_comes_later() {
+    let layout = matrix(3);
+    let update = update_of(&layout, Profile::Quality, 1);
+    let config = Aggregation {
+        broadcast: Profile::Standard,
+        denominator: Denominator::Contributors,
+        ..Aggregation::default()
+    };
+    let mut theta = vec![0.0; layout.vector_len()];
+    let mut residual = theta.clone();
+    let mut expected = theta.clone();
+    update.subtract_from(&layout, &mut expected);
+    let step = |members: &[_], theta: &mut [f32], residual: &mut [f32]| {
+        let admitted = Admitted { members, alpha: 1.0 };
+        merge(&layout, &config, admitted, &[], OuterState { theta, residual }).expect("it fits");
+    };
+    step(&[member(1, 9, &update)], &mut theta, &mut residual);
+    let left = |residual: &[f32]| residual.iter().filter(|value| **value != 0.0).count();
+    assert!(left(&residual) > 0);
+    for (index, expected) in expected.iter().enumerate() {
+        assert!((theta[index] - residual[index] - expected).abs() < 1e-6, "nothing is lost");
+    }
+    for _ in 0..8 {
+        step(&[], &mut theta, &mut residual);
+    }
+    for (theta, expected) in theta.iter().zip(&expected) {
+        assert!((theta - expected).abs() < 2e-4, "{theta} {expected}");
+    }
+}
+
+#[test]
+fn slices_merged_apart_and_joined_are_the_whole_for_any_number_of_threads() {
+    let layout = layout();
+    let updates = updates(&layout);
+    let members = members(&updates);
+    let config = config(Denominator::Floor, Rule::MedianNorm);
+    let whole = merged(&layout, &config, &members, &[]);
     let chunks = layout.chunk_count();
-    let cuts = [0, 1, 17, 100.min(chunks - 1), chunks];
 
     // A reducer's part of the norms adds up exactly, whatever the slices.
+    let cuts = [0, 1, 17, 100.min(chunks - 1), chunks];
     for update in &updates {
         let mut sum = TensorNorms::of_slice(&layout, update, cuts[3]..chunks);
         for pair in cuts[..4].windows(2) {
             sum.add(&TensorNorms::of_slice(&layout, update, pair[0]..pair[1]));
         }
-        assert_eq!(sum, TensorNorms::of(&layout, update));
+        assert_eq!(&sum, update.norms());
     }
-    let sent: Vec<_> = admitted(&updates).into_iter().map(|(update, _)| update).collect();
-    let mut joined = plan.merge(&layout, &sent, 0..cuts[1]).expect("they fit");
-    for pair in cuts[1..].windows(2) {
-        let slice = plan.merge(&layout, &sent, pair[0]..pair[1]).expect("they fit");
-        let bytes = slice.to_bytes();
-        let slice = Aggregate::parse(&bytes, &layout, pair[0]..pair[1]).expect("our own bytes");
-        joined.append(&slice);
+    let admitted = Admitted { members: &members, alpha: ALPHA };
+    let step = OuterStep::new(&layout, &config, admitted, &[]).expect("they fit");
+    for threads in [1, 5] {
+        let (mut theta, mut residual) = start(&layout);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        let mut slices = Vec::new();
+        // The last slice first: reducers do not wait for each other.
+        for first in (0..chunks).step_by(GROUP_CHUNKS * threads).rev() {
+            let slice = first..(first + GROUP_CHUNKS * threads).min(chunks);
+            let values = slice.start * CHUNK..slice.end * CHUNK;
+            let state = OuterState {
+                theta: &mut theta[values.clone()],
+                residual: &mut residual[values],
+            };
+            slices.insert(0, pool.install(|| step.apply(slice, state)));
+        }
+        let broadcast = step.join(&slices).expect("they cover it");
+        assert_eq!(Merged { theta, residual, broadcast }.digests(), whole.digests(), "{threads}");
     }
-    assert!(joined == whole);
-    assert_eq!(joined.digest(), whole.digest());
 }
 
 #[test]
@@ -153,19 +247,19 @@ fn the_median_worker_bounds_everybodys_norm() {
     let loud = Update::parse(payload.as_bytes(), &layout, Profile::Standard).expect("well formed");
     let quiet: Vec<_> = (0..3).map(|seed| update_of(&layout, Profile::Standard, seed)).collect();
     let all: Vec<_> = quiet.iter().chain([&loud]).collect();
-    let norms: Vec<_> = all.iter().map(|update| TensorNorms::of(&layout, update)).collect();
-    let members: Vec<_> = (1_u8..)
-        .zip(&norms)
-        .map(|(number, norms)| Member { worker: worker(number), tokens: TokenCount(5), norms })
-        .collect();
-    let plan = MergePlan::new(&members, &MedianNorm, Denominator::Floor).expect("a valid set");
+    let members: Vec<_> =
+        (1_u8..).zip(&all).map(|(number, update)| member(number, 5, update)).collect();
+    let config = config(Denominator::Floor, Rule::MedianNorm);
+    let plan = MergePlan::new(&layout, &config, &members).expect("a valid set");
     for tensor in 0..layout.tensors().len() {
-        let mut sorted: Vec<u128> = norms.iter().map(|norms| norms.squared()[tensor]).collect();
+        let mut sorted: Vec<u128> =
+            all.iter().map(|update| update.norms().squared()[tensor]).collect();
         sorted.sort_unstable();
         let median = (sorted[1] as f64).sqrt();
-        for (id, norms) in plan.workers().zip(&norms) {
+        for (id, update) in plan.workers().zip(&all) {
             let factor = plan.factors(&id).expect("in the plan")[tensor];
-            let clipped = (norms.squared()[tensor] as f64).sqrt() * f64::from(factor.units())
+            let clipped = (update.norms().squared()[tensor] as f64).sqrt()
+                * f64::from(factor.units())
                 / f64::from(Factor::ONE.units());
             assert!(clipped <= median * (1.0 + 1e-9), "tensor {tensor}: {clipped} over {median}");
         }
@@ -177,65 +271,70 @@ fn the_median_worker_bounds_everybodys_norm() {
 fn a_revocation_is_the_difference_of_two_merges_with_frozen_weights() {
     let layout = layout();
     let updates = updates(&layout);
-    let admitted = admitted(&updates);
-    let sent: Vec<_> = admitted.iter().map(|(update, _)| *update).collect();
-    let others: Vec<_> = sent.iter().filter(|sent| sent.worker != worker(2)).copied().collect();
-    for denominator in [Denominator::Contributors, Denominator::Floor, Denominator::Workers] {
-        let config = config(denominator, Clip::MedianNorm);
-        let (plan, merged) = aggregate(&layout, &config, &admitted).expect("they fit");
-        let revocation = plan.revocation(&layout, &sent, &worker(2)).expect("it is in the set");
+    let members = members(&updates);
+    let others: Vec<_> = members.iter().filter(|it| it.worker != worker(2)).copied().collect();
+    let from = Admitted { members: &members, alpha: 0.5 };
+    let (_, residual) = start(&layout);
+    for denominator in DENOMINATORS {
+        let config = config(denominator, Rule::MedianNorm);
+        let plan = MergePlan::new(&layout, &config, &members).expect("a valid set");
+        let merged = merged(&layout, &config, &[], &[Revoked { worker: worker(2), from }]);
+        let broadcast = Update::parse(merged.broadcast.as_bytes(), &layout, config.broadcast)
+            .expect("our own broadcast");
+        let mut sent_down = [0.0; CHUNK];
         for (chunk, place) in layout.places().iter().enumerate() {
-            let with = dense(&merged, chunk);
-            let without = by_formula(&plan, &others, denominator, (chunk, place.tensor));
-            let difference: [f32; CHUNK] = std::array::from_fn(|at| without[at] - with[at]);
-            assert_eq!(dense(&revocation, chunk), difference, "{denominator:?} {chunk}");
+            let place = (chunk, place.tensor);
+            let with = by_formula(&layout, &plan, &members, denominator, place);
+            let without = by_formula(&layout, &plan, &others, denominator, place);
+            broadcast.dequantised_chunk(&layout, ChunkIndex(chunk as u32), &mut sent_down);
+            for (index, sent) in sent_down.iter().enumerate() {
+                let at = chunk * CHUNK + index;
+                let waiting = residual[at] + 0.5 * (without[index] - with[index]);
+                assert_eq!(merged.residual[at], waiting - sent, "{denominator:?} {at}");
+            }
         }
-        let bytes = revocation.to_bytes();
-        let all = 0..layout.chunk_count();
-        assert_eq!(Aggregate::parse(&bytes, &layout, all).as_ref(), Ok(&revocation));
-        assert_eq!(
-            plan.revocation(&layout, &sent, &worker(99)),
-            Err(MergeError::Missing { worker: worker(99) })
-        );
     }
+    let stranger = Revoked { worker: worker(99), from };
+    let config = config(Denominator::Floor, Rule::Mean);
+    let step = OuterStep::new(&layout, &config, Admitted { members: &[], alpha: 1.0 }, &[stranger]);
+    let refusal = PlanError::NotMember { worker: worker(99) };
+    assert_eq!(step.expect_err("it was not there").to_string(), refusal.to_string());
 }
 
 #[test]
-fn a_revoked_round_is_as_if_the_worker_had_not_been_there() {
-    let layout = layout();
-    let updates = updates(&layout);
-    // A mean over contributors does not change when every weight is scaled alike.
-    let config = config(Denominator::Contributors, Clip::None);
-    let admitted = admitted(&updates);
-    let (plan, merged) = aggregate(&layout, &config, &admitted).expect("they fit");
-    let sent: Vec<_> = admitted.iter().map(|(update, _)| *update).collect();
-    let revocation = plan.revocation(&layout, &sent, &worker(2)).expect("it is in the set");
-    let others: Vec<_> =
-        admitted.iter().filter(|(sent, _)| sent.worker != worker(2)).copied().collect();
-    let (_, without) = aggregate(&layout, &config, &others).expect("they fit");
-
-    let mut theta = noise(&layout, 9, 0.02);
-    let mut expected = theta.clone();
-    outer_step(&mut theta, &merged, 0.7);
-    outer_step(&mut theta, &revocation, 0.7);
-    outer_step(&mut expected, &without, 0.7);
-    for (theta, expected) in theta.iter().zip(&expected) {
-        assert!((theta - expected).abs() < 1e-7, "{theta} {expected}");
-    }
-}
-
-#[test]
-fn revoking_the_only_worker_undoes_the_round() {
-    let layout = layout();
-    let update = update_of(&layout, Profile::Standard, 1);
-    let sent = WorkerUpdate { worker: worker(1), update: &update };
-    let config = config(Denominator::Floor, Clip::MedianNorm);
-    let (plan, merged) =
-        aggregate(&layout, &config, &[(sent, TokenCount(9))]).expect("one is enough");
-    let revocation = plan.revocation(&layout, &[sent], &worker(1)).expect("it is in the set");
-    for chunk in merged.chunks() {
-        let taken = merged.chunk(chunk).map(|(index, value)| (index, -value));
-        assert!(revocation.chunk(chunk).eq(taken));
+fn a_round_that_takes_back_a_cheat_ends_where_honest_rounds_would_have() {
+    let layout = matrix(3);
+    // Every value is broadcast, so that both stories can be told apart by their ends alone.
+    let config = Aggregation {
+        denominator: Denominator::Contributors,
+        rules: vec![],
+        broadcast: Profile::DenseFp16,
+        ..Aggregation::default()
+    };
+    let updates = |first_seed: u64| -> Vec<Update> {
+        let seeds = first_seed..first_seed + 4;
+        seeds.map(|seed| update_of(&layout, Profile::Standard, seed)).collect()
+    };
+    let (first, second) = (updates(0), updates(4));
+    let equal = |updates: &'static [Update]| -> Vec<Member<'static>> {
+        (1_u8..).zip(updates).map(|(number, update)| member(number, 9, update)).collect()
+    };
+    let (first, second) = (equal(Vec::leak(first)), equal(Vec::leak(second)));
+    let run = |rounds: &[(&[Member<'_>], f32, &[Revoked<'_>])]| {
+        let mut theta = noise(&layout, 9, 0.02);
+        let mut residual = vec![0.0; layout.vector_len()];
+        for (members, alpha, revoked) in rounds {
+            let state = OuterState { theta: &mut theta, residual: &mut residual };
+            let admitted = Admitted { members, alpha: *alpha };
+            merge(&layout, &config, admitted, revoked, state).expect("they fit");
+        }
+        theta.iter().zip(&residual).map(|(theta, residual)| theta - residual).collect::<Vec<_>>()
+    };
+    let cheat = Revoked { worker: worker(4), from: Admitted { members: &first, alpha: 1.0 } };
+    let corrected = run(&[(&first, 1.0, &[]), (&second, 0.7, &[cheat])]);
+    let honest = run(&[(&first[..3], 1.0, &[]), (&second, 0.7, &[])]);
+    for (corrected, honest) in corrected.iter().zip(&honest) {
+        assert!((corrected - honest).abs() < 1e-7, "{corrected} {honest}");
     }
 }
 
@@ -243,80 +342,143 @@ fn revoking_the_only_worker_undoes_the_round() {
 fn sets_that_make_no_sense_are_refused_with_a_name() {
     let layout = layout();
     let updates = updates(&layout);
-    let config = config(Denominator::Floor, Clip::MedianNorm);
-    let admitted = admitted(&updates);
-    let refusal = |set: &[(WorkerUpdate<'_>, TokenCount)]| {
-        aggregate(&layout, &config, set).map(|_| ()).expect_err("it makes no sense")
+    let config = config(Denominator::Floor, Rule::MedianNorm);
+    let members = members(&updates);
+    let refusal = |members: &[Member<'_>]| {
+        MergePlan::new(&layout, &config, members).expect_err("it makes no sense")
     };
-    assert_eq!(refusal(&[]), AggregateError::Plan(PlanError::NoMembers));
+    assert_eq!(refusal(&[]), PlanError::NoMembers);
     let twice = PlanError::Duplicate { worker: worker(1) };
-    assert_eq!(refusal(&[admitted[0], admitted[0]]), AggregateError::Plan(twice));
-    let idle = PlanError::NoTokens { worker: worker(1) };
-    assert_eq!(refusal(&[(admitted[0].0, TokenCount(0))]), AggregateError::Plan(idle));
-    let foreign_layout = matrix(1);
-    let foreign = update_of(&foreign_layout, Profile::Standard, 1);
-    let foreign = WorkerUpdate { worker: worker(8), update: &foreign };
-    assert!(matches!(
-        refusal(&[(foreign, TokenCount(1))]),
-        AggregateError::Merge(MergeError::Layout { got: 1, .. })
-    ));
-    let (plan, _) = aggregate(&layout, &config, &admitted[..2]).expect("they fit");
-    let all = 0..layout.chunk_count();
-    assert_eq!(
-        plan.merge(&layout, &[admitted[0].0], all.clone()),
-        Err(MergeError::Missing { worker: worker(2) })
-    );
-    assert_eq!(
-        plan.merge(&layout, &[admitted[0].0, admitted[1].0, admitted[2].0], all.clone()),
-        Err(MergeError::Unexpected { worker: worker(3) })
-    );
-    assert!(matches!(
-        plan.merge(&layout, &[admitted[0].0, admitted[1].0], 0..all.end + 1),
-        Err(MergeError::Slice { .. })
-    ));
-    assert_eq!(rule_of(Clip::None).name(), "mean");
-    assert_eq!(rule_of(Clip::MedianNorm).name(), "median_norm");
+    assert_eq!(refusal(&[members[0], members[0]]), twice);
+    let idle = Member { tokens: TokenCount(0), ..members[0] };
+    assert_eq!(refusal(&[idle]), PlanError::NoTokens { worker: worker(1) });
+    let foreign = update_of(&matrix(1), Profile::Standard, 1);
+    let other = PlanError::Layout { worker: worker(8), expected: layout.chunk_count(), got: 1 };
+    assert_eq!(refusal(&[member(8, 1, &foreign)]), other);
+}
+
+#[test]
+fn products_of_slices_add_up_and_the_diagonal_is_the_norms() {
+    let layout = layout();
+    let updates = updates(&layout);
+    let updates: Vec<&Update> = updates.iter().collect();
+    let whole = Gram::of(&layout, &updates);
+    let chunks = layout.chunk_count();
+    let mut sum = Gram::of_slice(&layout, &updates, GROUP_CHUNKS..chunks);
+    sum.add(&Gram::of_slice(&layout, &updates, 0..GROUP_CHUNKS));
+    assert_eq!(sum, whole);
+    for tensor in 0..layout.tensors().len() {
+        for (at, update) in updates.iter().enumerate() {
+            let squared = update.norms().squared()[tensor];
+            assert_eq!(whole.product(tensor, (at, at)), squared as i128);
+        }
+        assert_eq!(whole.product(tensor, (1, 3)), whole.product(tensor, (3, 1)));
+    }
+}
+
+/// Updates of workers that agree: a common step, and a little of their own.
+fn agreeing(layout: &Layout, workers: u64) -> Vec<Vec<f32>> {
+    let common = noise(layout, 50, 0.004);
+    (0..workers)
+        .map(|seed| {
+            let own = noise(layout, 60 + seed, 0.002);
+            common.iter().zip(&own).map(|(common, own)| common + own).collect()
+        })
+        .collect()
+}
+
+fn update_that_sends(layout: &Layout, steps: &[f32]) -> Update {
+    let start = vec![0.0; layout.vector_len()];
+    let end = steps.iter().map(|step| -step).collect();
+    let error = start.clone();
+    let (payload, _) = encoded(layout, Profile::Standard, &Trained { start, end, error });
+    Update::parse(payload.as_bytes(), layout, Profile::Standard).expect("well formed")
+}
+
+/// The mean factor of each worker, the liar last.
+fn mean_factors(rule: Rule, honest: u64, lie: impl Fn(&[f32]) -> Vec<f32>) -> Vec<f64> {
+    let layout = layout();
+    let mut steps = agreeing(&layout, honest + 1);
+    let liar = steps.last_mut().expect("there is one");
+    *liar = lie(liar);
+    let updates: Vec<_> = steps.iter().map(|steps| update_that_sends(&layout, steps)).collect();
+    let members: Vec<_> =
+        (1_u8..).zip(&updates).map(|(number, update)| member(number, 9, update)).collect();
+    let config = config(Denominator::Floor, rule);
+    let plan = MergePlan::new(&layout, &config, &members).expect("a valid set");
+    plan.workers()
+        .map(|id| {
+            let factors = plan.factors(&id).expect("in the plan");
+            let sum: f64 = factors.iter().map(|factor| f64::from(factor.units())).sum();
+            sum / factors.len() as f64 / f64::from(Factor::ONE.units())
+        })
+        .collect()
+}
+
+const RULES: [Rule; 4] =
+    [Rule::MedianNorm, Rule::GeometricMedian, Rule::CenteredClip, Rule::CosineTrust];
+
+#[test]
+fn rules_leave_honest_workers_nearly_whole() {
+    for rule in RULES {
+        for honest in [0, 1, 2, 6] {
+            let factors = mean_factors(rule, honest, <[f32]>::to_vec);
+            assert!(factors.iter().all(|factor| *factor > 0.85), "{rule:?}: {factors:?}");
+        }
+    }
+}
+
+#[test]
+fn who_turns_the_update_around_is_not_trusted() {
+    let factors = mean_factors(Rule::CosineTrust, 6, |it| it.iter().map(|it| -it).collect());
+    assert_eq!(factors[6], 0.0);
+    assert!(factors[..6].iter().all(|factor| *factor == 1.0), "{factors:?}");
+}
+
+#[test]
+fn who_shouts_is_held_back_by_every_rule_but_trust_and_the_mean() {
+    for rule in [Rule::MedianNorm, Rule::GeometricMedian, Rule::CenteredClip] {
+        let factors = mean_factors(rule, 6, |it| it.iter().map(|it| -20.0 * it).collect());
+        let least = factors[..6].iter().fold(1.0_f64, |least, it| least.min(*it));
+        assert!(factors[6] < 0.9 * least, "{rule:?}: {factors:?}");
+    }
+    let factors = mean_factors(Rule::Mean, 6, |it| it.iter().map(|it| -20.0 * it).collect());
+    assert_eq!(factors, [1.0; 7]);
+}
+
+#[test]
+fn rules_hold_back_together_and_are_known_by_name() {
+    let layout = layout();
+    let updates = updates(&layout);
+    let members = members(&updates);
+    let factors = |rules: Vec<Rule>| {
+        let config = Aggregation { rules, ..Aggregation::default() };
+        let plan = MergePlan::new(&layout, &config, &members).expect("a valid set");
+        plan.factors(&worker(2)).expect("in the plan").to_vec()
+    };
+    let (clip, trust) = (factors(vec![Rule::MedianNorm]), factors(vec![Rule::CosineTrust]));
+    for (tensor, both) in
+        factors(vec![Rule::MedianNorm, Rule::CosineTrust]).into_iter().enumerate()
+    {
+        let product = u64::from(clip[tensor].units()) * u64::from(trust[tensor].units());
+        assert_eq!(u64::from(both.units()), product >> 24);
+    }
+    for rule in RULES.into_iter().chain([Rule::Mean]) {
+        let named = serde_json::to_value(rule).expect("a name");
+        assert_eq!(named, rule_of(rule).name());
+    }
 }
 
 #[test]
 fn alpha_falls_in_a_line() {
-    let config = config(Denominator::Floor, Clip::MedianNorm);
+    let config = config(Denominator::Floor, Rule::MedianNorm);
     let at = |round| outer_learning_rate(&config, Round(round), 7);
     assert_eq!((at(0), at(6), at(100)), (1.0, 0.4, 0.4));
     assert!((at(3) - 0.7).abs() < 1e-6);
     assert_eq!(outer_learning_rate(&config, Round(0), 1), 1.0);
 }
 
-#[test]
-fn aggregates_of_other_slices_versions_and_lengths_are_refused() {
-    let layout = layout();
-    let updates = updates(&layout);
-    let config = config(Denominator::Floor, Clip::None);
-    let (_, merged) = aggregate(&layout, &config, &admitted(&updates)).expect("they fit");
-    let bytes = merged.to_bytes();
-    let all = 0..layout.chunk_count();
-    let parse = |bytes: &[u8]| Aggregate::parse(bytes, &layout, all.clone());
-    assert!(parse(&bytes).expect("our own bytes") == merged);
-    assert!(matches!(
-        Aggregate::parse(&bytes, &layout, 0..3),
-        Err(ParseAggregateError::TooLong { .. } | ParseAggregateError::Slice { .. })
-    ));
-    assert!(matches!(parse(&[2; 40]), Err(ParseAggregateError::Version { got: 2 })));
-    assert!(matches!(parse(&[]), Err(ParseAggregateError::Length { .. })));
-    assert!(matches!(parse(&bytes[..bytes.len() - 2]), Err(ParseAggregateError::Length { .. })));
-}
-
 static UPDATES: LazyLock<Vec<Update>> = LazyLock::new(|| updates(&layout()));
-
-/// One worker's update of two chunks, merged.
-static MERGED: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let layout = matrix(2);
-    let update = update_of(&layout, Profile::Standard, 1);
-    let sent = WorkerUpdate { worker: worker(1), update: &update };
-    let config = config(Denominator::Floor, Clip::None);
-    let merged = aggregate(&layout, &config, &[(sent, TokenCount(1))]);
-    merged.expect("one is enough").1.to_bytes()
-});
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
@@ -324,27 +486,10 @@ proptest! {
     #[test]
     fn the_order_of_arrival_never_matters(order in Just(vec![0, 1, 2, 3, 4]).prop_shuffle()) {
         let layout = layout();
-        let config = config(Denominator::Floor, Clip::MedianNorm);
-        let in_order = admitted(&UPDATES);
+        let config = config(Denominator::Floor, Rule::MedianNorm);
+        let in_order = members(&UPDATES);
         let shuffled: Vec<_> = order.into_iter().map(|at: usize| in_order[at]).collect();
-        let (plan, merged) = aggregate(&layout, &config, &in_order).expect("they fit");
-        let (plan_shuffled, merged_shuffled) =
-            aggregate(&layout, &config, &shuffled).expect("they fit");
-        prop_assert!(plan == plan_shuffled && merged == merged_shuffled);
-    }
-
-    #[test]
-    fn mutated_aggregates_are_refused_or_canonical(
-        flips in prop::collection::vec((any::<prop::sample::Index>(), 0_u32..8), 1..4),
-    ) {
-        let layout = matrix(2);
-        let mut bytes = MERGED.clone();
-        for (at, bit) in flips {
-            let at = at.index(bytes.len());
-            bytes[at] ^= 1 << bit;
-        }
-        if let Ok(parsed) = Aggregate::parse(&bytes, &layout, 0..2) {
-            prop_assert_eq!(parsed.to_bytes(), bytes);
-        }
+        let digests = |set: &[_]| merged(&layout, &config, set, &[]).digests();
+        prop_assert_eq!(digests(&in_order), digests(&shuffled));
     }
 }

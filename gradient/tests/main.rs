@@ -3,7 +3,7 @@
 
 mod aggregate;
 mod codec;
+mod golden;
 mod layout;
 mod moments;
-mod outer_update;
 mod support;

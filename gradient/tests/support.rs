@@ -7,8 +7,14 @@ use manyhands_proto::run_file::{Architecture, Profile};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-pub(crate) const PROFILES: [Profile; 4] =
-    [Profile::Standard, Profile::Quality, Profile::DenseFp16, Profile::DenseInt8];
+/// Those whose chunks can be checked one by one.
+pub(crate) const PROFILES: [Profile; 5] = [
+    Profile::Standard,
+    Profile::Quality,
+    Profile::Wide,
+    Profile::DenseFp16,
+    Profile::DenseInt8,
+];
 
 pub(crate) fn architecture() -> Architecture {
     Architecture {

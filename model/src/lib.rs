@@ -26,7 +26,9 @@ pub use generate::{GenerateError, GenerateOptions, generate};
 pub use replay::{ClaimError, ClaimedChunk, Distances, EndState, Replay, compare};
 pub use schedule::learning_rate;
 pub use torch::TorchError;
-pub use trainer::{Control, LocalTrainer, Progress, TrainError, TrainOutcome, TrainTask, Trainer};
+pub use trainer::{
+    Control, LocalTrainer, Progress, TrainError, TrainOutcome, TrainTask, Trainer, UnroundedOutcome,
+};
 pub use transformer::Transformer;
 
 /// A device that libtorch computes on.

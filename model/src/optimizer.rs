@@ -3,14 +3,20 @@
 //!
 //! Weights of two dimensions decay; norms, the only ones of one dimension, do not, as is usual for Llama.
 //!
+//! On a CPU a step is one pass over θ, gradient and moments, in IEEE arithmetic that is the same everywhere:
+//! what tch offers of libtorch takes a dozen passes, and its fused optimisers are not among it.
+//!
 //! Shape in names: `p` the canonical vector.
 
-use manyhands_gradient::Layout;
+use std::ops::Range;
+
 use manyhands_gradient::moments8::Moments;
+use manyhands_gradient::{CHUNK, Layout};
 use manyhands_proto::run_file::Training;
+use multiversion::multiversion;
 use tch::{Device, Kind, Tensor};
 
-use crate::parameters::{Parameters, to_device, to_host};
+use crate::parameters::{Parameters, host_values, to_device, to_host};
 
 /// Keeps a division by a vanishing gradient norm finite; the value that PyTorch's `clip_grad_norm_` has.
 const CLIP_EPSILON: f64 = 1e-6;
@@ -21,8 +27,15 @@ pub(crate) struct AdamW {
     first_p: Tensor,
     second_p: Tensor,
     step: u64,
-    /// Offset and length of what decays.
-    decaying: Vec<(i64, i64)>,
+    /// Tensor by tensor, padding included.
+    spans: Vec<Span>,
+}
+
+/// Where a tensor lies, and whether it decays.
+#[derive(Debug)]
+struct Span {
+    range: Range<usize>,
+    decays: bool,
 }
 
 impl AdamW {
@@ -38,14 +51,14 @@ impl AdamW {
             first_p: to_device(first, device),
             second_p: to_device(second, device),
             step,
-            decaying: decaying(layout),
+            spans: spans(layout),
         }
     }
 
     /// A state that has seen nothing.
     pub(crate) fn fresh(layout: &Layout, device: Device) -> Self {
         let zeros = || Tensor::zeros([layout.vector_len() as i64], (Kind::Float, device));
-        Self { first_p: zeros(), second_p: zeros(), step: 0, decaying: decaying(layout) }
+        Self { first_p: zeros(), second_p: zeros(), step: 0, spans: spans(layout) }
     }
 
     /// Changes θ by one step along `gradient_p`, which is clipped in place.
@@ -56,33 +69,96 @@ impl AdamW {
         training: &Training,
         learning_rate: f64,
     ) {
+        self.step += 1;
         tch::no_grad(|| {
-            let norm = gradient_p.norm();
-            // Stays on the device: reading the norm would wait for it.
-            let factor =
-                ((norm + CLIP_EPSILON).reciprocal() * training.gradient_clip).clamp_max(1.0);
-            let _ = gradient_p.g_mul_(&factor);
-
-            self.step += 1;
-            let Training { beta1, beta2, epsilon, weight_decay, .. } = *training;
-            let _ = self.first_p.lerp_(gradient_p, 1.0 - beta1);
-            let _ = self.second_p.g_mul_scalar_(beta2);
-            let squared_p = &*gradient_p * &*gradient_p;
-            let _ = self.second_p.g_add_(&(squared_p * (1.0 - beta2)));
-
-            let mut theta_p = parameters.flat().shallow_clone();
-            for &(offset, length) in &self.decaying {
-                let _ = theta_p
-                    .narrow(0, offset, length)
-                    .g_mul_scalar_(1.0 - learning_rate * weight_decay);
+            if gradient_p.device() == Device::Cpu {
+                self.step_on_host(parameters, gradient_p, training, learning_rate);
+            } else {
+                self.step_on_device(parameters, gradient_p, training, learning_rate);
             }
-            let steps = i32::try_from(self.step).unwrap_or(i32::MAX);
-            let first_correction = 1.0 - beta1.powi(steps);
-            let second_correction = 1.0 - beta2.powi(steps);
-            let denominator_p = self.second_p.sqrt() / second_correction.sqrt() + epsilon;
-            let update_p = (&self.first_p / denominator_p) * (-learning_rate / first_correction);
-            let _ = theta_p.g_add_(&update_p);
         });
+    }
+
+    fn step_on_host(
+        &mut self,
+        parameters: &Parameters,
+        gradient_p: &mut Tensor,
+        training: &Training,
+        learning_rate: f64,
+    ) {
+        let norm = gradient_p.norm().double_value(&[]);
+        let corrections = self.corrections(training);
+        let step = HostStep {
+            clip: (training.gradient_clip / (norm + CLIP_EPSILON)).min(1.0) as f32,
+            first_kept: training.beta1 as f32,
+            first_taken: (1.0 - training.beta1) as f32,
+            second_kept: training.beta2 as f32,
+            second_taken: (1.0 - training.beta2) as f32,
+            root_scale: (1.0 / corrections.1.sqrt()) as f32,
+            epsilon: training.epsilon as f32,
+            rate: (learning_rate / corrections.0) as f32,
+        };
+        let decay = (1.0 - learning_rate * training.weight_decay) as f32;
+        let mut theta_p = parameters.flat().shallow_clone();
+        let mut values = HostValues {
+            theta: host_values(&mut theta_p),
+            gradient: host_values(gradient_p),
+            first: host_values(&mut self.first_p),
+            second: host_values(&mut self.second_p),
+        };
+        let threads = tch::get_num_threads().max(1) as usize;
+        std::thread::scope(|scope| {
+            for span in &self.spans {
+                let decay = if span.decays { decay } else { 1.0 };
+                let mut of_tensor = values.split_off(span.range.len());
+                // Whole chunks to each: where the cuts are changes no bit.
+                let part = span.range.len().div_ceil(threads).next_multiple_of(CHUNK);
+                if part < PARALLEL_MIN {
+                    step.run(of_tensor, decay);
+                    continue;
+                }
+                while !of_tensor.theta.is_empty() {
+                    let part = of_tensor.split_off(part.min(of_tensor.theta.len()));
+                    scope.spawn(move || step.run(part, decay));
+                }
+            }
+        });
+    }
+
+    fn step_on_device(
+        &mut self,
+        parameters: &Parameters,
+        gradient_p: &mut Tensor,
+        training: &Training,
+        learning_rate: f64,
+    ) {
+        let norm = gradient_p.norm();
+        // Stays on the device: reading the norm would wait for it.
+        let factor = ((norm + CLIP_EPSILON).reciprocal() * training.gradient_clip).clamp_max(1.0);
+        let _ = gradient_p.g_mul_(&factor);
+
+        let Training { beta1, beta2, epsilon, weight_decay, .. } = *training;
+        let _ = self.first_p.lerp_(gradient_p, 1.0 - beta1);
+        let _ = self.second_p.g_mul_scalar_(beta2);
+        let squared_p = &*gradient_p * &*gradient_p;
+        let _ = self.second_p.g_add_(&(squared_p * (1.0 - beta2)));
+
+        let mut theta_p = parameters.flat().shallow_clone();
+        for Span { range, .. } in self.spans.iter().filter(|span| span.decays) {
+            let _ = theta_p
+                .narrow(0, range.start as i64, range.len() as i64)
+                .g_mul_scalar_(1.0 - learning_rate * weight_decay);
+        }
+        let corrections = self.corrections(training);
+        let denominator_p = self.second_p.sqrt() / corrections.1.sqrt() + epsilon;
+        let update_p = (&self.first_p / denominator_p) * (-learning_rate / corrections.0);
+        let _ = theta_p.g_add_(&update_p);
+    }
+
+    /// What the moments lack because they began at 0.
+    fn corrections(&self, training: &Training) -> (f64, f64) {
+        let steps = i32::try_from(self.step).unwrap_or(i32::MAX);
+        (1.0 - training.beta1.powi(steps), 1.0 - training.beta2.powi(steps))
     }
 
     /// First and second moments as canonical vectors.
@@ -96,13 +172,78 @@ impl AdamW {
     }
 }
 
-fn decaying(layout: &Layout) -> Vec<(i64, i64)> {
+fn spans(layout: &Layout) -> Vec<Span> {
     layout
         .tensors()
         .iter()
-        .filter(|tensor| tensor.shape().len() >= 2)
-        .map(|tensor| (tensor.offset() as i64, tensor.elements() as i64))
+        .map(|tensor| Span {
+            range: tensor.chunks().start * CHUNK..tensor.chunks().end * CHUNK,
+            decays: tensor.shape().len() >= 2,
+        })
         .collect()
+}
+
+/// Fewer values are not worth a thread.
+const PARALLEL_MIN: usize = 64 * CHUNK;
+
+/// The same part of everything that a step reads and writes.
+struct HostValues<'a> {
+    theta: &'a mut [f32],
+    gradient: &'a mut [f32],
+    first: &'a mut [f32],
+    second: &'a mut [f32],
+}
+
+impl<'a> HostValues<'a> {
+    /// The first `length` values of each; the others stay.
+    fn split_off(&mut self, length: usize) -> HostValues<'a> {
+        let take = |values: &mut &'a mut [f32]| {
+            let (first, rest) = std::mem::take(values).split_at_mut(length);
+            *values = rest;
+            first
+        };
+        HostValues {
+            theta: take(&mut self.theta),
+            gradient: take(&mut self.gradient),
+            first: take(&mut self.first),
+            second: take(&mut self.second),
+        }
+    }
+}
+
+/// The numbers of one step.
+#[derive(Debug, Clone, Copy)]
+struct HostStep {
+    /// What of the gradient is left after clipping.
+    clip: f32,
+    first_kept: f32,
+    first_taken: f32,
+    second_kept: f32,
+    second_taken: f32,
+    /// 1 / √(1 − β₂ⁿ).
+    root_scale: f32,
+    epsilon: f32,
+    /// Learning rate / (1 − β₁ⁿ).
+    rate: f32,
+}
+
+impl HostStep {
+    fn run(self, values: HostValues<'_>, decay: f32) {
+        adamw(self, values, decay);
+    }
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+fn adamw(step: HostStep, values: HostValues<'_>, decay: f32) {
+    let HostValues { theta, gradient, first, second } = values;
+    let moments = first.iter_mut().zip(second);
+    for ((theta, gradient), (first, second)) in theta.iter_mut().zip(gradient).zip(moments) {
+        let gradient = *gradient * step.clip;
+        *first = step.first_kept * *first + step.first_taken * gradient;
+        *second = step.second_kept * *second + step.second_taken * (gradient * gradient);
+        let root = second.sqrt() * step.root_scale + step.epsilon;
+        *theta = *theta * decay - step.rate * (*first / root);
+    }
 }
 
 #[cfg(test)]

@@ -75,6 +75,20 @@ pub(crate) fn view(flat_p: &Tensor, tensor: &manyhands_gradient::layout::Tensor)
     flat_p.narrow(0, tensor.offset() as i64, tensor.elements() as i64)
 }
 
+/// The values of a contiguous f32 tensor on the CPU, where they lie.
+///
+/// # Panics
+/// When it is no such tensor.
+pub(crate) fn host_values(tensor: &mut Tensor) -> &mut [f32] {
+    assert_eq!(tensor.kind(), Kind::Float, "canonical vectors are f32");
+    assert_eq!(tensor.device(), Device::Cpu, "values on the host");
+    assert!(tensor.is_contiguous(), "values in one piece");
+    // SAFETY: the pointer is to as many f32 as the tensor has, which stay as long as it does. That no operation of
+    // libtorch works on them meanwhile is up to this thread, which has none under way: on a CPU they end before
+    // they return.
+    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
+}
+
 /// A canonical vector as a tensor.
 pub(crate) fn to_device(vector: &[f32], device: Device) -> Tensor {
     // `from_slice` copies, and on the CPU `to_device` does not copy again.

@@ -60,6 +60,20 @@ pub struct TrainOutcome {
     pub losses: Vec<f32>,
 }
 
+/// The same with the moments as they came out of the optimiser.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UnroundedOutcome {
+    /// θ_H, a canonical vector.
+    pub theta: Vec<f32>,
+    pub moments: Moments,
+    /// Optimiser steps behind those moments.
+    pub adam_step: u64,
+    /// Targets learnt from.
+    pub tokens: TokenCount,
+    /// Mean loss of each step before its update, nats per token.
+    pub losses: Vec<f32>,
+}
+
 /// How far a round of training is; reported after each micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Progress {
@@ -168,11 +182,27 @@ impl LocalTrainer {
         }
     }
 
+    /// Trains from moments that were never rounded, and gives them back so: how the protocol's rounding to
+    /// 8 bits is measured. `task.moments` is not looked at.
+    ///
+    /// # Errors
+    /// As [`Trainer::train`].
+    pub fn train_unrounded(
+        &mut self,
+        task: &TrainTask<'_>,
+        moments: Option<Moments>,
+        progress: &mut dyn FnMut(Progress) -> Control,
+    ) -> Result<UnroundedOutcome, TrainError> {
+        self.check(task)?;
+        guarded(|| self.run(task, moments, progress))?
+    }
+
     fn run(
         &self,
         task: &TrainTask<'_>,
+        moments: Option<Moments>,
         progress: &mut dyn FnMut(Progress) -> Control,
-    ) -> Result<TrainOutcome, TrainError> {
+    ) -> Result<UnroundedOutcome, TrainError> {
         set_threads(task.threads);
         let model = Transformer::with_layout(
             &self.architecture,
@@ -181,10 +211,9 @@ impl LocalTrainer {
             task.theta,
             self.device,
         );
-        let mut optimizer = match task.moments {
+        let mut optimizer = match moments {
             None => AdamW::fresh(&self.layout, self.device),
             Some(moments) => {
-                let moments = moments.dequantise();
                 let (expected, got) = (self.layout.vector_len(), moments.first.len());
                 if expected != got {
                     return Err(TrainError::MomentsLength { expected, got });
@@ -207,10 +236,9 @@ impl LocalTrainer {
             report.steps_done = index + 1;
             report.tell(Some(loss))?;
         }
-        let Moments { first, second } = optimizer.moments();
-        Ok(TrainOutcome {
+        Ok(UnroundedOutcome {
             theta: model.theta(),
-            moments: Moments8::quantise(&self.layout, &first, &second)?,
+            moments: optimizer.moments(),
             adam_step: optimizer.steps(),
             tokens: TokenCount(report.tokens),
             losses,
@@ -228,7 +256,6 @@ impl LocalTrainer {
     ) -> Result<f32, TrainError> {
         let context = u64::from(self.architecture.context_length);
         let targets = sequences.len() as u64 * context;
-        let _ = gradient_p.zero_();
         let mut loss_sum = Tensor::zeros([], (Kind::Float, self.device));
         let micro_batches = sequences.chunks(task.micro_batch_sequences as usize);
         let last = micro_batches.len() - 1;
@@ -240,7 +267,14 @@ impl LocalTrainer {
                 Tensor::run_backward(&[&loss], model.parameters().weights(), false, false);
             tch::no_grad(|| {
                 for (tensor, gradient) in self.layout.tensors().iter().zip(&gradients) {
-                    let _ = view(gradient_p, tensor).g_add_(&gradient.reshape(-1));
+                    let mut sum = view(gradient_p, tensor);
+                    let gradient = gradient.reshape(-1);
+                    // Padding stays 0, so nothing has to be cleared before.
+                    if index == 0 {
+                        sum.copy_(&gradient);
+                    } else {
+                        let _ = sum.g_add_(&gradient);
+                    }
                 }
                 let _ = loss_sum.g_add_(&loss);
             });
@@ -261,7 +295,11 @@ impl Trainer for LocalTrainer {
         progress: &mut dyn FnMut(Progress) -> Control,
     ) -> Result<TrainOutcome, TrainError> {
         self.check(task)?;
-        guarded(|| self.run(task, progress))?
+        let moments = task.moments.map(Moments8::dequantise);
+        let UnroundedOutcome { theta, moments, adam_step, tokens, losses } =
+            guarded(|| self.run(task, moments, progress))??;
+        let moments = Moments8::quantise(&self.layout, &moments.first, &moments.second)?;
+        Ok(TrainOutcome { theta, moments, adam_step, tokens, losses })
     }
 }
 

@@ -356,6 +356,7 @@ impl World {
                 let merge = Merge {
                     aggregate: theta,
                     aggregate_bytes: 100,
+                    residual: theta,
                     outer_learning_rate: order.outer_learning_rate,
                 };
                 (500, Input::Merged { round, result: MergeResult { merge, theta } })

@@ -5,7 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use manyhands_gradient::{Layout, OuterUpdate, ParseOuterUpdateError, initial_theta, vector};
+use manyhands_gradient::codec::{ParseUpdateError, Update, payload_bytes_max};
+use manyhands_gradient::{Layout, initial_theta, vector};
 use manyhands_network::data::{Access, FetchError, FetchRequest, FileStore, StoreError};
 use manyhands_proto::message::{Merge, Possession, Source, Sync};
 use manyhands_proto::{Digest, Round};
@@ -36,12 +37,12 @@ pub(crate) enum SyncError {
 /// Why a merge did not lead to θ.
 #[derive(Debug, thiserror::Error)]
 enum StepError {
-    #[error("expected a merge of at most {limit} bytes, twice this model's θ, got {got}")]
+    #[error("expected a merge of at most {limit} bytes, got {got}")]
     TooLarge { limit: u64, got: u64 },
     #[error("cannot get the merge: {0}")]
     Blob(#[from] FetchBlobError),
     #[error("what was fetched as the merge is not one: {0}")]
-    Parse(#[from] ParseOuterUpdateError),
+    Parse(#[from] ParseUpdateError),
     #[error("expected the merge to lead to θ {expected:?}, it leads to {got:?}")]
     Theta { expected: Digest, got: Digest },
 }
@@ -139,17 +140,16 @@ async fn step(
     held: &Theta,
     layout: &Layout,
 ) -> Result<Vec<u8>, StepError> {
-    let (limit, got) = (2 * theta_bytes(layout), merge.aggregate_bytes);
-    // A round's aggregate is shorter. What it takes back of earlier rounds may make it long, but then
-    // θ itself is the shorter download.
+    let profile = context.spec.aggregation.broadcast;
+    let (limit, got) = (payload_bytes_max(layout, profile) as u64, merge.aggregate_bytes);
     if got > limit {
         return Err(StepError::TooLarge { limit, got });
     }
     let blob = Blob { what: "merge", digest: merge.aggregate, bytes_max: limit };
     let bytes = fetch_blob(context, blob, &wanted.sources).await?;
-    let update = OuterUpdate::parse(&bytes, layout)?;
+    let update = Update::parse(&bytes, layout, profile)?;
     let mut values = held.values.to_vec();
-    update.apply(&mut values);
+    update.subtract_from(layout, &mut values);
     let bytes = vector::to_bytes(&values);
     let (expected, got) = (wanted.theta, Digest::of(&bytes));
     if got == expected { Ok(bytes) } else { Err(StepError::Theta { expected, got }) }
@@ -499,13 +499,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_merge_larger_than_theta_is_not_fetched() {
+    async fn a_merge_larger_than_any_is_not_fetched() {
         let place = Place::new(6).await;
         let layout = layout(&place.context.spec.model);
         let values = Arc::new(vec![0.0; layout.vector_len()]);
         let held = Theta { round: Round(0), digest: Digest::of(b"held"), values };
-        let aggregate = Digest::of(b"aggregate");
-        let merge = Merge { aggregate, aggregate_bytes: 1 << 40, outer_learning_rate: 1.0 };
+        let (aggregate, residual) = (Digest::of(b"aggregate"), Digest::of(b"residual"));
+        let (aggregate_bytes, outer_learning_rate) = (1 << 40, 1.0);
+        let merge = Merge { aggregate, aggregate_bytes, residual, outer_learning_rate };
         let wanted = Sync {
             round: Round(1),
             theta: Digest::of(b"another"),

@@ -57,6 +57,7 @@ pub const LAYERS: &[Layer] = &[
         ],
     ),
     layer("examples", BELOW_THE_TOP),
+    layer("experiments", &["proto", "gradient", "rules", "model", "simulation"]),
     layer("integration-tests", BELOW_THE_TOP),
     layer("xtask", &[]),
 ];

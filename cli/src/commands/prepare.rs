@@ -1,5 +1,7 @@
 //! `prepare`: text in, a data set's folder out.
 
+mod dependencies;
+
 use std::path::PathBuf;
 
 use manyhands_model::data::{
@@ -13,8 +15,12 @@ use crate::progress::Progress;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Files, and folders to walk. `.jsonl` and `.parquet` are read as such, everything else as text.
-    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    #[arg(long, value_name = "PATH", required_unless_present = "dependencies", num_args = 1..)]
     text: Vec<PathBuf>,
+    /// Instead of --text, for a first try: about so much of the sources of the packages that this program
+    /// was built from, where cargo keeps them.
+    #[arg(long, value_name = "BYTES", conflicts_with = "text")]
+    dependencies: Option<u64>,
     /// The data set's folder; must not exist.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -45,7 +51,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, output: Output) -> Result<(), Failure> {
-    let sources = SourceSet::find(&args.text, &args.extensions, &args.text_field)
+    let (text, extensions) = match args.dependencies {
+        None => (args.text.clone(), args.extensions.clone()),
+        Some(bytes) => {
+            (dependencies::folders(bytes)?, dependencies::EXTENSIONS.map(str::to_owned).to_vec())
+        }
+    };
+    let sources = SourceSet::find(&text, &extensions, &args.text_field)
         .explain("text", "name files or folders that exist and hold text")?;
     let tokenizer = match &args.tokenizer {
         Some(path) => TokenizerChoice::Load(path.clone()),

@@ -4,7 +4,6 @@ mod baseline;
 mod play;
 mod process;
 mod report;
-mod text;
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};

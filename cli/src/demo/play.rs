@@ -14,7 +14,7 @@ use tokio::sync::mpsc::Receiver;
 
 use super::process::{Happening, Process, Stage};
 use super::report::{OnChain, Recorded, Report, records};
-use super::{Teller, baseline, text};
+use super::{Teller, baseline};
 use crate::amount::tokens;
 use crate::failure::{Explain, Failure};
 use crate::folder;
@@ -25,6 +25,8 @@ const BLOCK_TIME_MS: &str = "250";
 /// Of the workers that are there from the start, the last is slowed down.
 const WORKERS: usize = 3;
 const SLOW_LOAD: &str = "25%";
+/// Enough that a short run sees no text twice, little enough that it is prepared in seconds.
+const TEXT_BYTES: u64 = 7_000_000;
 const LOOPBACK: &str = "127.0.0.1:0";
 /// How often a claim is tried until its reward has vested.
 const CLAIM_ATTEMPTS: u32 = 60;
@@ -85,11 +87,15 @@ impl Play {
 
     /// Text to token shards; gives the loss that token frequencies alone have.
     async fn prepare(&self, stage: &Stage) -> Result<f64, Failure> {
-        let folders = if self.text.is_empty() { text::folders()? } else { self.text.clone() };
-        self.teller.tell(format!("preparing the text of {} folders", folders.len()));
-        let mut arguments: Vec<OsString> = vec!["prepare".into(), "--text".into()];
-        arguments.extend(folders.into_iter().map(OsString::from));
-        arguments.extend(["--extensions".into(), text::EXTENSIONS.join(",").into()]);
+        self.teller.tell("preparing the text");
+        let mut arguments: Vec<OsString> = vec!["prepare".into()];
+        if self.text.is_empty() {
+            arguments.extend(["--dependencies".into(), TEXT_BYTES.to_string().into()]);
+        } else {
+            arguments.push("--text".into());
+            arguments.extend(self.text.iter().map(OsString::from));
+            arguments.extend(["--extensions", "rs,md"].map(OsString::from));
+        }
         arguments.extend(["--out".into(), self.data_folder().into()]);
         arguments
             .extend(["--vocabulary".into(), self.file.model.vocabulary_size.to_string().into()]);

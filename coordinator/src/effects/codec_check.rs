@@ -48,7 +48,7 @@ async fn run(
     let (update, drawn) = blocking(move || {
         let update = stored_update(&own, order.payload)?;
         let count = own.spec.verification.codec_chunks;
-        let drawn = order.beacon.codec_chunks(order.worker, count, &chunk_energies(&update));
+        let drawn = order.beacon.codec_chunks(order.worker, count, &chunk_energies(&own.layout, &update));
         Ok::<_, EffectError>((update, drawn))
     })
     .await??;
@@ -200,7 +200,7 @@ fn judge(
         .expect("β was checked when the run's file was read");
     for Opened { chunk, theta_end, mut error_in, error_next } in opened {
         if let Some(returned) = returned {
-            add_sent_to_chunk(&mut error_in, returned, chunk.0 as usize);
+            add_sent_to_chunk(&context.layout, &mut error_in, returned, chunk);
         }
         let start = chunk.0 as usize * GROUP_BYTES as usize;
         let theta_start = vector::floats(&theta[start..start + GROUP_BYTES as usize]);

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use manyhands_gradient::aggregate::WorkerUpdate;
+use manyhands_gradient::aggregate::Member;
 use manyhands_gradient::codec::Update;
-use manyhands_gradient::{Admitted, Revoked, vector};
+use manyhands_gradient::{Admitted, OuterState, Revoked, vector};
 use manyhands_network::data::Access;
-use manyhands_proto::TokenCount;
 use manyhands_proto::message::Merge;
 use manyhands_rules::coordinator::{Contribution, Input, MergeOrder, MergeResult};
 
@@ -14,8 +13,8 @@ use super::{Done, EffectError, blocking};
 use crate::context::Context;
 use crate::journal::{BlobKind, BlobNote};
 
-/// Merges, and stores θ_{t+1} and the [`manyhands_gradient::OuterUpdate`] that leads to it. Whoever
-/// holds θ_t and has that blob gets the same θ_{t+1}.
+/// Merges, and stores θ_{t+1}, the broadcast that leads to it, and what that leaves out. Whoever holds θ_t
+/// and has the broadcast gets the same θ_{t+1}.
 pub(super) async fn merge(context: Arc<Context>, order: MergeOrder) -> Result<Done, EffectError> {
     blocking(move || merge_now(&context, &order)).await?
 }
@@ -30,44 +29,53 @@ fn merge_now(context: &Context, order: &MergeOrder) -> Result<Done, EffectError>
         .map(|revocation| load(context, order, &revocation.contributions))
         .collect::<Result<Vec<_>, _>>()?;
 
-    let admitted = with_tokens(&order.contributions, &admitted);
+    let admitted = members(&order.contributions, &admitted);
     let revoked: Vec<_> = order
         .revocations
         .iter()
         .zip(&revoked)
-        .map(|(revocation, updates)| with_tokens(&revocation.contributions, updates))
+        .map(|(revocation, updates)| members(&revocation.contributions, updates))
         .collect();
     let revoked: Vec<Revoked<'_>> = order
         .revocations
         .iter()
         .zip(&revoked)
-        .map(|(order, updates)| Revoked {
+        .map(|(order, members)| Revoked {
             worker: order.revocation.worker,
-            from: Admitted { updates, alpha: order.outer_learning_rate },
+            from: Admitted { members, alpha: order.outer_learning_rate },
         })
         .collect();
-    let own = Admitted { updates: &admitted, alpha: order.outer_learning_rate };
+    let own = Admitted { members: &admitted, alpha: order.outer_learning_rate };
     let layout = &context.layout;
-    let update = manyhands_gradient::merge(layout, &context.spec.aggregation, own, &revoked)
-        .map_err(|error| failed(error.to_string()))?;
-
     let theta = context.store.theta(order.theta)?;
     let mut theta =
         vector::from_bytes(&theta, layout).map_err(|error| failed(error.to_string()))?;
-    update.apply(&mut theta);
-    let update = update.to_bytes();
-    let aggregate = context.store.insert(&update, Access::Everyone)?;
-    let theta = context.store.insert(&vector::to_bytes(&theta), Access::Everyone)?;
-    metrics::counter!(crate::metrics::AGGREGATE_BYTES).increment(update.len() as u64);
+    let mut residual = match order.residual {
+        None => vec![0.0; layout.vector_len()],
+        Some(digest) => vector::from_bytes(&context.store.get(digest)?, layout)
+            .map_err(|error| failed(error.to_string()))?,
+    };
+    let state = OuterState { theta: &mut theta, residual: &mut residual };
+    let broadcast =
+        manyhands_gradient::merge(layout, &context.spec.aggregation, own, &revoked, state)
+            .map_err(|error| failed(error.to_string()))?
+            .into_bytes();
+    let keep = |bytes: &[u8]| context.store.insert(bytes, Access::Everyone);
+    let aggregate = keep(&broadcast)?;
+    let theta = keep(&vector::to_bytes(&theta))?;
+    let residual = keep(&vector::to_bytes(&residual))?;
+    metrics::counter!(crate::metrics::AGGREGATE_BYTES).increment(broadcast.len() as u64);
 
     let merge = Merge {
         aggregate,
-        aggregate_bytes: update.len() as u64,
+        aggregate_bytes: broadcast.len() as u64,
+        residual,
         outer_learning_rate: order.outer_learning_rate,
     };
     let blobs = vec![
         BlobNote { digest: aggregate, kind: BlobKind::Aggregate, round },
         BlobNote { digest: theta, kind: BlobKind::Theta, round: round.next() },
+        BlobNote { digest: residual, kind: BlobKind::Residual, round: round.next() },
     ];
     Ok(Done { input: Input::Merged { round, result: MergeResult { merge, theta } }, blobs })
 }
@@ -90,15 +98,10 @@ fn load(
         .collect()
 }
 
-fn with_tokens<'a>(
-    contributions: &[Contribution],
-    updates: &'a [Update],
-) -> Vec<(WorkerUpdate<'a>, TokenCount)> {
+fn members<'a>(contributions: &[Contribution], updates: &'a [Update]) -> Vec<Member<'a>> {
     contributions
         .iter()
         .zip(updates)
-        .map(|(contribution, update)| {
-            (WorkerUpdate { worker: contribution.worker, update }, contribution.tokens)
-        })
+        .map(|(&Contribution { worker, tokens, .. }, update)| Member { worker, tokens, update })
         .collect()
 }

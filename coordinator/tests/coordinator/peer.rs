@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use manyhands_gradient::codec::{Endpoints, Update, UpdateCodec};
 use manyhands_gradient::error_feedback::add_sent;
-use manyhands_gradient::{Layout, OuterUpdate, initial_theta, vector};
+use manyhands_gradient::{Layout, initial_theta, vector};
 use manyhands_network::control::{
     Control, ControlConfig, ControlEvent, ControlEvents, ControlHandle, Role as ControlRole,
 };
@@ -242,9 +242,9 @@ impl Peer {
         let theta = match (held, &sync.merge) {
             (Some((_, mut theta)), Some(merge)) => {
                 let Some(bytes) = self.fetch(merge.aggregate).await else { return Input::Failed };
-                let update =
-                    OuterUpdate::parse(&bytes, &self.layout).expect("a merge of this model");
-                update.apply(&mut theta);
+                let broadcast = self.spec.aggregation.broadcast;
+                let update = Update::parse(&bytes, &self.layout, broadcast);
+                update.expect("a merge of this model").subtract_from(&self.layout, &mut theta);
                 theta
             }
             (Some((_, theta)), None) => theta,

@@ -1,7 +1,8 @@
 //! Runs from the first round to the last.
 
 use manyhands_coordinator::{read_record, service::records_folder};
-use manyhands_gradient::{Layout, OuterUpdate, initial_theta, vector};
+use manyhands_gradient::codec::Update;
+use manyhands_gradient::{Layout, initial_theta, vector};
 use manyhands_proto::message::{Reply, Request, Role};
 use manyhands_proto::{Digest, NodeId, Round};
 use manyhands_rules::record::{Finding, Outcome, RoundRecord};
@@ -32,7 +33,8 @@ pub(crate) async fn follow(world: &World, records: &[RoundRecord]) -> Digest {
         assert_eq!(vector::digest(&theta), record.theta);
         if let Some(merge) = &record.merge {
             let bytes = within("a merge", stranger.fetch(merge.aggregate)).await.expect("public");
-            OuterUpdate::parse(&bytes, &layout).expect("a merge").apply(&mut theta);
+            let update = Update::parse(&bytes, &layout, world.spec.aggregation.broadcast);
+            update.expect("a merge").subtract_from(&layout, &mut theta);
         }
         assert_eq!(vector::digest(&theta), record.theta_next);
     }

@@ -1,6 +1,6 @@
-//! The token-weighted mean, nobody clipped.
+//! The token-weighted mean, nobody held back.
 
-use super::{Factor, MergeRule, TensorNorms};
+use super::{Factor, MergeRule, Statistics};
 
 /// Every worker at full strength.
 #[derive(Debug, Clone, Copy)]
@@ -11,7 +11,7 @@ impl MergeRule for Mean {
         "mean"
     }
 
-    fn factors(&self, norms: &[&TensorNorms]) -> Vec<Vec<Factor>> {
-        norms.iter().map(|norms| vec![Factor::ONE; norms.squared().len()]).collect()
+    fn factors(&self, statistics: Statistics<'_>) -> Vec<Vec<Factor>> {
+        vec![vec![Factor::ONE; statistics.tensors()]; statistics.workers()]
     }
 }

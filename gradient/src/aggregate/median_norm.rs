@@ -3,7 +3,7 @@
 //! Needs no shared choice of coordinates, as medians of values would: with per-worker top-k most
 //! coordinates have one or two values. As in Templar's production code.
 
-use super::{Factor, MergeRule, TensorNorms};
+use super::{Factor, MergeRule, Statistics};
 
 /// Nobody's update of a tensor is longer than the (lower) median worker's.
 #[derive(Debug, Clone, Copy)]
@@ -14,36 +14,22 @@ impl MergeRule for MedianNorm {
         "median_norm"
     }
 
-    fn factors(&self, norms: &[&TensorNorms]) -> Vec<Vec<Factor>> {
-        let tensors = norms.first().map_or(0, |norms| norms.squared().len());
-        let medians: Vec<u128> = (0..tensors)
-            .map(|tensor| {
-                let mut column: Vec<u128> =
-                    norms.iter().map(|norms| norms.squared()[tensor]).collect();
-                column.sort_unstable();
-                column[(column.len() - 1) / 2]
-            })
-            .collect();
-        norms
-            .iter()
-            .map(|norms| {
-                let pairs = norms.squared().iter().zip(&medians);
-                pairs.map(|(&squared, &median)| clip(squared, median)).collect()
-            })
-            .collect()
+    fn factors(&self, statistics: Statistics<'_>) -> Vec<Vec<Factor>> {
+        let medians: Vec<u128> =
+            (0..statistics.tensors()).map(|tensor| statistics.median_squared(tensor)).collect();
+        let row = |squared: &[u128]| {
+            squared.iter().zip(&medians).map(|(&squared, &median)| clip(squared, median)).collect()
+        };
+        statistics.norms.iter().map(|norms| row(norms.squared())).collect()
     }
 }
 
-/// √(median / squared), at most 1, rounded down to 24 bits.
-///
-/// Two conversions, a division, a root and a product with a power of two, all in f64 and so correctly
-/// rounded: the same integer everywhere.
+/// √(median / squared), at most 1.
 fn clip(squared: u128, median: u128) -> Factor {
     if squared <= median {
         return Factor::ONE;
     }
-    let share = (median as f64 / squared as f64).sqrt();
-    Factor::from_units((share * f64::from(Factor::ONE.units())) as u32)
+    Factor::of_share((median as f64 / squared as f64).sqrt())
 }
 
 #[cfg(test)]

@@ -14,25 +14,33 @@
 //!
 //! A rule is a [`MergeRule`] in a file of its own. It sees statistics, never values.
 
+mod centered_clip;
+mod cosine_trust;
+mod geometric_median;
+mod gram;
 mod mean;
 mod median_norm;
 mod norms;
-mod vector;
+mod statistics;
+mod sums;
 
-use std::ops::Range;
-
-use manyhands_proto::run_file::{Aggregation, Clip, Denominator};
+use manyhands_proto::run_file::{Aggregation, Denominator, Rule};
 use manyhands_proto::{Digest, NodeId, TokenCount};
-use rayon::prelude::*;
 
+pub use centered_clip::CenteredClip;
+pub use cosine_trust::CosineTrust;
+pub use geometric_median::GeometricMedian;
+pub use gram::Gram;
 pub use mean::Mean;
 pub use median_norm::MedianNorm;
 pub use norms::TensorNorms;
-pub use vector::{AGGREGATE_MAGNITUDE_MAX, Aggregate, AggregateChunkError, ParseAggregateError};
+pub use statistics::Statistics;
+pub(crate) use norms::squared;
+pub(crate) use sums::{ChunkSums, Term};
 
-use crate::codec::{GROUP_CHUNKS, Update};
+use crate::codec::Update;
 use crate::ieee::assert_ieee;
-use crate::layout::{CHUNK, Layout};
+use crate::layout::Layout;
 
 /// What of a worker's tensor is merged: 0 to 2²⁴ units of 2⁻²⁴, exact as an f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,36 +59,69 @@ impl Factor {
         self.0
     }
 
+    /// A share of all, held between 0 and 1 and rounded down to 24 bits; what is not a number is nothing.
+    pub(crate) fn of_share(share: f64) -> Self {
+        Self((share.clamp(0.0, 1.0) * f64::from(Self::ONE.0)) as u32)
+    }
+
+    /// What is left of it when that is held back as well, rounded down.
+    fn and(self, other: Self) -> Self {
+        Self(((u64::from(self.0) * u64::from(other.0)) >> 24) as u32)
+    }
+
     /// Exact: at most 25 bits, and the only one of 25 is a power of two.
     fn value(self) -> f32 {
         self.0 as f32 * (1.0 / 16_777_216.0)
     }
 }
 
-/// A robust rule: how much of each worker's tensors is merged.
+/// A robust rule: how much of each worker's tensors is merged. Only + − × ÷ √ of f64, in an order that
+/// follows from the workers' ids.
 pub trait MergeRule {
     /// Its name in a run's file.
     fn name(&self) -> &'static str;
 
-    /// One row per worker (in the order of `norms`), one factor per tensor. Any number of workers.
-    fn factors(&self, norms: &[&TensorNorms]) -> Vec<Vec<Factor>>;
+    /// Whether it reads the dot products between workers.
+    fn needs_gram(&self) -> bool {
+        false
+    }
+
+    /// One row per worker, one factor per tensor. Any number of workers from 1 on.
+    fn factors(&self, statistics: Statistics<'_>) -> Vec<Vec<Factor>>;
 }
 
 /// The rule that a run's file names.
-pub fn rule_of(clip: Clip) -> &'static dyn MergeRule {
-    match clip {
-        Clip::None => &Mean,
-        Clip::MedianNorm => &MedianNorm,
+pub fn rule_of(rule: Rule) -> &'static dyn MergeRule {
+    match rule {
+        Rule::Mean => &Mean,
+        Rule::MedianNorm => &MedianNorm,
+        Rule::GeometricMedian => &GeometricMedian,
+        Rule::CenteredClip => &CenteredClip,
+        Rule::CosineTrust => &CosineTrust,
     }
 }
 
-/// A member of the admitted set.
+/// Each rule's factors, multiplied. One row per worker, one factor per tensor.
+fn factors(rules: &[Rule], statistics: Statistics<'_>) -> Vec<Vec<Factor>> {
+    let mut all = Mean.factors(statistics);
+    for &rule in rules {
+        let rows = rule_of(rule).factors(statistics);
+        for (row, held_back) in all.iter_mut().zip(rows) {
+            for (factor, held_back) in row.iter_mut().zip(held_back) {
+                *factor = factor.and(held_back);
+            }
+        }
+    }
+    all
+}
+
+/// A member of an admitted set.
 #[derive(Debug, Clone, Copy)]
 pub struct Member<'a> {
     pub worker: NodeId,
     /// Tokens it trained on: its weight.
     pub tokens: TokenCount,
-    pub norms: &'a TensorNorms,
+    pub update: &'a Update,
 }
 
 /// Why a set of members cannot be merged.
@@ -94,28 +135,10 @@ pub enum PlanError {
     NoTokens { worker: NodeId },
     #[error("expected fewer than 2^64 tokens in all, got more")]
     TooManyTokens,
-}
-
-/// Why updates do not fit a plan.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum MergeError {
-    #[error("expected an update of {worker}, got none")]
-    Missing { worker: NodeId },
-    #[error("expected only updates of the plan's workers, once each, got one of {worker}")]
-    Unexpected { worker: NodeId },
     #[error("expected an update of {expected} chunks from {worker}, got {got}")]
     Layout { worker: NodeId, expected: usize, got: usize },
-    #[error("expected a slice of at most {chunks} chunks, got {slice:?}")]
-    Slice { slice: Range<usize>, chunks: usize },
-    #[error("expected a plan for {expected} tensors, got {got}")]
-    Tensors { expected: usize, got: usize },
-}
-
-/// One worker's update, to be merged.
-#[derive(Debug, Clone, Copy)]
-pub struct WorkerUpdate<'a> {
-    pub worker: NodeId,
-    pub update: &'a Update,
+    #[error("expected {worker} to be in the set that it is taken out of")]
+    NotMember { worker: NodeId },
 }
 
 /// An admitted worker's weight and factors.
@@ -141,11 +164,11 @@ impl MergePlan {
     /// The plan for an admitted set, in whatever order its members come.
     ///
     /// # Errors
-    /// When the set is empty, a worker is in it twice, or trained on nothing.
+    /// When the set is empty, a worker is in it twice, trained on nothing, or its update is of another layout.
     pub fn new(
+        layout: &Layout,
+        config: &Aggregation,
         members: &[Member<'_>],
-        rule: &dyn MergeRule,
-        denominator: Denominator,
     ) -> Result<Self, PlanError> {
         assert_ieee();
         let mut members = members.to_vec();
@@ -159,13 +182,20 @@ impl MergePlan {
         if let Some(member) = members.iter().find(|member| member.tokens.0 == 0) {
             return Err(PlanError::NoTokens { worker: member.worker });
         }
+        let expected = layout.chunk_count();
+        if let Some(foreign) = members.iter().find(|it| it.update.chunk_count() != expected) {
+            let (worker, got) = (foreign.worker, foreign.update.chunk_count());
+            return Err(PlanError::Layout { worker, expected, got });
+        }
         let total = members
             .iter()
             .try_fold(0_u64, |sum, member| sum.checked_add(member.tokens.0))
             .ok_or(PlanError::TooManyTokens)?;
-        let norms: Vec<&TensorNorms> = members.iter().map(|member| member.norms).collect();
-        let factors = rule.factors(&norms);
-        assert_eq!(factors.len(), members.len(), "rule {} gives each worker a row", rule.name());
+        let updates: Vec<&Update> = members.iter().map(|member| member.update).collect();
+        let norms: Vec<&TensorNorms> = updates.iter().map(|update| update.norms()).collect();
+        let needs_gram = config.rules.iter().any(|&rule| rule_of(rule).needs_gram());
+        let gram = needs_gram.then(|| Gram::of(layout, &updates));
+        let factors = factors(&config.rules, Statistics { norms: &norms, gram: gram.as_ref() });
         let count = members.len() as u128;
         let shares = members
             .iter()
@@ -177,7 +207,7 @@ impl MergePlan {
                 factors,
             })
             .collect();
-        Ok(Self { shares, denominator })
+        Ok(Self { shares, denominator: config.denominator })
     }
 
     /// The workers, in the order in which they are summed.
@@ -211,216 +241,20 @@ impl MergePlan {
         Digest::derive("manyhands 2026 merge plan", &bytes)
     }
 
-    /// Merges the updates of all the plan's workers over a slice (an interval of chunks).
-    ///
-    /// # Errors
-    /// When an update is missing, foreign, there twice, or of another layout.
-    pub fn merge(
-        &self,
-        layout: &Layout,
-        updates: &[WorkerUpdate<'_>],
-        slice: Range<usize>,
-    ) -> Result<Aggregate, MergeError> {
-        let matched = self.matched(layout, updates, &slice)?;
-        Ok(self.merge_shares(layout, &matched, slice))
-    }
-
-    /// What takes back a worker's part in a past merge: aggregate(A without r) − aggregate(A), all
-    /// weights and factors as they were. Given to [`crate::outer_step`] like an aggregate, with that
-    /// round's α, it adds α · (aggregate(A) − aggregate(A without r)).
-    ///
-    /// # Errors
-    /// As [`Self::merge`], and when `worker` is not in the plan. `updates` are those of the whole set.
-    pub fn revocation(
-        &self,
-        layout: &Layout,
-        updates: &[WorkerUpdate<'_>],
-        worker: &NodeId,
-    ) -> Result<Aggregate, MergeError> {
-        let slice = 0..layout.chunk_count();
-        let matched = self.matched(layout, updates, &slice)?;
-        let others: Vec<_> =
-            matched.iter().filter(|(share, _)| share.worker != *worker).copied().collect();
-        if others.len() == matched.len() {
-            return Err(MergeError::Missing { worker: *worker });
-        }
-        let with = self.merge_shares(layout, &matched, slice.clone());
-        Ok(self.merge_shares(layout, &others, slice).minus(&with))
-    }
-
     fn share(&self, worker: &NodeId) -> Option<&Share> {
         let index = self.shares.binary_search_by_key(worker, |share| share.worker).ok()?;
         self.shares.get(index)
     }
 
-    /// Each share with its update, in the order of the workers' ids.
-    fn matched<'a>(
-        &'a self,
-        layout: &Layout,
-        updates: &[WorkerUpdate<'a>],
-        slice: &Range<usize>,
-    ) -> Result<Vec<(&'a Share, &'a Update)>, MergeError> {
-        let chunks = layout.chunk_count();
-        if slice.start > slice.end || slice.end > chunks {
-            return Err(MergeError::Slice { slice: slice.clone(), chunks });
-        }
-        let mut updates = updates.to_vec();
-        updates.sort_by_key(|update| update.worker);
-        if let Some(pair) = updates.windows(2).find(|pair| pair[0].worker == pair[1].worker) {
-            return Err(MergeError::Unexpected { worker: pair[0].worker });
-        }
-        if let Some(stranger) = updates.iter().find(|update| self.share(&update.worker).is_none()) {
-            return Err(MergeError::Unexpected { worker: stranger.worker });
-        }
-        let expected = layout.tensors().len();
-        self.shares
-            .iter()
-            .map(|share| {
-                let worker = share.worker;
-                let index = updates
-                    .binary_search_by_key(&worker, |update| update.worker)
-                    .map_err(|_| MergeError::Missing { worker })?;
-                let update = updates[index].update;
-                if update.chunk_count() != chunks {
-                    let got = update.chunk_count();
-                    return Err(MergeError::Layout { worker, expected: chunks, got });
-                }
-                if share.factors.len() != expected {
-                    return Err(MergeError::Tensors { expected, got: share.factors.len() });
-                }
-                Ok((share, update))
-            })
-            .collect()
-    }
-
-    fn merge_shares(
-        &self,
-        layout: &Layout,
-        matched: &[(&Share, &Update)],
-        slice: Range<usize>,
-    ) -> Aggregate {
-        let denominator = DenominatorRule::new(self.denominator, matched);
-        let chunks: Vec<usize> = slice.clone().collect();
-        let parts: Vec<Aggregate> = chunks
-            .par_chunks(GROUP_CHUNKS)
-            .map_init(ChunkSums::default, |sums, chunks| {
-                assert_ieee();
-                let mut part = Aggregate::empty(chunks[0]);
-                for &chunk in chunks {
-                    sums.add_all(layout.places()[chunk].tensor, chunk, matched);
-                    part.push_chunk(sums.quotients(denominator));
-                }
-                part
-            })
-            .collect();
-        let mut aggregate = Aggregate::empty(slice.start);
-        for part in &parts {
-            aggregate.append(part);
-        }
-        aggregate
-    }
-}
-
-/// A denominator with what it needs of the set.
-#[derive(Debug, Clone, Copy)]
-enum DenominatorRule {
-    Contributors,
-    /// At least this.
-    Floor(f32),
-    /// Always this.
-    Workers(f32),
-}
-
-impl DenominatorRule {
-    fn new(denominator: Denominator, matched: &[(&Share, &Update)]) -> Self {
-        match denominator {
-            Denominator::Contributors => Self::Contributors,
-            Denominator::Floor => Self::Floor(matched.len().min(2) as f32),
-            Denominator::Workers => {
-                Self::Workers(matched.iter().fold(0.0, |sum, (share, _)| sum + share.weight))
-            }
+    /// What the denominator is at least. Nobody's weights sum to more than all weights do, so with the
+    /// denominator `workers` this is all there is to it.
+    fn denominator_min(&self) -> f32 {
+        match self.denominator {
+            Denominator::Contributors => 0.0,
+            Denominator::Floor => self.shares.len().min(2) as f32,
+            Denominator::Workers => self.shares.iter().fold(0.0, |sum, share| sum + share.weight),
         }
     }
-
-    fn of(self, contributors: f32) -> f32 {
-        match self {
-            Self::Contributors => contributors,
-            Self::Floor(floor) => contributors.max(floor),
-            Self::Workers(all) => all,
-        }
-    }
-}
-
-/// Numerators and contributors' weights of one chunk.
-#[derive(Debug)]
-struct ChunkSums {
-    numerators: Vec<f32>,
-    contributors: Vec<f32>,
-}
-
-impl Default for ChunkSums {
-    fn default() -> Self {
-        Self { numerators: vec![0.0; CHUNK], contributors: vec![0.0; CHUNK] }
-    }
-}
-
-impl ChunkSums {
-    fn add_all(&mut self, tensor: usize, chunk: usize, matched: &[(&Share, &Update)]) {
-        self.numerators.fill(0.0);
-        self.contributors.fill(0.0);
-        for (share, update) in matched {
-            let clipped = share.weight * share.factors[tensor].value();
-            update.symbols(chunk).for_each(|index, value| {
-                self.numerators[index] += clipped * value;
-                self.contributors[index] += share.weight;
-            });
-        }
-    }
-
-    /// Weights are above 0, so contributors weigh 0 exactly where nobody sent anything.
-    fn quotients(&self, denominator: DenominatorRule) -> impl Iterator<Item = (usize, f32)> {
-        let sums = self.numerators.iter().zip(&self.contributors).enumerate();
-        sums.filter(|(_, (_, contributors))| **contributors > 0.0)
-            .map(move |(index, (sum, contributors))| (index, sum / denominator.of(*contributors)))
-    }
-}
-
-/// What a round merges, from its updates alone: the coordinator's and the auditor's one call.
-///
-/// # Errors
-/// When the set cannot be merged or the updates do not fit the layout.
-pub fn aggregate(
-    layout: &Layout,
-    config: &Aggregation,
-    admitted: &[(WorkerUpdate<'_>, TokenCount)],
-) -> Result<(MergePlan, Aggregate), AggregateError> {
-    if let Some((foreign, _)) =
-        admitted.iter().find(|(sent, _)| sent.update.chunk_count() != layout.chunk_count())
-    {
-        let got = foreign.update.chunk_count();
-        let (worker, expected) = (foreign.worker, layout.chunk_count());
-        return Err(MergeError::Layout { worker, expected, got }.into());
-    }
-    let norms: Vec<TensorNorms> =
-        admitted.iter().map(|(sent, _)| TensorNorms::of(layout, sent.update)).collect();
-    let members: Vec<Member<'_>> = admitted
-        .iter()
-        .zip(&norms)
-        .map(|((sent, tokens), norms)| Member { worker: sent.worker, tokens: *tokens, norms })
-        .collect();
-    let plan = MergePlan::new(&members, rule_of(config.clip), config.denominator)?;
-    let updates: Vec<WorkerUpdate<'_>> = admitted.iter().map(|(sent, _)| *sent).collect();
-    let merged = plan.merge(layout, &updates, 0..layout.chunk_count())?;
-    Ok((plan, merged))
-}
-
-/// Why a round's updates were not merged.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AggregateError {
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    #[error(transparent)]
-    Merge(#[from] MergeError),
 }
 
 /// The f32 nearest to numerator / denominator (ties to even), of a numerator above 0.

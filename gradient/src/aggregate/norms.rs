@@ -2,14 +2,12 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use crate::codec::{GROUP_CHUNKS, Update};
+use crate::codec::{ChunkScratch, Symbols, Update};
 use crate::layout::Layout;
 
 /// 2⁷², the units in 1. A sent value is at most 16, a vector has at most 2⁴⁴ values:
 /// 2⁸ · 2⁴⁴ · 2⁷² fits 128 bits.
-const UNITS: f64 = 4_722_366_482_869_645_213_696.0;
+pub(super) const UNITS: f64 = 4_722_366_482_869_645_213_696.0;
 
 /// For each tensor the sum of squares of what an update sends, in units of 2⁻⁷².
 ///
@@ -18,41 +16,29 @@ const UNITS: f64 = 4_722_366_482_869_645_213_696.0;
 pub struct TensorNorms(Vec<u128>);
 
 impl TensorNorms {
-    /// The norms of a whole update.
-    ///
-    /// # Panics
-    /// When the update belongs to another layout.
-    pub fn of(layout: &Layout, update: &Update) -> Self {
-        Self::of_slice(layout, update, 0..layout.chunk_count())
-    }
-
-    /// The part of the norms that a slice (an interval of chunks) contributes.
+    /// The part of the norms that a slice (an interval of chunks) contributes. Those of a whole update are
+    /// [`Update::norms`].
     ///
     /// # Panics
     /// When the update belongs to another layout or the slice ends past it.
     pub fn of_slice(layout: &Layout, update: &Update, slice: Range<usize>) -> Self {
-        assert_eq!(update.chunk_count(), layout.chunk_count(), "an update belongs to one layout");
-        let chunks: Vec<usize> = slice.collect();
-        // Integers: whatever order the threads finish in, the sums are the same.
-        chunks
-            .par_chunks(GROUP_CHUNKS)
-            .map(|chunks| {
-                let mut norms = Self::zero(layout);
-                for &chunk in chunks {
-                    let tensor = layout.places()[chunk].tensor;
-                    update.symbols(chunk).for_each(|_, value| {
-                        norms.0[tensor] += squared_units(value);
-                    });
-                }
-                norms
-            })
-            .reduce(
-                || Self::zero(layout),
-                |mut norms, part| {
-                    norms.add(&part);
-                    norms
-                },
-            )
+        let mut scratch = ChunkScratch::default();
+        let mut reader = update.reader(layout, slice.start);
+        let squares = slice.clone().map(|_| squared(reader.next(&mut scratch)));
+        Self::of_chunks(layout, slice.start, squares)
+    }
+
+    /// From the squared norms of consecutive chunks.
+    pub(crate) fn of_chunks(
+        layout: &Layout,
+        first: usize,
+        squares: impl IntoIterator<Item = u128>,
+    ) -> Self {
+        let mut norms = Self(vec![0; layout.tensors().len()]);
+        for (square, place) in squares.into_iter().zip(&layout.places()[first..]) {
+            norms.0[place.tensor] += square;
+        }
+        norms
     }
 
     /// Adds another slice's part.
@@ -75,10 +61,16 @@ impl TensorNorms {
     pub fn norm(&self, tensor: usize) -> Option<f64> {
         self.0.get(tensor).map(|&squared| (squared as f64 / UNITS).sqrt())
     }
+}
 
-    fn zero(layout: &Layout) -> Self {
-        Self(vec![0; layout.tensors().len()])
+/// The squared norm of what a chunk says, in units of 2⁻⁷².
+pub(crate) fn squared(symbols: Symbols<'_>) -> u128 {
+    if let Symbols::Sparse { scale, signs } = symbols {
+        return squared_units(scale.magnitude()) * signs.len() as u128;
     }
+    let mut sum = 0;
+    symbols.for_each(|_, value| sum += squared_units(value));
+    sum
 }
 
 /// v² in units of 2⁻⁷², rounded down. A float's square fits the 53 bits of an f64 and the

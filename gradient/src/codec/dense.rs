@@ -89,7 +89,9 @@ pub(crate) fn write_chunk(raw: &mut Vec<u8>, symbols: Symbols<'_>) {
             raw.extend(step.to_le_bytes());
             raw.extend(codes.iter().map(|code| code.cast_unsigned()));
         }
-        Symbols::Sparse { .. } => unreachable!("a dense profile makes dense symbols"),
+        Symbols::Sparse { .. } | Symbols::Listed { .. } => {
+            unreachable!("a dense profile makes dense symbols")
+        }
     }
 }
 

@@ -1,11 +1,12 @@
-//! The update codec: "sparse error feedback", and two dense reference profiles.
+//! The update codec: "sparse error feedback", and profiles of others for comparison.
 //!
-//! Δ = θ_t − θ_H; e = β·e_in + Δ; per chunk the k values of largest magnitude are sent as one of two
-//! signed magnitudes; e_next = e − what was sent, so the quantisation's error comes back too. Encoding
-//! a whole update and checking one opened chunk run the same code ([`UpdateCodec::encode_chunk`]).
+//! Δ = θ_t − θ_H; e = β·e_in + Δ; per chunk the k values of largest magnitude are sent as ± their mean
+//! magnitude; e_next = e − what was sent, so the quantisation's error comes back too. Encoding a whole
+//! update, checking one opened chunk and compressing what is broadcast run the same code.
 
 mod dense;
-mod levels;
+mod flat12;
+mod scale;
 mod select;
 mod sparse;
 mod symbols;
@@ -20,24 +21,27 @@ pub use symbols::{ChunkScratch, ChunkSymbols};
 pub use update::{ParseUpdateError, Payload, Update, payload_bytes_max};
 
 pub(crate) use symbols::Symbols;
+pub(crate) use update::{ChunkReader, frame};
 
 use crate::bits::BitWriter;
 use crate::ieee::assert_ieee;
 use crate::layout::{CHUNK, Layout};
 use dense::DenseKind;
-use levels::Levels;
-use select::magnitude_bits;
+use scale::Scale;
+use select::Selection;
 use sparse::SparseShape;
+use symbols::SignedIndex;
 
 /// Chunks whose bits are packed together: enough to make the length table and the filled-up last
 /// byte vanish (a third of a bit per chunk), few enough to find one chunk quickly.
-pub(crate) const GROUP_CHUNKS: usize = 64;
+pub const GROUP_CHUNKS: usize = 64;
 
 /// How a profile writes a chunk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Coding {
     Sparse(SparseShape),
     Dense(DenseKind),
+    Flat12,
 }
 
 /// A profile's number on the wire.
@@ -47,6 +51,8 @@ pub(crate) const fn profile_number(profile: Profile) -> u8 {
         Profile::Quality => 2,
         Profile::DenseFp16 => 3,
         Profile::DenseInt8 => 4,
+        Profile::Wide => 5,
+        Profile::Flat12 => 6,
     }
 }
 
@@ -54,8 +60,10 @@ pub(crate) const fn coding(profile: Profile) -> Coding {
     match profile {
         Profile::Standard => Coding::Sparse(SparseShape { kept: 64, usual_rice: 5 }),
         Profile::Quality => Coding::Sparse(SparseShape { kept: 128, usual_rice: 4 }),
+        Profile::Wide => Coding::Sparse(SparseShape { kept: 256, usual_rice: 3 }),
         Profile::DenseFp16 => Coding::Dense(DenseKind::Half),
         Profile::DenseInt8 => Coding::Dense(DenseKind::Byte),
+        Profile::Flat12 => Coding::Flat12,
     }
 }
 
@@ -107,6 +115,8 @@ pub enum CodecMismatch {
     NotFinite { chunk: u32, reason: NotFinite },
     #[error("expected an update of profile {expected:?}, got {got:?}")]
     Profile { expected: Profile, got: Profile },
+    #[error("updates of this profile have statistics of whole tensors: no chunk can be checked alone")]
+    WholeTensors,
     #[error(
         "chunk {chunk}: expected the {expected_count} values that follow from its opened states, \
          got {got_count} that differ{}",
@@ -159,7 +169,7 @@ impl UpdateCodec {
         layout.assert_covers(ends.start, "the start");
         layout.assert_covers(ends.end, "the end");
         const GROUP: usize = GROUP_CHUNKS * CHUNK;
-        let pieces = error
+        let mut pieces = error
             .par_chunks_mut(GROUP)
             .zip(ends.start.par_chunks(GROUP).zip(ends.end.par_chunks(GROUP)))
             .enumerate()
@@ -169,7 +179,10 @@ impl UpdateCodec {
             .collect::<Vec<_>>()
             .into_iter()
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(update::frame(self.profile, layout.chunk_count(), pieces)?)
+        if self.profile == Profile::Flat12 {
+            pieces = vec![flat12::encode(layout, error)];
+        }
+        Ok(frame(self.profile, layout.chunk_count(), &pieces)?)
     }
 
     fn encode_group(
@@ -181,61 +194,32 @@ impl UpdateCodec {
         scratch: &mut ChunkScratch,
     ) -> Result<Vec<u8>, EncodeError> {
         assert_ieee();
-        let first = group * GROUP_CHUNKS;
-        let mut writer = BitWriter::default();
-        let mut raw = Vec::new();
+        let mut writer = GroupWriter::new(self.profile);
         let states = error
             .chunks_exact_mut(CHUNK)
             .zip(ends.start.chunks_exact(CHUNK).zip(ends.end.chunks_exact(CHUNK)));
-        for (index, (error, (start, end))) in states.enumerate() {
-            let chunk = first + index;
+        for (chunk, (error, (start, end))) in (group * GROUP_CHUNKS..).zip(states) {
             let real = layout.places()[chunk].real;
-            let symbols = self
-                .encode_chunk(real, error, Endpoints { start, end }, scratch)
-                .map_err(|reason| EncodeError::NotFinite { chunk, reason })?
-                .0;
-            match coding(self.profile) {
-                Coding::Sparse(shape) => shape.write_symbols(&mut writer, real, symbols),
-                Coding::Dense(_) => dense::write_chunk(&mut raw, symbols),
-            }
+            self.accumulate(real, error, Endpoints { start, end })
+                .map_err(|reason| EncodeError::NotFinite { chunk, reason })?;
+            writer.code(&mut error[..real], scratch);
         }
-        match coding(self.profile) {
-            Coding::Sparse(_) => Ok(writer.finish()),
-            Coding::Dense(_) => Ok(raw),
-        }
+        Ok(writer.finish())
     }
 
-    /// Encodes one chunk, of which the first `real` values are not padding. `error` holds e_in and
-    /// becomes e_next; padding becomes 0.
-    ///
-    /// # Errors
-    /// When e = β·e_in + (θ_t − θ_H) is not finite somewhere.
-    ///
-    /// # Panics
-    /// When a slice is shorter than `real`.
-    pub fn encode_chunk<'s>(
+    /// e = β·e_in + (θ_t − θ_H) of one chunk, of which the first `real` values are not padding; padding
+    /// becomes 0.
+    fn accumulate(
         &self,
         real: usize,
         error: &mut [f32],
         ends: Endpoints<'_>,
-        scratch: &'s mut ChunkScratch,
-    ) -> Result<ChunkSymbols<'s>, NotFinite> {
+    ) -> Result<(), NotFinite> {
         let (error, padding) = error.split_at_mut(real);
         padding.fill(0.0);
-        let mut largest = 0;
-        for (value, (&start, &end)) in
-            error.iter_mut().zip(ends.start[..real].iter().zip(&ends.end[..real]))
-        {
-            *value = self.error_decay * *value + (start - end);
-            largest = magnitude_bits(*value).max(largest);
-        }
-        if largest >= f32::INFINITY.to_bits() {
-            return Err(NotFinite);
-        }
-        Ok(ChunkSymbols(match coding(self.profile) {
-            Coding::Sparse(shape) => quantise_largest(shape, error, scratch),
-            Coding::Dense(kind) => kind.code_chunk(error, &mut scratch.halves, &mut scratch.bytes),
-        }))
+        let ends = (&ends.start[..real], &ends.end[..real]);
+        let largest = select::accumulate(error, ends, self.error_decay);
+        if largest < f32::INFINITY.to_bits() { Ok(()) } else { Err(NotFinite) }
     }
 
     /// The exact codec check: from a chunk's opened e_in, θ_t and θ_H ([`CHUNK`] values each, padding
@@ -253,21 +237,28 @@ impl UpdateCodec {
     ) -> Result<Vec<f32>, CodecMismatch> {
         assert_ieee();
         let ChunkIndex(number) = chunk;
-        let (Some(place), Some(sent)) = (layout.place(chunk), update.chunk(chunk)) else {
+        let mut sent_scratch = ChunkScratch::default();
+        let (Some(place), Some(sent)) =
+            (layout.place(chunk), update.chunk(layout, chunk, &mut sent_scratch))
+        else {
             return Err(CodecMismatch::NoSuchChunk { chunk: number, chunks: layout.chunk_count() });
         };
         if update.profile() != self.profile {
             return Err(CodecMismatch::Profile { expected: self.profile, got: update.profile() });
         }
         let OpenedChunk { error_in, ends } = opened;
+        if self.profile == Profile::Flat12 {
+            return Err(CodecMismatch::WholeTensors);
+        }
         if [error_in, ends.start, ends.end].iter().any(|values| values.len() != CHUNK) {
             return Err(CodecMismatch::OpenedLength { chunk: number });
         }
         let mut error = error_in.to_vec();
         let mut scratch = ChunkScratch::default();
-        let expected = self
-            .encode_chunk(place.real, &mut error, ends, &mut scratch)
+        self.accumulate(place.real, &mut error, ends)
             .map_err(|reason| CodecMismatch::NotFinite { chunk: number, reason })?;
+        let mut writer = GroupWriter::new(self.profile);
+        let expected = ChunkSymbols(writer.code(&mut error[..place.real], &mut scratch));
         if expected == sent {
             return Ok(error);
         }
@@ -287,32 +278,79 @@ pub struct OpenedChunk<'a> {
     pub ends: Endpoints<'a>,
 }
 
-/// Chooses and quantises a chunk's largest values, and takes them out of `error`.
-fn quantise_largest<'s>(
+/// Codes the chunks of a group, one after the other.
+#[derive(Debug)]
+pub(crate) enum GroupWriter {
+    Sparse { shape: SparseShape, bits: BitWriter },
+    Dense { kind: DenseKind, raw: Vec<u8> },
+    /// Not chunk by chunk: everything waits in the error buffer until all of the tensor is there.
+    Flat12,
+}
+
+impl GroupWriter {
+    pub(crate) fn new(profile: Profile) -> Self {
+        match coding(profile) {
+            Coding::Sparse(shape) => Self::Sparse { shape, bits: BitWriter::default() },
+            Coding::Dense(kind) => Self::Dense { kind, raw: Vec::new() },
+            Coding::Flat12 => Self::Flat12,
+        }
+    }
+
+    /// Chooses what is sent of a chunk, takes it out of `values`, appends it to the group and returns it.
+    /// None of the values is padding.
+    pub(crate) fn code<'s>(
+        &mut self,
+        values: &mut [f32],
+        scratch: &'s mut ChunkScratch,
+    ) -> Symbols<'s> {
+        let ChunkScratch { selection, signs, gaps, halves, bytes } = scratch;
+        match self {
+            Self::Sparse { shape, bits } => {
+                let scale = send_largest(*shape, values, selection, signs);
+                shape.write(bits, values.len(), scale, signs, gaps);
+                Symbols::Sparse { scale, signs }
+            }
+            Self::Dense { kind, raw } => {
+                let symbols = kind.code_chunk(values, halves, bytes);
+                dense::write_chunk(raw, symbols);
+                symbols
+            }
+            Self::Flat12 => Symbols::Listed { indices: &[], values: &[] },
+        }
+    }
+
+    pub(crate) fn finish(self) -> Vec<u8> {
+        match self {
+            Self::Sparse { bits, .. } => bits.finish(),
+            Self::Dense { raw, .. } => raw,
+            Self::Flat12 => Vec::new(),
+        }
+    }
+}
+
+/// Fills `signs` with the largest values, which are sent as ± their mean magnitude.
+fn send_largest(
     shape: SparseShape,
-    error: &mut [f32],
-    scratch: &'s mut ChunkScratch,
-) -> Symbols<'s> {
-    let ChunkScratch { selection, magnitudes, indices, codes, .. } = scratch;
-    indices.clear();
-    codes.clear();
-    indices.extend_from_slice(selection.choose(error, shape.count_max(error.len())));
-    if indices.is_empty() {
-        return Symbols::Sparse { levels: Levels::default(), indices, codes };
+    values: &mut [f32],
+    selection: &mut Selection,
+    signs: &mut Vec<SignedIndex>,
+) -> Scale {
+    signs.clear();
+    let chosen = selection.choose(values, shape.count_max(values.len()));
+    if chosen.is_empty() {
+        return Scale::default();
     }
-    magnitudes.clear();
-    magnitudes.extend(indices.iter().map(|&index| error[usize::from(index)].abs()));
-    magnitudes.sort_unstable_by(f32::total_cmp);
-    let levels = Levels::fit(magnitudes);
-    let values = levels.values();
-    let boundary = levels.boundary();
-    for &index in indices.iter() {
-        let value = &mut error[usize::from(index)];
-        let code = u8::from(value.is_sign_negative()) | u8::from(value.abs() >= boundary) << 1;
-        *value -= values[usize::from(code)];
-        codes.push(code);
-    }
-    Symbols::Sparse { levels, indices, codes }
+    // In the order of the indices, so the same sum everywhere.
+    let sum = chosen.iter().fold(0.0, |sum, &i| sum + f64::from(values[usize::from(i)].abs()));
+    let scale = Scale::nearest(sum / chosen.len() as f64);
+    let magnitude = scale.magnitude();
+    signs.extend(chosen.iter().map(|&index| {
+        let value = &mut values[usize::from(index)];
+        let sign = SignedIndex::new(index, value.is_sign_negative());
+        *value -= sign.of(magnitude);
+        sign
+    }));
+    scale
 }
 
 fn first_difference(expected: ChunkSymbols<'_>, got: ChunkSymbols<'_>) -> Option<usize> {

@@ -1,7 +1,8 @@
 //! The sparse profiles' bits: one chunk, and a group of chunks.
 //!
-//! A chunk is a header, then its levels (16 bits), then for each value the gap to the one before
-//! as a Rice code and two bits of sign and magnitude:
+//! A chunk is a header, then its scale (8 bits), then the gap of each value to the one before as a Rice code
+//! of parameter p: of all gaps first gap / 2^p zeros and a one, then of all gaps the lowest p bits, each
+//! followed by the value's sign (1: negative). The header:
 //!
 //! ```text
 //! 0                                   as many values as allowed, the profile's own Rice parameter
@@ -13,10 +14,12 @@
 //! checks it, so a chunk has one byte string. Chunks of a group follow one another without
 //! alignment; a group ends on a byte with zero bits.
 
-use super::levels::Levels;
-use super::symbols::Symbols;
-use crate::bits::{BitError, BitReader, BitWriter, Quotients, RICE_WIDTH};
-use crate::layout::{CHUNK, ChunkPlace};
+use multiversion::multiversion;
+
+use super::scale::Scale;
+use super::symbols::SignedIndex;
+use crate::bits::{BitError, BitReader, BitWriter, RICE_WIDTH, shortest_rice};
+use crate::layout::CHUNK;
 
 /// Values of a chunk that are kept, and how their gaps are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +47,11 @@ pub enum ChunkError {
     Value { bound: f32, got: f32 },
 }
 
+/// Bits of a scale.
+const SCALE_WIDTH: u32 = 8;
+/// Bits of a sign.
+const SIGN_WIDTH: u32 = 1;
+
 impl SparseShape {
     /// ⌈kept · real / 4096⌉: never 0.
     pub(crate) fn count_max(self, real: usize) -> usize {
@@ -56,7 +64,8 @@ impl SparseShape {
         // The best parameter is no worse than the usual one, whose quotients sum to at most
         // real / 2^parameter.
         let rice = (real >> self.usual_rice) + count * (1 + self.usual_rice as usize);
-        1 + RICE_WIDTH as usize + 1 + 13 + 16 + rice + 2 * count
+        let header = 2 + RICE_WIDTH + self.count_width(real) + SCALE_WIDTH;
+        header as usize + rice + count * SIGN_WIDTH as usize
     }
 
     fn count_width(self, real: usize) -> u32 {
@@ -64,51 +73,68 @@ impl SparseShape {
     }
 
     /// The parameter of the shortest coding: a full chunk's header is shorter with the usual one.
-    fn shortest_rice(self, quotients: &Quotients, count: usize, full: bool) -> u32 {
-        quotients.shortest(count as u32, |parameter| {
+    fn shortest_rice(self, gaps: &[u16], full: bool) -> u32 {
+        shortest_rice(gaps, |parameter| {
             if full && parameter == self.usual_rice { 1 } else { 2 + RICE_WIDTH }
         })
     }
 
     /// Appends one chunk: its indices rise, are below `real` and at most [`Self::count_max`] many.
-    pub(crate) fn write_symbols(self, writer: &mut BitWriter, real: usize, symbols: Symbols<'_>) {
-        let Symbols::Sparse { levels, indices, codes } = symbols else {
-            unreachable!("a sparse profile makes sparse symbols");
-        };
-        let count = indices.len();
+    pub(crate) fn write(
+        self,
+        writer: &mut BitWriter,
+        real: usize,
+        scale: Scale,
+        signs: &[SignedIndex],
+        gaps: &mut Vec<u16>,
+    ) {
+        gaps.clear();
+        let mut next = 0;
+        gaps.extend(signs.iter().map(|sign| {
+            let index = sign.index() as u16;
+            let gap = index - next;
+            next = index + 1;
+            gap
+        }));
+        let count = signs.len();
         let full = count == self.count_max(real);
-        let mut quotients = Quotients::default();
-        for gap in gaps(indices) {
-            quotients.add(gap);
-        }
-        let rice = self.shortest_rice(&quotients, count, full);
+        let rice = self.shortest_rice(gaps, full);
         if full && rice == self.usual_rice {
             writer.put(0, 1);
         } else {
             writer.put(1, 1);
             writer.put(rice, RICE_WIDTH);
             writer.put(u32::from(full), 1);
-            if !full {
-                writer.put(count as u32, self.count_width(real));
+            let width = self.count_width(real);
+            if !full && width > 0 {
+                writer.put(count as u32, width);
             }
         }
         if count == 0 {
             return;
         }
-        writer.put(u32::from(levels.scale), 8);
-        writer.put(u32::from(levels.ratio), 8);
-        for (gap, &code) in gaps(indices).zip(codes) {
-            writer.put_rice(gap, rice);
-            writer.put(u32::from(code), 2);
+        writer.put(u32::from(scale.0), SCALE_WIDTH);
+        for &gap in &*gaps {
+            writer.put_unary(u32::from(gap) >> rice);
+        }
+        for (&gap, sign) in gaps.iter().zip(signs) {
+            let remainder = u32::from(gap) & ((1 << rice) - 1);
+            let negative = u32::from(sign.is_negative());
+            writer.put(remainder << SIGN_WIDTH | negative, rice + SIGN_WIDTH);
         }
     }
 
-    fn read_chunk(
+    /// Reads one chunk of `real` values into `signs`; `gaps` is room to work in.
+    ///
+    /// # Errors
+    /// When the bits are not what [`Self::write`] writes for some values.
+    pub(crate) fn read(
         self,
         reader: &mut BitReader<'_>,
         real: usize,
-        group: &mut SparseGroup,
-    ) -> Result<(), ChunkError> {
+        signs: &mut Vec<SignedIndex>,
+        gaps: &mut Vec<u16>,
+    ) -> Result<Scale, ChunkError> {
         let count_max = self.count_max(real);
         let (mut count, mut rice, mut short) = (count_max, self.usual_rice, false);
         let has_long_header = reader.take(1)? == 1;
@@ -116,7 +142,8 @@ impl SparseShape {
             rice = reader.take(RICE_WIDTH)?;
             short = reader.take(1)? == 0;
             if short {
-                count = reader.take(self.count_width(real))? as usize;
+                let width = self.count_width(real);
+                count = if width == 0 { 0 } else { reader.take(width)? as usize };
             }
         }
         if short && count >= count_max {
@@ -125,45 +152,12 @@ impl SparseShape {
         if has_long_header && !short && rice == self.usual_rice {
             return Err(ChunkError::NotShortest);
         }
-        let mut levels = Levels::default();
-        let mut quotients = Quotients::default();
-        if count > 0 {
-            levels.scale = reader.take(8)? as u8;
-            levels.ratio = reader.take(8)? as u8;
-            let mut next = 0_u32;
-            for _ in 0..count {
-                let limit =
-                    (real as u32).checked_sub(next + 1).ok_or(ChunkError::Index { real })?;
-                let gap = reader.take_rice(rice, limit).map_err(|error| match error {
-                    BitError::Ended => ChunkError::Ended,
-                    BitError::OverLimit => ChunkError::Index { real },
-                })?;
-                quotients.add(gap);
-                group.indices.push((next + gap) as u16);
-                group.codes.push(reader.take(2)? as u8);
-                next += gap + 1;
-            }
-        }
-        if rice != self.shortest_rice(&quotients, count, !short) {
+        let scale = if count > 0 { Scale(reader.take(SCALE_WIDTH)? as u8) } else { Scale(0) };
+        read_values(reader, (count, rice, real), signs, gaps)?;
+        if rice != self.shortest_rice(gaps, !short) {
             return Err(ChunkError::NotShortest);
         }
-        group.levels.push(levels);
-        group.ends.push(group.indices.len() as u32);
-        Ok(())
-    }
-
-    /// Reads a whole group; on refusal also says which of its chunks it was.
-    pub(crate) fn read_group(
-        self,
-        bytes: &[u8],
-        places: &[ChunkPlace],
-    ) -> Result<SparseGroup, (usize, ChunkError)> {
-        let mut reader = BitReader::new(bytes);
-        let mut group = SparseGroup::default();
-        for (index, place) in places.iter().enumerate() {
-            self.read_chunk(&mut reader, place.real, &mut group).map_err(|error| (index, error))?;
-        }
-        if reader.is_finished() { Ok(group) } else { Err((places.len() - 1, ChunkError::Trailing)) }
+        Ok(scale)
     }
 }
 
@@ -174,34 +168,35 @@ impl From<BitError> for ChunkError {
     }
 }
 
-/// The sparse symbols of a group's chunks.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct SparseGroup {
-    levels: Vec<Levels>,
-    /// Where each chunk's values end in `indices` and `codes`.
-    ends: Vec<u32>,
-    indices: Vec<u16>,
-    codes: Vec<u8>,
-}
-
-impl SparseGroup {
-    pub(crate) fn chunk(&self, index: usize) -> Symbols<'_> {
-        let start = if index == 0 { 0 } else { self.ends[index - 1] as usize };
-        let range = start..self.ends[index] as usize;
-        Symbols::Sparse {
-            levels: self.levels[index],
-            indices: &self.indices[range.clone()],
-            codes: &self.codes[range],
-        }
+/// Reads the places and signs of `count` values, and their gaps.
+#[multiversion(targets("x86_64+avx2+lzcnt+popcnt+bmi1+bmi2"))]
+fn read_values(
+    reader: &mut BitReader<'_>,
+    (count, rice, real): (usize, u32, usize),
+    signs: &mut Vec<SignedIndex>,
+    gaps: &mut Vec<u16>,
+) -> Result<(), ChunkError> {
+    let past = ChunkError::Index { real };
+    signs.clear();
+    signs.resize(count, SignedIndex::default());
+    gaps.clear();
+    // First the sums of the quotients, then what stands behind them.
+    gaps.resize(2 * count, 0);
+    let (quotients, behind) = gaps.split_at_mut(count);
+    reader.take_unary(quotients, (real >> rice) as u16).map_err(|error| match error {
+        BitError::Ended => ChunkError::Ended,
+        BitError::OverLimit => past,
+    })?;
+    reader.take_all(behind, rice + SIGN_WIDTH)?;
+    let (mut next, mut before) = (0_u32, 0_u16);
+    for ((quotients, &behind), sign) in quotients.iter_mut().zip(&*behind).zip(signs) {
+        let remainder = u32::from(behind >> SIGN_WIDTH);
+        let gap = u32::from(*quotients - before) << rice | remainder;
+        before = std::mem::replace(quotients, gap as u16);
+        *sign = SignedIndex::wrapping(next + gap, u32::from(behind) & 1);
+        next += gap + 1;
     }
-}
-
-/// How many values lie between each index and the one before it.
-fn gaps(indices: &[u16]) -> impl Iterator<Item = u32> {
-    let mut next = 0;
-    indices.iter().map(move |&index| {
-        let gap = u32::from(index) - next;
-        next = u32::from(index) + 1;
-        gap
-    })
+    gaps.truncate(count);
+    // Looked at once: whatever index is past the end, the last one is.
+    if next as usize > real { Err(past) } else { Ok(()) }
 }

@@ -1,6 +1,6 @@
-//! What one chunk says, before it is bits: chosen indices, codes, levels.
+//! What one chunk says, before it is bits.
 
-use super::levels::Levels;
+use super::scale::Scale;
 use super::select::Selection;
 use crate::layout::CHUNK;
 
@@ -10,22 +10,57 @@ pub struct ChunkSymbols<'a>(pub(crate) Symbols<'a>);
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Symbols<'a> {
-    /// Rising indices and one 2-bit code each.
-    Sparse { levels: Levels, indices: &'a [u16], codes: &'a [u8] },
+    /// One magnitude, and where it is sent with which sign.
+    Sparse { scale: Scale, signs: &'a [SignedIndex] },
     /// IEEE half precision, one for each real value.
     Half(&'a [u16]),
     /// value = code × step, one code for each real value.
     Byte { step: f32, codes: &'a [i8] },
+    /// Any values, by rising index.
+    Listed { indices: &'a [u16], values: &'a [f32] },
+}
+
+/// An index within a chunk and a sign: bits 0 to 11, and bit 15 (set: negative).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct SignedIndex(u16);
+
+impl SignedIndex {
+    const SIGN: u16 = 1 << 15;
+    const INDEX: u16 = CHUNK as u16 - 1;
+
+    pub(crate) fn new(index: u16, negative: bool) -> Self {
+        debug_assert!(index <= Self::INDEX);
+        Self(index | if negative { Self::SIGN } else { 0 })
+    }
+
+    /// The lowest bits of an index, and 1 for a negative sign.
+    pub(crate) fn wrapping(index: u32, sign: u32) -> Self {
+        Self((index as u16 & Self::INDEX) | (sign as u16) << 15)
+    }
+
+    /// Below [`CHUNK`].
+    pub(crate) fn index(self) -> usize {
+        usize::from(self.0 & Self::INDEX)
+    }
+
+    pub(crate) fn is_negative(self) -> bool {
+        self.0 & Self::SIGN != 0
+    }
+
+    /// `magnitude` with this sign.
+    pub(crate) fn of(self, magnitude: f32) -> f32 {
+        f32::from_bits(magnitude.to_bits() ^ u32::from(self.0 & Self::SIGN) << 16)
+    }
 }
 
 impl Symbols<'_> {
     /// Every value that is sent (never 0), by rising index within the chunk.
     pub(crate) fn for_each(&self, mut visit: impl FnMut(usize, f32)) {
         match *self {
-            Self::Sparse { levels, indices, codes } => {
-                let values = levels.values();
-                for (&index, &code) in indices.iter().zip(codes) {
-                    visit(usize::from(index), values[usize::from(code & 3)]);
+            Self::Sparse { scale, signs } => {
+                let magnitude = scale.magnitude();
+                for sign in signs {
+                    visit(sign.index(), sign.of(magnitude));
                 }
             }
             Self::Half(halves) => {
@@ -41,6 +76,11 @@ impl Symbols<'_> {
                     if code != 0 {
                         visit(index, f32::from(code) * step);
                     }
+                }
+            }
+            Self::Listed { indices, values } => {
+                for (&index, &value) in indices.iter().zip(values) {
+                    visit(usize::from(index), value);
                 }
             }
         }
@@ -61,26 +101,12 @@ impl ChunkSymbols<'_> {
     }
 }
 
-/// Room for coding one chunk after another without allocating.
-#[derive(Debug)]
+/// Room for coding or reading one chunk after another without allocating.
+#[derive(Debug, Default)]
 pub struct ChunkScratch {
     pub(super) selection: Selection,
-    pub(super) magnitudes: Vec<f32>,
-    pub(super) indices: Vec<u16>,
-    pub(super) codes: Vec<u8>,
+    pub(super) signs: Vec<SignedIndex>,
+    pub(super) gaps: Vec<u16>,
     pub(super) halves: Vec<u16>,
     pub(super) bytes: Vec<i8>,
-}
-
-impl Default for ChunkScratch {
-    fn default() -> Self {
-        Self {
-            selection: Selection::default(),
-            magnitudes: Vec::with_capacity(CHUNK),
-            indices: Vec::with_capacity(CHUNK),
-            codes: Vec::with_capacity(CHUNK),
-            halves: Vec::with_capacity(CHUNK),
-            bytes: Vec::with_capacity(CHUNK),
-        }
-    }
 }

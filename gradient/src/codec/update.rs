@@ -5,18 +5,25 @@
 //! sparse body: length of each group of 64 chunks (2 each, little-endian), then the groups
 //! dense body:  one zstd frame
 //! ```
+//! A validated update keeps its bytes, and whoever merges reads them a second time: a sparse update takes
+//! less room so than as lists of indices, and reading it is faster than fetching those from memory.
 
 use manyhands_proto::run_file::Profile;
 use manyhands_proto::{ChunkIndex, Digest};
 use rayon::prelude::*;
 
 use super::dense::{self, DenseBody};
-use super::sparse::{ChunkError, SparseGroup};
-use super::symbols::{ChunkSymbols, Symbols};
+use super::flat12::{self, ListedBody};
+use super::sparse::{ChunkError, SparseShape};
+use super::symbols::{ChunkScratch, ChunkSymbols, Symbols};
 use super::{Coding, GROUP_CHUNKS, coding, profile_number};
-use crate::layout::{CHUNK, Layout};
+use crate::aggregate::{TensorNorms, squared};
+use crate::bits::BitReader;
+use crate::ieee::assert_ieee;
+use crate::layout::{CHUNK, ChunkPlace, Layout};
 
-pub(crate) const VERSION: u8 = 1;
+/// 1 had two magnitudes per chunk.
+pub(crate) const VERSION: u8 = 2;
 pub(crate) const HEADER_BYTES: usize = 6;
 
 /// Why bytes are not an update for this layout and profile.
@@ -42,7 +49,7 @@ pub enum ParseUpdateError {
 
 /// The bytes of an update, as they travel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Payload(pub(super) Vec<u8>);
+pub struct Payload(pub(crate) Vec<u8>);
 
 impl Payload {
     pub fn as_bytes(&self) -> &[u8] {
@@ -66,8 +73,23 @@ impl Payload {
 
 #[derive(Debug, Clone, PartialEq)]
 enum Body {
-    Sparse(Vec<SparseGroup>),
+    Sparse { shape: SparseShape, groups: Groups },
     Dense(DenseBody),
+    Listed(ListedBody),
+}
+
+/// A sparse update's bytes, and where its groups lie in them.
+#[derive(Debug, Clone, PartialEq)]
+struct Groups {
+    bytes: Vec<u8>,
+    /// One more than there are groups.
+    starts: Vec<usize>,
+}
+
+impl Groups {
+    fn group(&self, group: usize) -> &[u8] {
+        &self.bytes[self.starts[group]..self.starts[group + 1]]
+    }
 }
 
 /// A worker's update, parsed and checked against the layout: indices in bounds, values finite.
@@ -75,6 +97,7 @@ enum Body {
 pub struct Update {
     profile: Profile,
     chunks: usize,
+    norms: TensorNorms,
     body: Body,
 }
 
@@ -108,27 +131,22 @@ impl Update {
         if got != chunks {
             return Err(ParseUpdateError::ChunkCount { expected: chunks, got });
         }
+        let mut norms = TensorNorms::of_chunks(layout, 0, []);
         let body = match coding(profile) {
             Coding::Sparse(shape) => {
-                let groups = split_groups(body, chunks)?;
-                groups
-                    .par_iter()
-                    .zip(layout.places().par_chunks(GROUP_CHUNKS))
-                    .enumerate()
-                    .map(|(index, (bytes, places))| {
-                        shape.read_group(bytes, places).map_err(|(chunk, reason)| {
-                            ParseUpdateError::Chunk { chunk: index * GROUP_CHUNKS + chunk, reason }
-                        })
-                    })
-                    // Collected in order first, so that of several faults the first is named.
-                    .collect::<Vec<_>>()
-                    .into_iter()
-                    .collect::<Result<_, _>>()
-                    .map(Body::Sparse)?
+                let starts = group_starts(body, chunks)?;
+                let groups = Groups { bytes: bytes.to_vec(), starts };
+                norms = validate(shape, &groups, layout)?;
+                Body::Sparse { shape, groups }
             }
             Coding::Dense(kind) => Body::Dense(DenseBody::parse(kind, body, layout)?),
+            Coding::Flat12 => Body::Listed(ListedBody::parse(body, layout)?),
         };
-        Ok(Self { profile, chunks, body })
+        let mut update = Self { profile, chunks, norms, body };
+        if !matches!(update.body, Body::Sparse { .. }) {
+            update.norms = TensorNorms::of_chunks(layout, 0, update.map_chunks(layout, squared));
+        }
+        Ok(update)
     }
 
     pub fn profile(&self) -> Profile {
@@ -139,62 +157,184 @@ impl Update {
         self.chunks
     }
 
+    /// The squared norms of what it sends, per tensor.
+    pub fn norms(&self) -> &TensorNorms {
+        &self.norms
+    }
+
     /// What one chunk says; `None` past the end.
-    pub fn chunk(&self, chunk: ChunkIndex) -> Option<ChunkSymbols<'_>> {
+    pub fn chunk<'s>(
+        &'s self,
+        layout: &'s Layout,
+        chunk: ChunkIndex,
+        scratch: &'s mut ChunkScratch,
+    ) -> Option<ChunkSymbols<'s>> {
         let chunk = chunk.0 as usize;
-        (chunk < self.chunks).then(|| ChunkSymbols(self.symbols(chunk)))
+        let mut reader = (chunk < self.chunks).then(|| self.reader(layout, chunk))?;
+        Some(ChunkSymbols(reader.next(scratch)))
     }
 
     /// Writes the values that one chunk sends, and 0 elsewhere. Returns false past the end.
-    pub fn dequantised_chunk(&self, chunk: ChunkIndex, values: &mut [f32; CHUNK]) -> bool {
-        let Some(symbols) = self.chunk(chunk) else { return false };
+    pub fn dequantised_chunk(
+        &self,
+        layout: &Layout,
+        chunk: ChunkIndex,
+        values: &mut [f32; CHUNK],
+    ) -> bool {
+        let mut scratch = ChunkScratch::default();
+        let Some(symbols) = self.chunk(layout, chunk, &mut scratch) else { return false };
         values.fill(0.0);
         symbols.for_each(|index, value| values[index] = value);
         true
     }
 
     /// How many values the whole update sends.
-    pub fn sent_count(&self) -> usize {
-        (0..self.chunks).map(|chunk| ChunkSymbols(self.symbols(chunk)).count()).sum()
+    pub fn sent_count(&self, layout: &Layout) -> usize {
+        self.map_chunks(layout, |symbols| ChunkSymbols(symbols).count()).iter().sum()
     }
 
-    /// The bytes this update came from: parsing what it returns gives this update again.
+    /// Takes what is sent off a canonical vector, each difference rounded once: how a broadcast leads from
+    /// θ_t to θ_{t+1}. The same bits for any number of threads.
     ///
     /// # Panics
-    /// When `layout` is not the one it was parsed with, or zstd cannot allocate.
-    pub fn to_payload(&self, layout: &Layout) -> Payload {
-        assert_eq!(layout.chunk_count(), self.chunks, "an update belongs to one layout");
-        let pieces = match coding(self.profile) {
-            Coding::Sparse(shape) => layout
-                .places()
-                .chunks(GROUP_CHUNKS)
-                .enumerate()
-                .map(|(group, places)| {
-                    let mut writer = crate::bits::BitWriter::default();
-                    for (index, place) in places.iter().enumerate() {
-                        let symbols = self.symbols(group * GROUP_CHUNKS + index);
-                        shape.write_symbols(&mut writer, place.real, symbols);
-                    }
-                    writer.finish()
-                })
-                .collect(),
-            Coding::Dense(_) => (0..self.chunks)
-                .map(|chunk| {
-                    let mut raw = Vec::new();
-                    dense::write_chunk(&mut raw, self.symbols(chunk));
-                    raw
-                })
-                .collect(),
-        };
-        frame(self.profile, self.chunks, pieces).expect("zstd compresses what it was allocated for")
+    /// When the vector has not the layout's length, or this thread flushes subnormals to zero.
+    pub fn subtract_from(&self, layout: &Layout, vector: &mut [f32]) {
+        self.for_each_chunk(layout, vector, |symbols, values| {
+            symbols.for_each(|index, value| values[index] -= value);
+        });
     }
 
-    pub(crate) fn symbols(&self, chunk: usize) -> Symbols<'_> {
-        match &self.body {
-            Body::Sparse(groups) => groups[chunk / GROUP_CHUNKS].chunk(chunk % GROUP_CHUNKS),
+    /// Calls `visit` for every chunk and its values of a canonical vector, in parallel.
+    pub(crate) fn for_each_chunk(
+        &self,
+        layout: &Layout,
+        vector: &mut [f32],
+        visit: impl Fn(Symbols<'_>, &mut [f32]) + Sync,
+    ) {
+        layout.assert_covers(vector, "the vector");
+        vector.par_chunks_mut(GROUP_CHUNKS * CHUNK).enumerate().for_each_init(
+            ChunkScratch::default,
+            |scratch, (group, values)| {
+                assert_ieee();
+                let mut reader = self.reader(layout, group * GROUP_CHUNKS);
+                for values in values.chunks_exact_mut(CHUNK) {
+                    visit(reader.next(scratch), values);
+                }
+            },
+        );
+    }
+
+    /// Calls `map` for every chunk, in parallel; its answers in the order of the chunks.
+    pub(crate) fn map_chunks<T: Send>(
+        &self,
+        layout: &Layout,
+        map: impl Fn(Symbols<'_>) -> T + Sync,
+    ) -> Vec<T> {
+        let groups: Vec<Vec<T>> = (0..self.chunks.div_ceil(GROUP_CHUNKS))
+            .into_par_iter()
+            .map_init(ChunkScratch::default, |scratch, group| {
+                let first = group * GROUP_CHUNKS;
+                let mut reader = self.reader(layout, first);
+                let chunks = first..(first + GROUP_CHUNKS).min(self.chunks);
+                chunks.map(|_| map(reader.next(scratch))).collect()
+            })
+            .collect();
+        groups.into_iter().flatten().collect()
+    }
+
+    /// Reads one chunk after another, from `first` on.
+    ///
+    /// # Panics
+    /// When `layout` is not the one the update was parsed with.
+    pub(crate) fn reader<'a>(&'a self, layout: &'a Layout, first: usize) -> ChunkReader<'a> {
+        assert_eq!(layout.chunk_count(), self.chunks, "an update belongs to one layout");
+        let mut reader =
+            ChunkReader { update: self, places: layout.places(), next: first, bits: BitReader::new(&[]) };
+        if let Body::Sparse { groups, .. } = &self.body {
+            if first < self.chunks {
+                reader.bits = BitReader::new(groups.group(first / GROUP_CHUNKS));
+            }
+            // A chunk's bits begin where those before it in the group end.
+            reader.next = first - first % GROUP_CHUNKS;
+            let mut scratch = ChunkScratch::default();
+            while reader.next < first {
+                reader.next(&mut scratch);
+            }
+        }
+        reader
+    }
+}
+
+/// Reads an update's chunks in order.
+#[derive(Debug, Clone)]
+pub(crate) struct ChunkReader<'a> {
+    update: &'a Update,
+    places: &'a [ChunkPlace],
+    next: usize,
+    bits: BitReader<'a>,
+}
+
+impl<'a> ChunkReader<'a> {
+    /// What the next chunk says.
+    ///
+    /// # Panics
+    /// Past the last chunk.
+    pub(crate) fn next<'s>(&mut self, scratch: &'s mut ChunkScratch) -> Symbols<'s>
+    where
+        'a: 's,
+    {
+        let chunk = self.next;
+        self.next += 1;
+        match &self.update.body {
             Body::Dense(body) => body.chunk(chunk),
+            Body::Listed(body) => body.chunk(chunk),
+            Body::Sparse { shape, groups } => {
+                if chunk.is_multiple_of(GROUP_CHUNKS) {
+                    self.bits = BitReader::new(groups.group(chunk / GROUP_CHUNKS));
+                }
+                let ChunkScratch { signs, gaps, .. } = scratch;
+                let scale = shape
+                    .read(&mut self.bits, self.places[chunk].real, signs, gaps)
+                    .expect("an update was validated when it was parsed");
+                Symbols::Sparse { scale, signs }
+            }
         }
     }
+}
+
+/// Refuses a sparse body that says what the codec does not write; of several faults the first is named.
+/// Its norms come out on the way.
+fn validate(
+    shape: SparseShape,
+    groups: &Groups,
+    layout: &Layout,
+) -> Result<TensorNorms, ParseUpdateError> {
+    let squares: Vec<Result<Vec<u128>, ParseUpdateError>> = layout
+        .places()
+        .par_chunks(GROUP_CHUNKS)
+        .enumerate()
+        .map_init(ChunkScratch::default, |scratch, (group, places)| {
+            let mut bits = BitReader::new(groups.group(group));
+            let ChunkScratch { signs, gaps, .. } = scratch;
+            let chunks = group * GROUP_CHUNKS..;
+            let mut squares = Vec::with_capacity(places.len());
+            let refused = |chunk, reason| ParseUpdateError::Chunk { chunk, reason };
+            for (chunk, place) in chunks.zip(places) {
+                let scale = shape
+                    .read(&mut bits, place.real, signs, gaps)
+                    .map_err(|reason| refused(chunk, reason))?;
+                squares.push(squared(Symbols::Sparse { scale, signs }));
+            }
+            if bits.is_finished() {
+                Ok(squares)
+            } else {
+                let last = group * GROUP_CHUNKS + places.len() - 1;
+                Err(refused(last, ChunkError::Trailing))
+            }
+        })
+        .collect();
+    let squares: Vec<Vec<u128>> = squares.into_iter().collect::<Result<_, _>>()?;
+    Ok(TensorNorms::of_chunks(layout, 0, squares.into_iter().flatten()))
 }
 
 /// No update for this layout and profile is longer, in bytes: a limit for whoever receives one.
@@ -209,51 +349,52 @@ pub fn payload_bytes_max(layout: &Layout, profile: Profile) -> usize {
             })
             .sum(),
         Coding::Dense(kind) => kind.compressed_bytes_max(layout),
+        Coding::Flat12 => flat12::body_bytes(layout),
     };
     HEADER_BYTES + body
 }
 
-/// Puts a header and the groups' bytes (sparse) or chunks' bytes (dense) together.
-pub(super) fn frame(
+/// Puts a header and the groups' bytes together.
+pub(crate) fn frame(
     profile: Profile,
     chunks: usize,
-    pieces: Vec<Vec<u8>>,
+    pieces: &[Vec<u8>],
 ) -> Result<Payload, std::io::Error> {
-    let mut bytes = vec![VERSION, profile_number(profile)];
+    let total: usize = pieces.iter().map(|piece| piece.len() + 2).sum();
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + total);
+    bytes.extend([VERSION, profile_number(profile)]);
     let chunk_count = u32::try_from(chunks).expect("a layout has at most 2^32 chunks");
     bytes.extend(chunk_count.to_le_bytes());
     match coding(profile) {
         Coding::Sparse(_) => {
-            for group in &pieces {
+            for group in pieces {
                 let length = u16::try_from(group.len()).expect("64 sparse chunks fit 64 KiB");
                 bytes.extend(length.to_le_bytes());
             }
-            bytes.extend(pieces.concat());
+            for group in pieces {
+                bytes.extend(group);
+            }
         }
         Coding::Dense(_) => bytes.extend(dense::compress(&pieces.concat())?),
+        Coding::Flat12 => pieces.iter().for_each(|piece| bytes.extend(piece)),
     }
     Ok(Payload(bytes))
 }
 
-/// Cuts a sparse body into its groups.
-fn split_groups(body: &[u8], chunks: usize) -> Result<Vec<&[u8]>, ParseUpdateError> {
-    let table_bytes = chunks.div_ceil(GROUP_CHUNKS) * 2;
-    let Some((table, mut rest)) = body.split_at_checked(table_bytes) else {
-        let expected = HEADER_BYTES + table_bytes;
-        return Err(ParseUpdateError::Length { expected, got: HEADER_BYTES + body.len() });
-    };
-    let lengths =
-        || table.chunks_exact(2).map(|pair| usize::from(u16::from_le_bytes([pair[0], pair[1]])));
-    let expected = HEADER_BYTES + table_bytes + lengths().sum::<usize>();
+/// Where the groups of a sparse body begin, counted from the update's first byte, and where the last ends.
+fn group_starts(body: &[u8], chunks: usize) -> Result<Vec<usize>, ParseUpdateError> {
+    let groups = chunks.div_ceil(GROUP_CHUNKS);
+    let table_bytes = groups * 2;
     let got = HEADER_BYTES + body.len();
-    if expected != got {
-        return Err(ParseUpdateError::Length { expected, got });
+    let Some((table, _)) = body.split_at_checked(table_bytes) else {
+        return Err(ParseUpdateError::Length { expected: HEADER_BYTES + table_bytes, got });
+    };
+    let mut starts = Vec::with_capacity(groups + 1);
+    let mut start = HEADER_BYTES + table_bytes;
+    starts.push(start);
+    for length in table.chunks_exact(2) {
+        start += usize::from(u16::from_le_bytes([length[0], length[1]]));
+        starts.push(start);
     }
-    Ok(lengths()
-        .map(|length| {
-            let (group, after) = rest.split_at(length);
-            rest = after;
-            group
-        })
-        .collect())
+    if start == got { Ok(starts) } else { Err(ParseUpdateError::Length { expected: start, got }) }
 }

@@ -342,8 +342,11 @@ pub struct Sync {
 /// How θ_{t+1} follows from θ_t.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Merge {
+    /// What is broadcast: the merged update, compressed.
     pub aggregate: Digest,
     pub aggregate_bytes: u64,
+    /// What this broadcast and those before it left out: the next merge begins with it.
+    pub residual: Digest,
     /// α.
     pub outer_learning_rate: f32,
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use toml_edit::{Document, Item};
 
 use super::{
-    Aggregation, Architecture, Chain, Codec, Precision, RoundTimes, Run, RunFile, RunSpec,
+    Aggregation, Architecture, Chain, Codec, Precision, Profile, RoundTimes, Run, RunFile, RunSpec,
     Training, Verification,
 };
 
@@ -300,7 +300,28 @@ fn check_training(training: &Training, findings: &mut Findings) {
     findings.positive("training.gradient_clip", training.gradient_clip);
 }
 
+/// As many as there are.
+const RULES_MAX: usize = 5;
+
 fn check_merge(codec: &Codec, aggregation: &Aggregation, findings: &mut Findings) {
+    findings.require(
+        codec.profile != Profile::Flat12,
+        "codec.profile",
+        "no chunk of a flat12 update can be checked alone, so nobody could be held to it".to_owned(),
+        "choose standard",
+    );
+    findings.require(
+        aggregation.broadcast != Profile::Flat12,
+        "aggregation.broadcast",
+        "flat12 cannot be merged slice by slice".to_owned(),
+        "choose wide",
+    );
+    findings.require(
+        aggregation.rules.len() <= RULES_MAX,
+        "aggregation.rules",
+        format!("{} rules are more than {RULES_MAX}", aggregation.rules.len()),
+        "name each rule once",
+    );
     findings.share("codec.error_decay", codec.error_decay.into(), false);
     findings.share("aggregation.outer_learning_rate", aggregation.outer_learning_rate.into(), true);
     findings.share(

@@ -168,14 +168,18 @@ pub struct DataSet {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Profile {
-    /// 64 of 4,096 values, 2 bits each.
+    /// The 64 largest of 4,096 values, by their signs.
     Standard,
-    /// 128 of 4,096 values, 2 bits each.
+    /// The 128 largest of 4,096 values, by their signs.
     Quality,
+    /// The 256 largest of 4,096 values, by their signs.
+    Wide,
     /// Every value as an f16, for comparison.
     DenseFp16,
     /// Every value as 8 bits with a scale for each chunk, for comparison.
     DenseInt8,
+    /// The published wire of SparseLoCo, for comparison: no chunk of it can be checked alone.
+    Flat12,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -200,12 +204,20 @@ pub enum Denominator {
     Workers,
 }
 
+/// What holds a worker's update back when it is merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Clip {
-    None,
+pub enum Rule {
+    /// Nothing.
+    Mean,
     /// Each tensor's norm is clipped to that of the (lower) median worker.
     MedianNorm,
+    /// Weights of the geometric median of all updates.
+    GeometricMedian,
+    /// Clipped to the median distance from the middle of all updates.
+    CenteredClip,
+    /// As far as the update points where the others' do.
+    CosineTrust,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -213,8 +225,12 @@ pub enum Clip {
 pub struct Aggregation {
     #[serde(default = "default::denominator")]
     pub denominator: Denominator,
-    #[serde(default = "default::clip")]
-    pub clip: Clip,
+    /// Each holds back what the others leave; none: the plain mean.
+    #[serde(default = "default::rules")]
+    pub rules: Vec<Rule>,
+    /// How the merged update is compressed for everybody to fetch.
+    #[serde(default = "default::broadcast")]
+    pub broadcast: Profile,
     /// α of the first round.
     #[serde(default = "default::outer_learning_rate")]
     pub outer_learning_rate: f32,
@@ -403,7 +419,7 @@ default_from_empty!(Codec, Aggregation, RoundTimes, Verification, Chain);
 
 /// Defaults, each with its reason.
 mod default {
-    use super::{ChainKind, Clip, Denominator, Precision, Profile};
+    use super::{ChainKind, Denominator, Precision, Profile, Rule};
     use crate::Balance;
 
     macro_rules! defaults {
@@ -431,9 +447,10 @@ mod default {
         precision: Precision = Precision::F32;
         held_out_sequences: u32 = 64;
         profile: Profile = Profile::Standard;
+        broadcast: Profile = Profile::Wide;
         error_decay: f32 = 0.95;
         denominator: Denominator = Denominator::Floor;
-        clip: Clip = Clip::MedianNorm;
+        rules: Vec<Rule> = vec![Rule::MedianNorm];
         outer_learning_rate: f32 = 1.0;
         outer_learning_rate_final: f32 = 0.4;
         commit_ms: u64 = 120_000;

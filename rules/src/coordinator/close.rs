@@ -15,7 +15,7 @@ use super::input::{
     RevocationOrder, Stage,
 };
 use super::membership::Head;
-use super::round::{OpenRound, Phase};
+use super::round::{OpenRound, Parameters, Phase};
 use super::status::EventKind;
 use crate::draw::Beacon;
 use crate::record::{
@@ -285,6 +285,8 @@ impl Coordinator {
         let number = self.round.number;
         let merge = result.map(|result| result.merge);
         let theta_next = result.map_or(self.round.theta, |result| result.theta);
+        let residual = merge.map_or(self.round.residual, |merge| Some(merge.residual));
+        let parameters = Parameters { theta: theta_next, residual };
         let revocations =
             if result.is_some() { std::mem::take(&mut self.revocations) } else { Vec::new() };
         let record = self.record(theta_next, merge, revocations);
@@ -297,7 +299,7 @@ impl Coordinator {
         let first_sequence = self.round.first_sequence + assigned;
         let next = number.next();
         let deadline = now.after_ms(self.spec.round.sync_ms);
-        self.round = OpenRound::new(next, theta_next, first_sequence, now, deadline);
+        self.round = OpenRound::new(next, parameters, first_sequence, now, deadline);
         let last = next.0 >= self.spec.run.rounds;
         if last {
             let deadline = now.after_ms(self.spec.round.check_ms.saturating_mul(2));
@@ -427,6 +429,7 @@ impl Coordinator {
         anything.then(|| MergeOrder {
             round: round.number,
             theta: round.theta,
+            residual: round.residual,
             contributions,
             revocations,
             outer_learning_rate: outer_learning_rate(&self.spec, round.number),

@@ -170,6 +170,8 @@ pub struct MergeOrder {
     pub round: Round,
     /// θ_t.
     pub theta: Digest,
+    /// What earlier broadcasts left out; none before the first, when it is all zeros.
+    pub residual: Option<Digest>,
     /// In worker order; not empty unless there are revocations.
     pub contributions: Vec<Contribution>,
     pub revocations: Vec<RevocationOrder>,

@@ -40,7 +40,7 @@ pub use status::{EventKind, MemberStatus, RoundStatus, Status};
 use self::audits::{Audits, Ended};
 use self::close::{ClosedRound, PendingFault};
 use self::membership::{Head, Member, Membership, typical_speed};
-use self::round::{OpenRound, Upload};
+use self::round::{OpenRound, Parameters, Upload};
 use crate::assignment::{Candidate, Opening, plan};
 use crate::draw::Beacon;
 use crate::record::{Check, Draw, Finding, Outcome, Revocation, RoundRecord};
@@ -85,7 +85,8 @@ pub struct Coordinator {
 impl Coordinator {
     pub fn new(run: RunId, spec: RunSpec, now: Tick) -> Self {
         let deadline = now.after_ms(spec.round.sync_ms);
-        let round = OpenRound::new(Round(0), spec.data.theta, 0, now, deadline);
+        let parameters = Parameters { theta: spec.data.theta, residual: None };
+        let round = OpenRound::new(Round(0), parameters, 0, now, deadline);
         let mut machine = Self {
             run,
             chunk_count: layout(&spec.model).chunk_count() as u32,
@@ -129,6 +130,11 @@ impl Coordinator {
     /// θ of the open round.
     pub fn theta(&self) -> Digest {
         self.round.theta
+    }
+
+    /// The blobs that the open round's merge begins with.
+    pub fn parameters(&self) -> impl Iterator<Item = Digest> {
+        [self.round.theta].into_iter().chain(self.round.residual)
     }
 
     /// Evidence of rounds before this one may be deleted.
@@ -723,12 +729,13 @@ impl Coordinator {
 
     /// Nobody committed: the same round is tried again with whoever is there then.
     fn reopen_round(&mut self, now: Tick) {
-        let OpenRound { number, theta, first_sequence, .. } = self.round;
+        let OpenRound { number, first_sequence, .. } = self.round;
+        let parameters = self.round.parameters();
         let awaited = self.round.candidates.len();
         let text = format!("round {number} opens again: nobody committed");
         self.history.note(now, EventKind::Round, text);
         let deadline = now.after_ms(self.spec.round.sync_ms);
-        self.round = OpenRound::new(number, theta, first_sequence, now, deadline);
+        self.round = OpenRound::new(number, parameters, first_sequence, now, deadline);
         self.round.awaited = awaited;
     }
 

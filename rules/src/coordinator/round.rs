@@ -88,6 +88,8 @@ pub(super) struct OpenRound {
     pub(super) number: Round,
     /// θ_t.
     pub(super) theta: Digest,
+    /// What the broadcasts that led here left out; none before the first.
+    pub(super) residual: Option<Digest>,
     pub(super) first_sequence: u64,
     pub(super) phase: Phase,
     pub(super) phase_since: Tick,
@@ -119,10 +121,17 @@ pub(super) struct OpenRound {
     pub(super) stakes_unchecked: Vec<(NodeId, Role)>,
 }
 
+/// What a round starts from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Parameters {
+    pub(super) theta: Digest,
+    pub(super) residual: Option<Digest>,
+}
+
 impl OpenRound {
     pub(super) fn new(
         number: Round,
-        theta: Digest,
+        Parameters { theta, residual }: Parameters,
         first_sequence: u64,
         now: Tick,
         deadline: Tick,
@@ -130,6 +139,7 @@ impl OpenRound {
         Self {
             number,
             theta,
+            residual,
             first_sequence,
             phase: Phase::Gathering { deadline },
             phase_since: now,
@@ -151,6 +161,10 @@ impl OpenRound {
             commitments_entropy: None,
             stakes_unchecked: Vec::new(),
         }
+    }
+
+    pub(super) fn parameters(&self) -> Parameters {
+        Parameters { theta: self.theta, residual: self.residual }
     }
 
     pub(super) fn enter(&mut self, phase: Phase, now: Tick) {

@@ -191,6 +191,7 @@ impl From<&Merge> for wire::Merge {
         Self {
             aggregate: merge.aggregate.as_bytes().to_vec(),
             aggregate_bytes: merge.aggregate_bytes,
+            residual: merge.residual.as_bytes().to_vec(),
             outer_learning_rate: merge.outer_learning_rate,
         }
     }
@@ -210,6 +211,7 @@ impl TryFrom<wire::Merge> for Merge {
                 wire.aggregate_bytes,
                 BLOB_BYTES_MAX,
             )?,
+            residual: digest("merge.residual", &wire.residual)?,
             outer_learning_rate: check(
                 "merge.outer_learning_rate",
                 "more than 0 and at most 1",

@@ -127,7 +127,8 @@ fn replies_outside_the_limits_are_refused_by_field() {
         refused_reply(&duty(Duty::Sync(Sync { round, theta, theta_bytes: 4, merge, sources })))
     };
     for outer_learning_rate in [0.0, -0.5, 1.5, f32::NAN] {
-        let merge = Merge { aggregate: digest("a"), aggregate_bytes: 4, outer_learning_rate };
+        let (aggregate, residual) = (digest("a"), digest("r"));
+        let merge = Merge { aggregate, aggregate_bytes: 4, residual, outer_learning_rate };
         assert_eq!(synced(Some(merge), vec![]), "merge.outer_learning_rate");
     }
     let source = Source { node: nodes(1)[0], addresses: vec![] };

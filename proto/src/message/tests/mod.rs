@@ -136,6 +136,7 @@ fn replies() -> Vec<Reply> {
     let merge = Merge {
         aggregate: digest("aggregate"),
         aggregate_bytes: 1 << 30,
+        residual: digest("residual"),
         outer_learning_rate: 0.7,
     };
     let sync = |merge| {

@@ -166,6 +166,7 @@ impl World {
                 let merge = Merge {
                     aggregate: theta,
                     aggregate_bytes: 7,
+                    residual: theta,
                     outer_learning_rate: order.outer_learning_rate,
                 };
                 self.merges.push(order);

@@ -1,5 +1,5 @@
-//! The demo's text: the sources of the packages in this project's Cargo.lock. They are on every machine that
-//! has built it.
+//! Text for a first try: the sources of the packages in this project's Cargo.lock. They are on every machine
+//! that has built it.
 
 use std::path::{Path, PathBuf};
 
@@ -8,10 +8,8 @@ use serde::Deserialize;
 
 use crate::failure::{Explain, Failure};
 
-const LOCK: &str = include_str!("../../../Cargo.lock");
+const LOCK: &str = include_str!("../../../../Cargo.lock");
 pub(super) const EXTENSIONS: [&str; 2] = ["rs", "md"];
-/// Enough that a short run sees no text twice, little enough that it is prepared in seconds.
-const TEXT_BYTES: u64 = 7_000_000;
 /// A package with more is generated code: bindings and tables.
 const PACKAGE_BYTES_MAX: u64 = 700_000;
 
@@ -28,10 +26,10 @@ struct Package {
     source: Option<String>,
 }
 
-/// Folders of packages that together hold enough text, chosen by the hashes of their names.
-pub(super) fn folders() -> Result<Vec<PathBuf>, Failure> {
+/// Folders of packages that together hold so much text, chosen by the hashes of their names.
+pub(super) fn folders(text_bytes_min: u64) -> Result<Vec<PathBuf>, Failure> {
     let lock: Lock =
-        toml::from_str(LOCK).explain("demo_text", "report this: Cargo.lock is damaged")?;
+        toml::from_str(LOCK).explain("dependencies", "report this: Cargo.lock is damaged")?;
     let registries = registries()?;
     let mut packages: Vec<Package> =
         lock.package.into_iter().filter(|package| package.source.is_some()).collect();
@@ -51,16 +49,16 @@ pub(super) fn folders() -> Result<Vec<PathBuf>, Failure> {
         }
         bytes += size;
         chosen.push(folder);
-        if bytes >= TEXT_BYTES {
+        if bytes >= text_bytes_min {
             return Ok(chosen);
         }
     }
     let reason = format!(
-        "the sources of this project's dependencies hold {bytes} bytes of text in {} packages, {TEXT_BYTES} are needed",
+        "the sources of this project's dependencies hold {bytes} bytes of text in {} packages, {text_bytes_min} are wanted",
         chosen.len()
     );
     Err(Failure::new(
-        "demo_text",
+        "dependencies",
         reason,
         "fetch them with `cargo fetch --locked` in the clone, or name other text with --text",
     ))
@@ -74,7 +72,7 @@ fn registries() -> Result<Vec<PathBuf>, Failure> {
     let sources = cargo.join("registry/src");
     let folders = std::fs::read_dir(&sources).map_err(|error| {
         let reason = format!("cannot look for cargo's sources in {}: {error}", sources.display());
-        Failure::new("demo_text", reason, "set CARGO_HOME, or name other text with --text")
+        Failure::new("dependencies", reason, "set CARGO_HOME, or name other text with --text")
     })?;
     let mut folders: Vec<_> = folders.filter_map(|entry| Some(entry.ok()?.path())).collect();
     folders.sort();

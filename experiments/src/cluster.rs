@@ -1,0 +1,295 @@
+//! R workers in one process: the trainer, codec and merge of the product, without network, chain or checks.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use manyhands_gradient::aggregate::Member;
+use manyhands_gradient::codec::{Endpoints, Payload, Update, UpdateCodec};
+use manyhands_gradient::moments8::{Moments, Moments8};
+use manyhands_gradient::{Admitted, Layout, OuterState, initial_theta, merge, outer_learning_rate};
+use manyhands_model::data::{Dataset, SequenceId, SequenceSource, ShardSet, Split};
+use manyhands_model::{
+    Control, Device, EvaluateTask, LocalTrainer, TrainTask, Transformer, UnroundedOutcome, evaluate,
+};
+use manyhands_proto::run_file::Profile;
+use manyhands_proto::{Digest, NodeId, Round};
+use manyhands_rules::sampling::sequence_at;
+use serde::{Deserialize, Serialize};
+
+use crate::experiment::{Carrying, Download, Experiment, Method, Sparse};
+
+/// The text that all experiments train on.
+#[derive(Debug, Clone)]
+pub(crate) struct Text {
+    dataset: Dataset,
+}
+
+impl Text {
+    pub(crate) fn open(folder: &Path) -> anyhow::Result<Self> {
+        let dataset = Dataset::open(folder)
+            .with_context(|| format!("cannot read the data set {}", folder.display()))?;
+        Ok(Self { dataset })
+    }
+
+    pub(crate) fn digest(&self) -> Digest {
+        self.dataset.manifest().digest()
+    }
+
+    fn split(&self, split: Split, context_length: u32) -> Arc<ShardSet> {
+        let files = self.dataset.clone();
+        let locate = move |digest: &_| files.shard_path(digest);
+        Arc::new(ShardSet::new(self.dataset.manifest().clone(), split, context_length, locate))
+    }
+}
+
+/// What a worker has from its last round.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Worker {
+    /// None before its first round, or if they are reset.
+    pub(crate) moments: Option<Moments>,
+    pub(crate) adam_step: u64,
+    /// Empty in methods without error feedback.
+    pub(crate) error: Vec<f32>,
+}
+
+/// Everything that the next round follows from.
+#[derive(Debug, Clone)]
+pub(crate) struct ClusterState {
+    pub(crate) round: u32,
+    pub(crate) theta: Vec<f32>,
+    /// The outer momentum of dense DiLoCo, or what broadcasts left out.
+    pub(crate) outer: Vec<f32>,
+    pub(crate) workers: Vec<Worker>,
+}
+
+/// What one round showed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RoundFigures {
+    /// Mean loss of the workers' steps, nats per token.
+    pub(crate) train_loss: f64,
+    /// Bits that a worker sent, per parameter.
+    pub(crate) bits_up: f64,
+    /// Bits that a worker fetched, per parameter.
+    pub(crate) bits_down: f64,
+}
+
+/// An experiment under way.
+pub(crate) struct Cluster {
+    experiment: Experiment,
+    layout: Layout,
+    train: Arc<ShardSet>,
+    held_out: Arc<ShardSet>,
+    trainer: LocalTrainer,
+    state: ClusterState,
+}
+
+const F32_BITS: f64 = 32.0;
+
+impl Cluster {
+    pub(crate) fn new(experiment: &Experiment, text: &Text) -> anyhow::Result<Self> {
+        let Experiment { model, training, .. } = experiment;
+        let layout = Layout::of(model)?;
+        let train = text.split(Split::Train, model.context_length);
+        let zeros = || vec![0.0; layout.vector_len()];
+        let (processes, error) = match experiment.method {
+            Method::Synchronous => (1, Vec::new()),
+            Method::DenseDiloco { .. } => (experiment.workers, Vec::new()),
+            Method::Sparse(_) => (experiment.workers, zeros()),
+        };
+        let worker = Worker { error, ..Worker::default() };
+        let source = Arc::clone(&train);
+        let trainer =
+            LocalTrainer::new(model, training, experiment.total_steps(), source, Device::Cpu)?;
+        Ok(Self {
+            trainer,
+            state: ClusterState {
+                round: 0,
+                theta: initial_theta(&layout, model, experiment.seed),
+                outer: zeros(),
+                workers: vec![worker; processes as usize],
+            },
+            held_out: text.split(Split::HeldOut, model.context_length),
+            experiment: experiment.clone(),
+            layout,
+            train,
+        })
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(crate) fn state(&self) -> &ClusterState {
+        &self.state
+    }
+
+    /// Goes on from a state of the same experiment, or one like it.
+    pub(crate) fn resume(&mut self, state: ClusterState) {
+        self.state = state;
+    }
+
+    /// Trains every worker from θ: where each ends.
+    pub(crate) fn train_all(&mut self) -> anyhow::Result<Vec<UnroundedOutcome>> {
+        (0..self.state.workers.len()).map(|worker| self.train(worker)).collect()
+    }
+
+    /// Trains and merges one round.
+    pub(crate) fn step(&mut self) -> anyhow::Result<RoundFigures> {
+        let ends = self.train_all()?;
+        let losses = || ends.iter().flat_map(|end| &end.losses);
+        let sum: f64 = losses().map(|&loss| f64::from(loss)).sum();
+        let train_loss = sum / losses().count() as f64;
+        let (bits_up, bits_down) = match self.experiment.method.clone() {
+            Method::Synchronous => {
+                self.state.theta.clone_from(&ends[0].theta);
+                // A gradient and its sum, every step.
+                let steps = f64::from(self.experiment.training.steps_per_round);
+                (F32_BITS * steps, F32_BITS * steps)
+            }
+            Method::DenseDiloco { outer_learning_rate, momentum } => {
+                self.nesterov(&ends, outer_learning_rate, momentum);
+                (F32_BITS, F32_BITS)
+            }
+            Method::Sparse(method) => self.sparse(&method, &ends)?,
+        };
+        self.state.round += 1;
+        Ok(RoundFigures { train_loss, bits_up, bits_down })
+    }
+
+    fn train(&mut self, worker: usize) -> anyhow::Result<UnroundedOutcome> {
+        let batches = self.batches(worker);
+        let Experiment { training, method, .. } = &self.experiment;
+        let state = &mut self.state.workers[worker];
+        let task = TrainTask {
+            theta: &self.state.theta,
+            moments: None,
+            adam_step: state.adam_step,
+            first_step: u64::from(self.state.round) * u64::from(training.steps_per_round),
+            batches: &batches,
+            micro_batch_sequences: training.micro_batch_sequences,
+            precision: training.precision,
+            threads: 1,
+        };
+        let moments = state.moments.take();
+        let outcome = self.trainer.train_unrounded(&task, moments, &mut |_| Control::Continue)?;
+        let carrying = match method {
+            Method::Sparse(method) => method.moments,
+            Method::Synchronous | Method::DenseDiloco { .. } => Carrying::Unrounded,
+        };
+        let Moments { first, second } = &outcome.moments;
+        (state.moments, state.adam_step) = match carrying {
+            Carrying::Unrounded => (Some(outcome.moments.clone()), outcome.adam_step),
+            Carrying::Rounded => {
+                let rounded = Moments8::quantise(&self.layout, first, second)?.dequantise();
+                (Some(rounded), outcome.adam_step)
+            }
+            Carrying::Reset => (None, 0),
+        };
+        Ok(outcome)
+    }
+
+    /// The sequences of a worker's steps. All methods see the same ones in the same step.
+    fn batches(&self, worker: usize) -> Vec<Vec<SequenceId>> {
+        let Experiment { training, seed, .. } = &self.experiment;
+        let all = self.experiment.sequences_per_step();
+        let own = all / self.state.workers.len() as u64;
+        let steps = u64::from(training.steps_per_round);
+        (0..steps)
+            .map(|step| {
+                let round = u64::from(self.state.round);
+                let first = (round * steps + step) * all + worker as u64 * own;
+                (first..first + own)
+                    .map(|at| SequenceId(sequence_at(*seed, at, self.train.sequence_count())))
+                    .collect()
+            })
+            .collect()
+    }
+
+    fn nesterov(&mut self, ends: &[UnroundedOutcome], rate: f32, momentum: f32) {
+        let share = 1.0 / ends.len() as f32;
+        let values = self.state.theta.iter_mut().zip(&mut self.state.outer).enumerate();
+        for (at, (theta, velocity)) in values {
+            let delta = ends.iter().map(|end| *theta - end.theta[at]).sum::<f32>() * share;
+            *velocity = momentum * *velocity + delta;
+            *theta -= rate * (delta + momentum * *velocity);
+        }
+    }
+
+    /// Bits up and down, per parameter.
+    fn sparse(&mut self, method: &Sparse, ends: &[UnroundedOutcome]) -> anyhow::Result<(f64, f64)> {
+        let payloads = self.encode(method, ends)?;
+        let profile = self.profile(method);
+        let updates = payloads
+            .iter()
+            .map(|payload| Update::parse(payload.as_bytes(), &self.layout, profile))
+            .collect::<Result<Vec<_>, _>>()?;
+        let members: Vec<Member<'_>> = updates
+            .iter()
+            .zip(ends)
+            .enumerate()
+            .map(|(number, (update, end))| Member {
+                worker: NodeId::new([number as u8; 32]),
+                tokens: end.tokens,
+                update,
+            })
+            .collect();
+        let rounds = self.experiment.rounds;
+        let alpha = outer_learning_rate(&method.aggregation, Round(self.state.round), rounds);
+        let mut aggregation = method.aggregation.clone();
+        if method.download == Download::AllPayloads {
+            aggregation.broadcast = Profile::DenseFp16;
+        }
+        let ClusterState { theta, outer, .. } = &mut self.state;
+        let admitted = Admitted { members: &members, alpha };
+        let broadcast =
+            merge(&self.layout, &aggregation, admitted, &[], OuterState { theta, residual: outer })?;
+        let bits = |payload: &Payload| payload.bits_per_parameter(&self.layout);
+        let up: f64 = payloads.iter().map(bits).sum();
+        let down = match method.download {
+            Download::Broadcast => bits(&broadcast),
+            Download::AllPayloads => {
+                // Nothing waits: everybody has everything.
+                for (theta, left) in theta.iter_mut().zip(outer) {
+                    *theta -= std::mem::take(left);
+                }
+                up
+            }
+        };
+        Ok((up / payloads.len() as f64, down))
+    }
+
+    /// Every worker's payload; its error buffer moves on.
+    pub(crate) fn encode(
+        &mut self,
+        method: &Sparse,
+        ends: &[UnroundedOutcome],
+    ) -> anyhow::Result<Vec<Payload>> {
+        let codec = UpdateCodec::new(self.profile(method), method.codec.error_decay)?;
+        let ClusterState { theta, workers, .. } = &mut self.state;
+        let mut payloads = Vec::with_capacity(ends.len());
+        for (worker, end) in workers.iter_mut().zip(ends) {
+            let ends = Endpoints { start: theta, end: &end.theta };
+            payloads.push(codec.encode(&self.layout, &mut worker.error, ends)?);
+        }
+        Ok(payloads)
+    }
+
+    fn profile(&self, method: &Sparse) -> Profile {
+        match method.beginning {
+            Some(beginning) if self.state.round < beginning.rounds => beginning.profile,
+            Some(_) | None => method.codec.profile,
+        }
+    }
+
+    /// Held-out loss over the first `sequences` of the held-out split, nats per token.
+    pub(crate) fn held_out_loss(&self, sequences: u64) -> anyhow::Result<f64> {
+        let Experiment { model, training, .. } = &self.experiment;
+        let model = Transformer::new(model, training.precision, &self.state.theta, Device::Cpu)?;
+        let count = sequences.min(self.held_out.sequence_count());
+        let sequences: Vec<_> = (0..count).map(SequenceId).collect();
+        let task = EvaluateTask { sequences: &sequences, batch_sequences: 16, threads: 1 };
+        let source = self.held_out.as_ref();
+        Ok(evaluate(&model, source, task, &mut |_| Control::Continue)?.loss)
+    }
+}

@@ -1,0 +1,121 @@
+//! One experiment, from where it stands to its result.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use crate::checkpoint::Checkpoint;
+use crate::cluster::{Cluster, RoundFigures, Text};
+use crate::experiment::Experiment;
+use crate::result::{ExperimentResult, Point};
+
+/// Where experiments are worked on and kept.
+#[derive(Debug, Clone)]
+pub(crate) struct Folders {
+    /// The prepared text.
+    pub(crate) text: PathBuf,
+    /// Checkpoints.
+    pub(crate) work: PathBuf,
+    pub(crate) results: PathBuf,
+}
+
+/// Held-out sequences of one evaluation: the same for all, so losses are paired.
+const HELD_OUT_SEQUENCES: u64 = 1024;
+/// Evaluations in a run.
+const POINTS: u32 = 10;
+/// A kill costs at most so much work.
+const SAVE_EVERY: Duration = Duration::from_secs(60);
+
+/// Runs an experiment to its end and keeps the result; `tell` is told how far it is.
+pub(crate) fn run(
+    experiment: &Experiment,
+    folders: &Folders,
+    tell: &mut dyn FnMut(&Point),
+) -> anyhow::Result<ExperimentResult> {
+    let text = Text::open(&folders.text)?;
+    let digest = text.digest().to_string();
+    if let Some(found) = ExperimentResult::find(&folders.results, experiment, &digest)? {
+        return Ok(found);
+    }
+    let path = checkpoint_path(folders, &experiment.name);
+    std::fs::create_dir_all(path.parent().context("a checkpoint lies in a folder")?)?;
+    let mut cluster = Cluster::new(experiment, &text)?;
+    let (mut points, mut seconds) = (Vec::new(), 0.0);
+    let begun = Checkpoint::load(&path)?
+        .filter(|begun| begun.experiment == *experiment && begun.text == digest);
+    if let Some(begun) = begun {
+        (points, seconds) = (begun.points, begun.seconds);
+        cluster.resume(begun.state);
+    }
+    let mut saved = Instant::now();
+    let mut since_point: Vec<RoundFigures> = Vec::new();
+    while cluster.state().round < experiment.rounds {
+        let began = Instant::now();
+        since_point.push(cluster.step()?);
+        seconds += began.elapsed().as_secs_f64();
+        let rounds = cluster.state().round;
+        let every = experiment.rounds.div_ceil(POINTS);
+        if !rounds.is_multiple_of(every) && rounds != experiment.rounds {
+            continue;
+        }
+        let point = point(experiment, rounds, &since_point, cluster.held_out_loss(HELD_OUT_SEQUENCES)?);
+        since_point.clear();
+        tell(&point);
+        points.push(point);
+        // Only where a point is: what the means are over is then not lost.
+        if saved.elapsed() > SAVE_EVERY {
+            let state = cluster.state().clone();
+            let experiment = experiment.clone();
+            Checkpoint { experiment, text: digest.clone(), points: points.clone(), seconds, state }
+                .save(&path)?;
+            saved = Instant::now();
+        }
+    }
+    let last = points.last().context("an experiment has at least one round")?;
+    let mean = |of: fn(&Point) -> f64| {
+        let mut before = 0;
+        let mut sum = 0.0;
+        for point in &points {
+            sum += of(point) * f64::from(point.rounds - before);
+            before = point.rounds;
+        }
+        sum / f64::from(experiment.rounds)
+    };
+    let result = ExperimentResult {
+        experiment: experiment.clone(),
+        text: digest,
+        parameters: cluster.layout().parameter_count().0,
+        held_out_loss: last.held_out_loss,
+        bits_up: mean(|point| point.bits_up),
+        bits_down: mean(|point| point.bits_down),
+        seconds,
+        points,
+    };
+    result.save(&folders.results)?;
+    remove_if_there(&path)?;
+    Ok(result)
+}
+
+fn point(experiment: &Experiment, rounds: u32, since: &[RoundFigures], held_out_loss: f64) -> Point {
+    let mean = |of: fn(&RoundFigures) -> f64| since.iter().map(of).sum::<f64>() / since.len() as f64;
+    Point {
+        rounds,
+        tokens: u64::from(rounds) * experiment.tokens_per_round(),
+        train_loss: mean(|it| it.train_loss),
+        held_out_loss,
+        bits_up: mean(|it| it.bits_up),
+        bits_down: mean(|it| it.bits_down),
+    }
+}
+
+fn checkpoint_path(folders: &Folders, name: &str) -> PathBuf {
+    folders.work.join(format!("{name}.checkpoint"))
+}
+
+fn remove_if_there(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}

@@ -1,0 +1,115 @@
+//! What the codec and the merge do to learning, and how fast they are.
+//!
+//! ```text
+//! experiments run                 everything that has no result yet
+//! experiments run --only ablate   only names that begin so
+//! experiments list
+//! ```
+
+mod checkpoint;
+mod cluster;
+mod experiment;
+mod job;
+mod plan;
+mod result;
+mod schedule;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+
+use crate::experiment::Experiment;
+use crate::job::Folders;
+use crate::schedule::Limits;
+
+#[derive(Debug, Parser)]
+#[command(about = "Trains many workers in one process and keeps what came of it")]
+enum Command {
+    /// Run what has no result yet; interrupted experiments go on where they stood.
+    Run {
+        #[command(flatten)]
+        places: Places,
+        /// Only experiments whose name begins so.
+        #[arg(long, default_value = "")]
+        only: String,
+        /// A few rounds of a tiny model, every method.
+        #[arg(long)]
+        short: bool,
+        /// Experiments at a time [default: one per core].
+        #[arg(long)]
+        processes: Option<usize>,
+        /// Begin none after so many hours.
+        #[arg(long, default_value = "6")]
+        hours: f64,
+    },
+    /// Run one in this process.
+    One {
+        name: String,
+        #[command(flatten)]
+        places: Places,
+    },
+    /// Names of all experiments.
+    List,
+}
+
+#[derive(Debug, clap::Args)]
+struct Places {
+    /// A data set that `manyhands prepare` wrote.
+    #[arg(long, default_value = "runs/experiments/text")]
+    text: PathBuf,
+    /// Where checkpoints are kept.
+    #[arg(long, default_value = "runs/experiments/work")]
+    work: PathBuf,
+    /// Where results are kept.
+    #[arg(long, default_value = "docs/experiments/results")]
+    results: PathBuf,
+}
+
+impl From<Places> for Folders {
+    fn from(Places { text, work, results }: Places) -> Self {
+        Self { text, work, results }
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    match Command::parse() {
+        Command::List => plan::all().iter().for_each(|experiment| println!("{}", experiment.name)),
+        Command::One { name, places } => {
+            let experiment = named(&name)?;
+            let rounds = experiment.rounds;
+            let result = job::run(&experiment, &places.into(), &mut |point| {
+                eprintln!(
+                    "{name}: round {} of {rounds}, held-out loss {:.4}",
+                    point.rounds, point.held_out_loss
+                );
+            })?;
+            println!(
+                "{name}: held-out loss {:.4}, {:.4} bits up, {:.4} bits down, {:.0} s",
+                result.held_out_loss, result.bits_up, result.bits_down, result.seconds
+            );
+        }
+        Command::Run { places, only, short, processes, hours } => {
+            let mut chosen = if short { plan::short() } else { plan::all() };
+            chosen.retain(|experiment| experiment.name.starts_with(&only));
+            if chosen.is_empty() {
+                bail!("no experiment's name begins with {only:?}; `experiments list` names them");
+            }
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let limits = Limits {
+                processes: processes.unwrap_or(cores).max(1),
+                time: Duration::from_secs_f64(hours * 3_600.0),
+            };
+            schedule::run(&chosen, &places.into(), limits)?;
+        }
+    }
+    Ok(())
+}
+
+fn named(name: &str) -> anyhow::Result<Experiment> {
+    let all = plan::all().into_iter().chain(plan::short());
+    all.into_iter()
+        .find(|experiment| experiment.name == name)
+        .with_context(|| format!("there is no experiment {name}; `experiments list` names them"))
+}

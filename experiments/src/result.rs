@@ -1,0 +1,66 @@
+//! What came of an experiment, as it is kept in the repository.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use crate::experiment::Experiment;
+
+/// A finished experiment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ExperimentResult {
+    pub(crate) experiment: Experiment,
+    /// Digest of the data set, as hex.
+    pub(crate) text: String,
+    pub(crate) parameters: u64,
+    /// Held-out loss at the end, nats per token.
+    pub(crate) held_out_loss: f64,
+    /// Means over the whole run.
+    pub(crate) bits_up: f64,
+    pub(crate) bits_down: f64,
+    /// Of one core.
+    pub(crate) seconds: f64,
+    pub(crate) points: Vec<Point>,
+}
+
+/// Where a run stood after some rounds. Bits are means over the rounds since the point before.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Point {
+    pub(crate) rounds: u32,
+    pub(crate) tokens: u64,
+    pub(crate) train_loss: f64,
+    pub(crate) held_out_loss: f64,
+    pub(crate) bits_up: f64,
+    pub(crate) bits_down: f64,
+}
+
+impl ExperimentResult {
+    /// The result of this very experiment on this text, if it is there.
+    pub(crate) fn find(
+        folder: &Path,
+        experiment: &Experiment,
+        text: &str,
+    ) -> anyhow::Result<Option<Self>> {
+        let path = path_of(folder, &experiment.name);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let found: Self = serde_json::from_str(&std::fs::read_to_string(&path)?)
+            .with_context(|| format!("{} is not a result", path.display()))?;
+        Ok((found.experiment == *experiment && found.text == text).then_some(found))
+    }
+
+    pub(crate) fn save(&self, folder: &Path) -> anyhow::Result<()> {
+        let path = path_of(folder, &self.experiment.name);
+        let parent = path.parent().context("a result lies in a folder")?;
+        std::fs::create_dir_all(parent)?;
+        let partial = path.with_extension("partial");
+        std::fs::write(&partial, serde_json::to_string_pretty(self)? + "\n")?;
+        std::fs::rename(&partial, &path).with_context(|| format!("{}", path.display()))
+    }
+}
+
+fn path_of(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}.json"))
+}
