@@ -5,7 +5,7 @@
 # compile the same 600 packages a second time.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint check-transformers clean prerequisites
+.PHONY: help build demo test test-aarch64 lint check-transformers clean prerequisites
 
 TORCH ?= auto
 CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -16,7 +16,7 @@ BINARIES := $(CARGO_TARGET_DIR)/debug
 TARGETS := --workspace --lib --bins --examples
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "TORCH=auto|cpu|cuda chooses libtorch for any of them (auto: CUDA where a driver for it is present)."
 	@echo "libtorch is kept in MANYHANDS_CACHE, or else in ~/.cache/manyhands; an existing LIBTORCH is used as it is."
@@ -30,6 +30,9 @@ demo: build ## train, catch a cheater, pay the honest and audit it all, on this 
 # The build comes first because tests start programs of other packages, which `cargo test` alone would not bring up to date.
 test: build ## every test
 	$(CARGO) test --workspace
+
+test-aarch64: ## the tests of the codec and the merge on an emulated aarch64, where they must give the same bits
+	scripts/test-aarch64
 
 lint: prerequisites ## formatting, clippy and the documentation, warnings refused
 	cargo fmt --all --check
