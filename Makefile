@@ -5,7 +5,7 @@
 # compile the same 600 packages a second time.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-aarch64 lint check-transformers clean prerequisites
+.PHONY: help build demo test test-aarch64 lint experiments check-transformers clean prerequisites
 
 TORCH ?= auto
 CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -34,10 +34,17 @@ test: build ## every test
 test-aarch64: ## the tests of the codec and the merge on an emulated aarch64, where they must give the same bits
 	scripts/test-aarch64
 
-lint: prerequisites ## formatting, clippy and the documentation, warnings refused
+lint: prerequisites ## formatting, golden vectors, clippy and the documentation, warnings refused
 	cargo fmt --all --check
+	python3 gradient/oracle/oracle.py --check gradient/oracle/golden.json
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps $(TARGETS)
+
+EXPERIMENTS := runs/experiments
+experiments: build ## what codec and merge do to learning: hours, goes on where it stood (ONLY=ablate for a part)
+	test -d $(EXPERIMENTS)/text || $(BINARIES)/manyhands prepare --dependencies 24000000 --vocabulary 2048 \
+		--held-out-per-mille 40 --shard-tokens 262144 --out $(EXPERIMENTS)/text
+	$(BINARIES)/manyhands-experiments run --only "$(ONLY)"
 
 check-transformers: build ## an exported model gives the same logits in Hugging Face transformers (fetches about 6 GB once)
 	scripts/check-transformers

@@ -194,7 +194,8 @@ impl<E: Evidence> Parameters<'_, E> {
         let (spec, layout) = (Arc::clone(&self.spec), Arc::clone(&self.layout));
         let theta = state.theta.clone();
         let merged =
-            blocking(move || merged(&spec, &layout, (theta, residual), &admitted, &revoked)).await?;
+            blocking(move || merged(&spec, &layout, (theta, residual), &admitted, &revoked))
+                .await?;
         let at = Link::Aggregate.at(record.round);
         let merged = match merged {
             Ok(merged) => merged,

@@ -242,8 +242,13 @@ impl Cluster {
         }
         let ClusterState { theta, outer, .. } = &mut self.state;
         let admitted = Admitted { members: &members, alpha };
-        let broadcast =
-            merge(&self.layout, &aggregation, admitted, &[], OuterState { theta, residual: outer })?;
+        let broadcast = merge(
+            &self.layout,
+            &aggregation,
+            admitted,
+            &[],
+            OuterState { theta, residual: outer },
+        )?;
         let bits = |payload: &Payload| payload.bits_per_parameter(&self.layout);
         let up: f64 = payloads.iter().map(bits).sum();
         let down = match method.download {

@@ -59,7 +59,8 @@ pub(crate) fn run(
         if !rounds.is_multiple_of(every) && rounds != experiment.rounds {
             continue;
         }
-        let point = point(experiment, rounds, &since_point, cluster.held_out_loss(HELD_OUT_SEQUENCES)?);
+        let point =
+            point(experiment, rounds, &since_point, cluster.held_out_loss(HELD_OUT_SEQUENCES)?);
         since_point.clear();
         tell(&point);
         points.push(point);
@@ -97,8 +98,14 @@ pub(crate) fn run(
     Ok(result)
 }
 
-fn point(experiment: &Experiment, rounds: u32, since: &[RoundFigures], held_out_loss: f64) -> Point {
-    let mean = |of: fn(&RoundFigures) -> f64| since.iter().map(of).sum::<f64>() / since.len() as f64;
+fn point(
+    experiment: &Experiment,
+    rounds: u32,
+    since: &[RoundFigures],
+    held_out_loss: f64,
+) -> Point {
+    let mean =
+        |of: fn(&RoundFigures) -> f64| since.iter().map(of).sum::<f64>() / since.len() as f64;
     Point {
         rounds,
         tokens: u64::from(rounds) * experiment.tokens_per_round(),

@@ -101,7 +101,8 @@ impl<'a> OuterStep<'a> {
     /// # Panics
     /// When the slice is none such, a vector is not as long, or this thread flushes subnormals to zero.
     pub fn apply(&self, slice: Range<usize>, state: OuterState<'_>) -> BroadcastSlice {
-        let ends_well = slice.end.is_multiple_of(GROUP_CHUNKS) || slice.end == self.layout.chunk_count();
+        let ends_well =
+            slice.end.is_multiple_of(GROUP_CHUNKS) || slice.end == self.layout.chunk_count();
         assert!(slice.start.is_multiple_of(GROUP_CHUNKS) && ends_well, "slices are whole groups");
         assert_eq!(state.theta.len(), slice.len() * CHUNK, "θ of the slice");
         assert_eq!(state.residual.len(), slice.len() * CHUNK, "the residual of the slice");

@@ -20,7 +20,12 @@ const DENOMINATORS: [Denominator; 3] =
     [Denominator::Contributors, Denominator::Floor, Denominator::Workers];
 
 fn config(denominator: Denominator, rule: Rule) -> Aggregation {
-    Aggregation { denominator, rules: vec![rule], outer_learning_rate_final: 0.4, ..Aggregation::default() }
+    Aggregation {
+        denominator,
+        rules: vec![rule],
+        outer_learning_rate_final: 0.4,
+        ..Aggregation::default()
+    }
 }
 
 /// Five workers, the third of them dense.
@@ -113,7 +118,9 @@ fn by_formula(
     std::array::from_fn(|index| match (weights[index], denominator) {
         (0.0, _) => 0.0,
         (own, Denominator::Contributors) => numerator[index] / own,
-        (own, Denominator::Floor) => numerator[index] / own.max(plan.workers().count().min(2) as f32),
+        (own, Denominator::Floor) => {
+            numerator[index] / own.max(plan.workers().count().min(2) as f32)
+        }
         (_, Denominator::Workers) => numerator[index] / all,
     })
 }
@@ -225,10 +232,8 @@ fn slices_merged_apart_and_joined_are_the_whole_for_any_number_of_threads() {
         for first in (0..chunks).step_by(GROUP_CHUNKS * threads).rev() {
             let slice = first..(first + GROUP_CHUNKS * threads).min(chunks);
             let values = slice.start * CHUNK..slice.end * CHUNK;
-            let state = OuterState {
-                theta: &mut theta[values.clone()],
-                residual: &mut residual[values],
-            };
+            let state =
+                OuterState { theta: &mut theta[values.clone()], residual: &mut residual[values] };
             slices.insert(0, pool.install(|| step.apply(slice, state)));
         }
         let broadcast = step.join(&slices).expect("they cover it");
@@ -457,8 +462,7 @@ fn rules_hold_back_together_and_are_known_by_name() {
         plan.factors(&worker(2)).expect("in the plan").to_vec()
     };
     let (clip, trust) = (factors(vec![Rule::MedianNorm]), factors(vec![Rule::CosineTrust]));
-    for (tensor, both) in
-        factors(vec![Rule::MedianNorm, Rule::CosineTrust]).into_iter().enumerate()
+    for (tensor, both) in factors(vec![Rule::MedianNorm, Rule::CosineTrust]).into_iter().enumerate()
     {
         let product = u64::from(clip[tensor].units()) * u64::from(trust[tensor].units());
         assert_eq!(u64::from(both.units()), product >> 24);

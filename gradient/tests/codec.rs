@@ -11,9 +11,7 @@ use manyhands_proto::ChunkIndex;
 use manyhands_proto::run_file::Profile;
 use proptest::prelude::*;
 
-use crate::support::{
-    PROFILES, Trained, codec, encoded, layout, matrix, noise, trained,
-};
+use crate::support::{PROFILES, Trained, codec, encoded, layout, matrix, noise, trained};
 
 #[test]
 fn standard_payloads_stay_below_their_budget_on_gaussian_updates() {
@@ -23,8 +21,7 @@ fn standard_payloads_stay_below_their_budget_on_gaussian_updates() {
         end: vec![0.0; layout.vector_len()],
         error: vec![0.0; layout.vector_len()],
     };
-    let budgets =
-        [(Profile::Standard, 0.136), (Profile::Quality, 0.239), (Profile::Wide, 0.415)];
+    let budgets = [(Profile::Standard, 0.136), (Profile::Quality, 0.239), (Profile::Wide, 0.415)];
     for (profile, bits_max) in budgets {
         let (payload, error) = encoded(&layout, profile, &trained);
         let bits = payload.bits_per_parameter(&layout);

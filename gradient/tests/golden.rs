@@ -42,7 +42,9 @@ fn draw(layout: &Layout, seed: u64, scale: f32) -> Vec<f32> {
     let mut vector = vec![0.0; layout.vector_len()];
     for (chunk, place) in layout.places().iter().enumerate() {
         for value in &mut vector[chunk * CHUNK..][..place.real] {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let unit = ((state >> 40) as i32 - (1 << 23)) as f32 / (1 << 23) as f32;
             *value = (unit * unit) * unit * scale;
         }
@@ -74,14 +76,19 @@ fn plain(layout: &Layout, value: impl Fn(usize) -> f32) -> [Vec<f32>; 3] {
     let zero = vec![0.0; layout.vector_len()];
     let mut start = zero.clone();
     for (chunk, place) in layout.places().iter().enumerate() {
-        for at in chunk * CHUNK..chunk * CHUNK + place.real {
-            start[at] = value(at);
+        let first = chunk * CHUNK;
+        for (at, start) in (first..).zip(&mut start[first..first + place.real]) {
+            *start = value(at);
         }
     }
     [start, zero.clone(), zero]
 }
 
-fn encode(layout: &Layout, profile: Profile, [start, end, error]: [Vec<f32>; 3]) -> (Vec<u8>, Vec<f32>) {
+fn encode(
+    layout: &Layout,
+    profile: Profile,
+    [start, end, error]: [Vec<f32>; 3],
+) -> (Vec<u8>, Vec<f32>) {
     let mut error = error;
     let codec = UpdateCodec::new(profile, 0.95).expect("a decay");
     let ends = Endpoints { start: &start, end: &end };
@@ -127,8 +134,10 @@ fn members<'a>(updates: &'a [Update], tokens: &[u64]) -> Vec<Member<'a>> {
     (1_u8..)
         .zip(updates)
         .zip(tokens)
-        .map(|((number, update), &tokens)| {
-            Member { worker: worker(number), tokens: TokenCount(tokens), update }
+        .map(|((number, update), &tokens)| Member {
+            worker: worker(number),
+            tokens: TokenCount(tokens),
+            update,
         })
         .collect()
 }

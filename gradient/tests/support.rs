@@ -8,13 +8,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 /// Those whose chunks can be checked one by one.
-pub(crate) const PROFILES: [Profile; 5] = [
-    Profile::Standard,
-    Profile::Quality,
-    Profile::Wide,
-    Profile::DenseFp16,
-    Profile::DenseInt8,
-];
+pub(crate) const PROFILES: [Profile; 5] =
+    [Profile::Standard, Profile::Quality, Profile::Wide, Profile::DenseFp16, Profile::DenseInt8];
 
 pub(crate) fn architecture() -> Architecture {
     Architecture {

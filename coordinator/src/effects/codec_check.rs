@@ -48,7 +48,8 @@ async fn run(
     let (update, drawn) = blocking(move || {
         let update = stored_update(&own, order.payload)?;
         let count = own.spec.verification.codec_chunks;
-        let drawn = order.beacon.codec_chunks(order.worker, count, &chunk_energies(&own.layout, &update));
+        let drawn =
+            order.beacon.codec_chunks(order.worker, count, &chunk_energies(&own.layout, &update));
         Ok::<_, EffectError>((update, drawn))
     })
     .await??;

@@ -25,7 +25,8 @@ impl MergeRule for GeometricMedian {
     fn factors(&self, statistics: Statistics<'_>) -> Vec<Vec<Factor>> {
         let workers = statistics.workers();
         let products = statistics.balanced_products();
-        let least = SMOOTHING * (0..workers).fold(0.0, |sum, at| sum + products[at * workers + at].sqrt())
+        let least = SMOOTHING
+            * (0..workers).fold(0.0, |sum, at| sum + products[at * workers + at].sqrt())
             / workers as f64;
         let mut weights = vec![1.0 / workers as f64; workers];
         for _ in 0..STEPS {

@@ -93,13 +93,13 @@ impl Gram {
                 symbols.for_each(|index, value| sent.push((index as u16, value)));
             }
             let row = layout.places()[chunk].tensor * gram.pairs();
-            for a in 0..updates.len() {
-                sent[a].iter().for_each(|&(index, value)| dense[usize::from(index)] = value);
-                for b in a..updates.len() {
+            for (a, own) in sent.iter().enumerate() {
+                own.iter().for_each(|&(index, value)| dense[usize::from(index)] = value);
+                for (b, other) in sent.iter().enumerate().skip(a) {
                     let pair = gram.pair(a, b);
-                    gram.products[row + pair] += dot(&dense, &sent[b]);
+                    gram.products[row + pair] += dot(&dense, other);
                 }
-                sent[a].iter().for_each(|&(index, _)| dense[usize::from(index)] = 0.0);
+                own.iter().for_each(|&(index, _)| dense[usize::from(index)] = 0.0);
             }
         }
         gram

@@ -34,8 +34,8 @@ pub use gram::Gram;
 pub use mean::Mean;
 pub use median_norm::MedianNorm;
 pub use norms::TensorNorms;
-pub use statistics::Statistics;
 pub(crate) use norms::squared;
+pub use statistics::Statistics;
 pub(crate) use sums::{ChunkSums, Term};
 
 use crate::codec::Update;

@@ -188,8 +188,10 @@ impl ListedBody {
             let (bytes, behind) = rest.split_at(blocks.bytes());
             rest = behind;
             sent.clear();
-            read_tensor(blocks, bytes, &mut sent)
-                .map_err(|reason| ParseUpdateError::Chunk { chunk: tensor.chunks().start, reason })?;
+            read_tensor(blocks, bytes, &mut sent).map_err(|reason| ParseUpdateError::Chunk {
+                chunk: tensor.chunks().start,
+                reason,
+            })?;
             sent.sort_unstable_by_key(|&(offset, _)| offset);
             let mut sent = sent.iter().peekable();
             for chunk in 0..tensor.chunks().len() {
@@ -229,7 +231,7 @@ fn read_tensor(
     let mut values = [0.0; BINS];
     for (value, mean) in values.iter_mut().zip(numbers) {
         *value = shift + mean;
-        if !(value.abs() <= MAGNITUDE_MAX) {
+        if value.is_nan() || value.abs() > MAGNITUDE_MAX {
             return Err(ChunkError::Value { bound: MAGNITUDE_MAX, got: *value });
         }
     }

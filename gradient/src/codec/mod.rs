@@ -115,7 +115,9 @@ pub enum CodecMismatch {
     NotFinite { chunk: u32, reason: NotFinite },
     #[error("expected an update of profile {expected:?}, got {got:?}")]
     Profile { expected: Profile, got: Profile },
-    #[error("updates of this profile have statistics of whole tensors: no chunk can be checked alone")]
+    #[error(
+        "updates of this profile have statistics of whole tensors: no chunk can be checked alone"
+    )]
     WholeTensors,
     #[error(
         "chunk {chunk}: expected the {expected_count} values that follow from its opened states, \
@@ -281,8 +283,14 @@ pub struct OpenedChunk<'a> {
 /// Codes the chunks of a group, one after the other.
 #[derive(Debug)]
 pub(crate) enum GroupWriter {
-    Sparse { shape: SparseShape, bits: BitWriter },
-    Dense { kind: DenseKind, raw: Vec<u8> },
+    Sparse {
+        shape: SparseShape,
+        bits: BitWriter,
+    },
+    Dense {
+        kind: DenseKind,
+        raw: Vec<u8>,
+    },
     /// Not chunk by chunk: everything waits in the error buffer until all of the tensor is there.
     Flat12,
 }

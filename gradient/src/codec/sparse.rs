@@ -74,9 +74,12 @@ impl SparseShape {
 
     /// The parameter of the shortest coding: a full chunk's header is shorter with the usual one.
     fn shortest_rice(self, gaps: &[u16], full: bool) -> u32 {
-        shortest_rice(gaps, |parameter| {
-            if full && parameter == self.usual_rice { 1 } else { 2 + RICE_WIDTH }
-        })
+        shortest_rice(
+            gaps,
+            |parameter| {
+                if full && parameter == self.usual_rice { 1 } else { 2 + RICE_WIDTH }
+            },
+        )
     }
 
     /// Appends one chunk: its indices rise, are below `real` and at most [`Self::count_max`] many.

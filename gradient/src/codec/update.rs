@@ -248,8 +248,12 @@ impl Update {
     /// When `layout` is not the one the update was parsed with.
     pub(crate) fn reader<'a>(&'a self, layout: &'a Layout, first: usize) -> ChunkReader<'a> {
         assert_eq!(layout.chunk_count(), self.chunks, "an update belongs to one layout");
-        let mut reader =
-            ChunkReader { update: self, places: layout.places(), next: first, bits: BitReader::new(&[]) };
+        let mut reader = ChunkReader {
+            update: self,
+            places: layout.places(),
+            next: first,
+            bits: BitReader::new(&[]),
+        };
         if let Body::Sparse { groups, .. } = &self.body {
             if first < self.chunks {
                 reader.bits = BitReader::new(groups.group(first / GROUP_CHUNKS));

@@ -307,7 +307,8 @@ fn check_merge(codec: &Codec, aggregation: &Aggregation, findings: &mut Findings
     findings.require(
         codec.profile != Profile::Flat12,
         "codec.profile",
-        "no chunk of a flat12 update can be checked alone, so nobody could be held to it".to_owned(),
+        "no chunk of a flat12 update can be checked alone, so nobody could be held to it"
+            .to_owned(),
         "choose standard",
     );
     findings.require(
