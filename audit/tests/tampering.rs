@@ -311,9 +311,11 @@ fn every_byte_of_the_evidence_is_covered() {
         let is_aggregate =
             world.records.iter().any(|r| r.merge.is_some_and(|merge| merge.aggregate == digest));
         let residual_of =
-            world.records.iter().position(|r| r.merge.is_some_and(|it| it.residual == digest));
-        // Nothing was merged after the last.
-        if residual_of.is_some_and(|at| at + 1 == world.records.len()) {
+            world.records.iter().rposition(|r| r.merge.is_some_and(|it| it.residual == digest));
+        let merged_next = residual_of
+            .and_then(|at| world.records[at + 1..].iter().find(|record| record.merge.is_some()));
+        // The last merge's is the beginning of nothing.
+        if residual_of.is_some() && merged_next.is_none() {
             continue;
         }
         let mut changed = clone(&world);
@@ -322,9 +324,8 @@ fn every_byte_of_the_evidence_is_covered() {
         bytes[middle] ^= 1;
         // Where a round is recomputed from payloads the published aggregate is not needed either, and where
         // all are, no residual.
-        let rounds = if let Some(at) = residual_of {
-            let next = world.records[at + 1].round;
-            manyhands_audit::RoundSelection::Range { first: next, last: next }
+        let rounds = if let Some(next) = merged_next {
+            manyhands_audit::RoundSelection::Range { first: next.round, last: next.round }
         } else if is_aggregate {
             manyhands_audit::RoundSelection::Latest(0)
         } else {
