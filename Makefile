@@ -5,7 +5,7 @@
 # compile the same 600 packages a second time.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-aarch64 lint experiments check-transformers clean prerequisites
+.PHONY: help build demo test test-aarch64 lint experiments bench bench-gradient bench-train check-transformers clean prerequisites
 
 TORCH ?= auto
 CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -41,10 +41,20 @@ lint: prerequisites ## formatting, golden vectors, clippy and the documentation,
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps $(TARGETS)
 
 EXPERIMENTS := runs/experiments
-experiments: build ## what codec and merge do to learning: hours, goes on where it stood (ONLY=ablate for a part)
-	test -d $(EXPERIMENTS)/text || $(BINARIES)/manyhands prepare --dependencies 24000000 --vocabulary 2048 \
-		--held-out-per-mille 40 --shard-tokens 262144 --out $(EXPERIMENTS)/text
+# Cargo's own sources: every machine that built this has them.
+$(EXPERIMENTS)/text: | build
+	$(BINARIES)/manyhands prepare --dependencies 24000000 --vocabulary 2048 --held-out-per-mille 40 --shard-tokens 262144 --out $@
+
+experiments: build $(EXPERIMENTS)/text ## what codec and merge do to learning: hours, goes on where it stood (ONLY=ablate for a part)
 	$(BINARIES)/manyhands-experiments run --only "$(ONLY)"
+
+bench-gradient: build $(EXPERIMENTS)/text ## sizes and speeds of codec and merge, against memory and PyTorch, into runs/bench/report.json
+	$(BINARIES)/manyhands-experiments bench-gradient --torch-python scripts/torch-python
+
+bench-train: build ## tokens per second of a worker, against PyTorch, into runs/bench/report.json
+	$(BINARIES)/manyhands-experiments bench-train --torch-python scripts/torch-python
+
+bench: bench-gradient bench-train ## all benchmarks
 
 check-transformers: build ## an exported model gives the same logits in Hugging Face transformers (fetches about 6 GB once)
 	scripts/check-transformers

@@ -6,6 +6,7 @@
 //! experiments list
 //! ```
 
+mod bench;
 mod checkpoint;
 mod cluster;
 mod experiment;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use peak_alloc::PeakAlloc;
 
 use crate::experiment::Experiment;
 use crate::job::Folders;
@@ -52,7 +54,15 @@ enum Command {
     },
     /// Names of all experiments.
     List,
+    /// How small updates are, and how fast they are encoded and merged.
+    BenchGradient(bench::gradient::Options),
+    /// Tokens per second of a worker on this machine's cores.
+    BenchTrain(bench::train::Options),
 }
+
+/// Counts what is allocated, for the benchmarks.
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
 
 #[derive(Debug, clap::Args)]
 struct Places {
@@ -76,6 +86,10 @@ impl From<Places> for Folders {
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::List => plan::all().iter().for_each(|experiment| println!("{}", experiment.name)),
+        Command::BenchGradient(options) => {
+            bench::gradient::run(&options, &plan::of_benchmarks(), &MEMORY)?;
+        }
+        Command::BenchTrain(options) => bench::train::run(&options)?,
         Command::One { name, places } => {
             let experiment = named(&name)?;
             let rounds = experiment.rounds;

@@ -27,6 +27,11 @@ pub(crate) fn all() -> Vec<Experiment> {
     plan
 }
 
+/// The run whose updates are measured.
+pub(crate) fn of_benchmarks() -> Experiment {
+    base("bench", 1, Method::Sparse(ours()))
+}
+
 /// A model and rounds so small that all methods run in seconds.
 pub(crate) fn short() -> Vec<Experiment> {
     let small = |name: &str, method: Method| {

@@ -55,23 +55,20 @@ impl<'a> Term<'a> {
     }
 }
 
-/// Numerators and contributors' weights of one chunk.
+/// Numerators and contributors' weights of one chunk; zeros between one term and the next.
 #[derive(Debug)]
 struct Sums {
     numerators: Box<[f32; CHUNK]>,
     contributors: Box<[f32; CHUNK]>,
 }
 
-impl Sums {
-    fn new() -> Self {
+impl Default for Sums {
+    fn default() -> Self {
         Self { numerators: Box::new([0.0; CHUNK]), contributors: Box::new([0.0; CHUNK]) }
     }
+}
 
-    fn clear(&mut self) {
-        self.numerators.fill(0.0);
-        self.contributors.fill(0.0);
-    }
-
+impl Sums {
     fn add(&mut self, symbols: Symbols<'_>, clipped: f32, weight: f32) {
         if let Symbols::Sparse { scale, signs } = symbols {
             // The sign changes nothing of how a product rounds.
@@ -90,17 +87,11 @@ impl Sums {
 }
 
 /// Room for the sums of one chunk after another.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct ChunkSums {
     all: Sums,
     others: Sums,
     scratch: ChunkScratch,
-}
-
-impl Default for ChunkSums {
-    fn default() -> Self {
-        Self { all: Sums::new(), others: Sums::new(), scratch: ChunkScratch::default() }
-    }
 }
 
 impl ChunkSums {
@@ -112,10 +103,6 @@ impl ChunkSums {
         tensor: usize,
         into: &mut [f32],
     ) {
-        self.all.clear();
-        if term.revoked.is_some() {
-            self.others.clear();
-        }
         let shares = term.plan.shares.iter().zip(readers).enumerate();
         for (place, (share, reader)) in shares {
             let (weight, clipped) = (share.weight, share.weight * share.factors[tensor].value());
@@ -127,36 +114,41 @@ impl ChunkSums {
         }
         let least = term.plan.denominator_min();
         if term.revoked.is_some() {
-            let without = &mut *self.others.numerators;
-            divide(without, &*self.others.contributors, least);
-            divide(&mut *self.all.numerators, &*self.all.contributors, least);
-            for (without, with) in without.iter_mut().zip(&*self.all.numerators) {
-                *without -= with;
-            }
-            add_scaled(into, without, term.alpha);
+            take_difference(into, &mut self.others, &mut self.all, least, term.alpha);
         } else {
-            divide(&mut *self.all.numerators, &*self.all.contributors, least);
-            add_scaled(into, &*self.all.numerators, term.alpha);
+            take_quotients(into, &mut self.all, least, term.alpha);
         }
     }
 }
 
-/// numerators ← numerators / max(contributors, least). Weights are above 0, so contributors weigh 0
-/// exactly where nobody sent anything; there the numerator is and stays 0.
+/// numerator / max(contributors, least). Weights are above 0, so contributors weigh 0 exactly where nobody
+/// sent anything; there it is 0.
+#[inline(always)]
+fn quotient(numerator: f32, contributors: f32, least: f32) -> f32 {
+    let denominator = if contributors > least { contributors } else { least };
+    // 1 where nobody sent anything: 0 / 0 is not a number.
+    numerator / if contributors > 0.0 { denominator } else { 1.0 }
+}
+
+/// into ← into + α · quotient, the product and the sum each rounded once. The sums are zeros then.
 #[multiversion(targets("x86_64+avx2"))]
-fn divide(numerators: &mut [f32], contributors: &[f32], least: f32) {
-    for (numerator, &contributors) in numerators.iter_mut().zip(contributors) {
-        let denominator = if contributors > least { contributors } else { least };
-        // 1 where nobody sent anything: 0 / 0 is not a number.
-        let denominator = if contributors > 0.0 { denominator } else { 1.0 };
-        *numerator /= denominator;
+fn take_quotients(into: &mut [f32], sums: &mut Sums, least: f32, alpha: f32) {
+    let sums = sums.numerators.iter_mut().zip(&mut *sums.contributors);
+    for (into, (numerator, contributors)) in into.iter_mut().zip(sums) {
+        *into += alpha * quotient(*numerator, *contributors, least);
+        (*numerator, *contributors) = (0.0, 0.0);
     }
 }
 
-/// into ← into + α · values, the product and the sum each rounded once.
+/// into ← into + α · (quotient without − quotient with). The sums are zeros then.
 #[multiversion(targets("x86_64+avx2"))]
-fn add_scaled(into: &mut [f32], values: &[f32], alpha: f32) {
-    for (into, &value) in into.iter_mut().zip(values) {
-        *into += alpha * value;
+fn take_difference(into: &mut [f32], without: &mut Sums, with: &mut Sums, least: f32, alpha: f32) {
+    let with = with.numerators.iter_mut().zip(&mut *with.contributors);
+    let without = without.numerators.iter_mut().zip(&mut *without.contributors);
+    for (into, (with, without)) in into.iter_mut().zip(with.zip(without)) {
+        let difference =
+            quotient(*without.0, *without.1, least) - quotient(*with.0, *with.1, least);
+        *into += alpha * difference;
+        (*with.0, *with.1, *without.0, *without.1) = (0.0, 0.0, 0.0, 0.0);
     }
 }

@@ -55,6 +55,7 @@ const MARKS: usize = 64;
 /// Where the next mark is nobody can foresee, and a jump that was foreseen wrongly costs more than ten
 /// places: so of each 64 marks `ROOM` places are written, however many there are, and only where there are
 /// more is there a jump.
+#[multiversion(targets("x86_64+avx2+popcnt+bmi1"))]
 fn places_of<const ROOM: usize>(marks: &[[u8; MARKS]], places: &mut [u16]) -> usize {
     let mut found = 0;
     for (block, marks) in marks.iter().enumerate() {

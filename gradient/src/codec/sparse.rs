@@ -47,6 +47,15 @@ pub enum ChunkError {
     Value { bound: f32, got: f32 },
 }
 
+/// What stands before a chunk's values.
+#[derive(Debug, Clone, Copy)]
+struct Header {
+    count: usize,
+    rice: u32,
+    /// Whether the count was told.
+    short: bool,
+}
+
 /// Bits of a scale.
 const SCALE_WIDTH: u32 = 8;
 /// Bits of a sign.
@@ -127,17 +136,43 @@ impl SparseShape {
         }
     }
 
-    /// Reads one chunk of `real` values into `signs`; `gaps` is room to work in.
+    /// Reads one chunk of `real` values into `signs`, refusing all that [`Self::write`] does not write.
     ///
     /// # Errors
-    /// When the bits are not what [`Self::write`] writes for some values.
-    pub(crate) fn read(
+    /// [`ChunkError`].
+    pub(crate) fn validate(
         self,
         reader: &mut BitReader<'_>,
         real: usize,
         signs: &mut Vec<SignedIndex>,
         gaps: &mut Vec<u16>,
     ) -> Result<Scale, ChunkError> {
+        let header = self.read_header(reader, real)?;
+        let scale = self.read(header, reader, real, signs, gaps)?;
+        if header.rice == self.shortest_rice(gaps, !header.short) {
+            Ok(scale)
+        } else {
+            Err(ChunkError::NotShortest)
+        }
+    }
+
+    /// Reads one chunk of `real` values that was validated before.
+    ///
+    /// # Panics
+    /// When it was not.
+    pub(crate) fn read_again(
+        self,
+        reader: &mut BitReader<'_>,
+        real: usize,
+        signs: &mut Vec<SignedIndex>,
+        gaps: &mut Vec<u16>,
+    ) -> Scale {
+        self.read_header(reader, real)
+            .and_then(|header| self.read(header, reader, real, signs, gaps))
+            .expect("an update was validated when it was parsed")
+    }
+
+    fn read_header(self, reader: &mut BitReader<'_>, real: usize) -> Result<Header, ChunkError> {
         let count_max = self.count_max(real);
         let (mut count, mut rice, mut short) = (count_max, self.usual_rice, false);
         let has_long_header = reader.take(1)? == 1;
@@ -155,11 +190,20 @@ impl SparseShape {
         if has_long_header && !short && rice == self.usual_rice {
             return Err(ChunkError::NotShortest);
         }
+        Ok(Header { count, rice, short })
+    }
+
+    /// What stands behind the header; the gaps come out on the way.
+    fn read(
+        self,
+        Header { count, rice, .. }: Header,
+        reader: &mut BitReader<'_>,
+        real: usize,
+        signs: &mut Vec<SignedIndex>,
+        gaps: &mut Vec<u16>,
+    ) -> Result<Scale, ChunkError> {
         let scale = if count > 0 { Scale(reader.take(SCALE_WIDTH)? as u8) } else { Scale(0) };
         read_values(reader, (count, rice, real), signs, gaps)?;
-        if rice != self.shortest_rice(gaps, !short) {
-            return Err(ChunkError::NotShortest);
-        }
         Ok(scale)
     }
 }

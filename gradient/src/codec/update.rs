@@ -297,9 +297,8 @@ impl<'a> ChunkReader<'a> {
                     self.bits = BitReader::new(groups.group(chunk / GROUP_CHUNKS));
                 }
                 let ChunkScratch { signs, gaps, .. } = scratch;
-                let scale = shape
-                    .read(&mut self.bits, self.places[chunk].real, signs, gaps)
-                    .expect("an update was validated when it was parsed");
+                let real = self.places[chunk].real;
+                let scale = shape.read_again(&mut self.bits, real, signs, gaps);
                 Symbols::Sparse { scale, signs }
             }
         }
@@ -325,7 +324,7 @@ fn validate(
             let refused = |chunk, reason| ParseUpdateError::Chunk { chunk, reason };
             for (chunk, place) in chunks.zip(places) {
                 let scale = shape
-                    .read(&mut bits, place.real, signs, gaps)
+                    .validate(&mut bits, place.real, signs, gaps)
                     .map_err(|reason| refused(chunk, reason))?;
                 squares.push(squared(Symbols::Sparse { scale, signs }));
             }
