@@ -7,7 +7,9 @@ use anyhow::Context;
 use manyhands_gradient::aggregate::Member;
 use manyhands_gradient::codec::{Endpoints, Payload, Update, UpdateCodec};
 use manyhands_gradient::moments8::{Moments, Moments8};
-use manyhands_gradient::{Admitted, Layout, OuterState, initial_theta, merge, outer_learning_rate};
+use manyhands_gradient::{
+    Admitted, Layout, OuterState, OuterStep, initial_theta, outer_learning_rate,
+};
 use manyhands_model::data::{Dataset, SequenceId, SequenceSource, ShardSet, Split};
 use manyhands_model::{
     Control, Device, EvaluateTask, LocalTrainer, TrainTask, Transformer, UnroundedOutcome, evaluate,
@@ -236,28 +238,19 @@ impl Cluster {
             .collect();
         let rounds = self.experiment.rounds;
         let alpha = outer_learning_rate(&method.aggregation, Round(self.state.round), rounds);
-        let mut aggregation = method.aggregation.clone();
-        if method.download == Download::AllPayloads {
-            aggregation.broadcast = Profile::DenseFp16;
-        }
         let ClusterState { theta, outer, .. } = &mut self.state;
         let admitted = Admitted { members: &members, alpha };
-        let broadcast = merge(
-            &self.layout,
-            &aggregation,
-            admitted,
-            &[],
-            OuterState { theta, residual: outer },
-        )?;
+        let step = OuterStep::new(&self.layout, &method.aggregation, admitted, &[])?;
+        let whole = 0..self.layout.chunk_count();
         let bits = |payload: &Payload| payload.bits_per_parameter(&self.layout);
         let up: f64 = payloads.iter().map(bits).sum();
         let down = match method.download {
-            Download::Broadcast => bits(&broadcast),
+            Download::Broadcast => {
+                let slice = step.apply(whole, OuterState { theta, residual: outer });
+                bits(&step.join(&[slice])?)
+            }
             Download::AllPayloads => {
-                // Nothing waits: everybody has everything.
-                for (theta, left) in theta.iter_mut().zip(outer) {
-                    *theta -= std::mem::take(left);
-                }
+                step.merge_into(whole, theta);
                 up
             }
         };

@@ -126,3 +126,77 @@ fn remove_if_there(path: &Path) -> std::io::Result<()> {
         outcome => outcome,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use manyhands_model::data::{PrepareOptions, SourceSet, TokenizerChoice, prepare};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::plan;
+
+    /// This repository's own sources, prepared.
+    fn place() -> (TempDir, Folders) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let text = [own.join("src"), own.join("../docs"), own.join("../gradient/src")];
+        let extensions = ["rs", "md"].map(str::to_owned);
+        let options = PrepareOptions {
+            sources: SourceSet::find(&text, &extensions, "text").expect("sources"),
+            tokenizer: TokenizerChoice::Train { vocabulary_size: 400, sample_bytes_max: 1 << 17 },
+            folder: folder.path().join("text"),
+            held_out_per_mille: 100,
+            shard_tokens: 1 << 16,
+            text_bytes_max: None,
+        };
+        prepare(&options, &mut |_| {}).expect("it is text");
+        let folders = Folders {
+            text: options.folder,
+            work: folder.path().join("work"),
+            results: folder.path().join("results"),
+        };
+        (folder, folders)
+    }
+
+    #[test]
+    fn every_method_learns_something_and_is_not_run_twice() {
+        let (_folder, folders) = place();
+        for experiment in plan::short() {
+            let mut told = 0;
+            let mut tell = |_: &Point| told += 1;
+            let result = run(&experiment, &folders, &mut tell).expect("it runs");
+            let begun = result.points[0];
+            let name = &experiment.name;
+            assert!(result.held_out_loss < 6.1, "{name}: {result:?}");
+            assert!(begun.bits_up > 0.0 && begun.bits_down > 0.0, "{name}");
+            assert_eq!(run(&experiment, &folders, &mut tell).expect("it is there"), result);
+            assert_eq!(told, experiment.rounds, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_interrupted_experiment_ends_as_if_it_had_not_been() {
+        let (_folder, folders) = place();
+        for experiment in plan::short() {
+            let whole = run(&experiment, &folders, &mut |_| {}).expect("it runs");
+            let text = Text::open(&folders.text).expect("text");
+            let mut cluster = Cluster::new(&experiment, &text).expect("a cluster");
+            let figures = cluster.step().expect("a round");
+            let loss = cluster.held_out_loss(HELD_OUT_SEQUENCES).expect("a loss");
+            let begun = Checkpoint {
+                experiment: experiment.clone(),
+                text: text.digest().to_string(),
+                points: vec![point(&experiment, 1, &[figures], loss)],
+                seconds: 1.0,
+                state: cluster.state().clone(),
+            };
+            let elsewhere = Folders { results: folders.work.join("other"), ..folders.clone() };
+            let path = checkpoint_path(&elsewhere, &experiment.name);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            begun.save(&path).expect("it is kept");
+            let resumed = run(&experiment, &elsewhere, &mut |_| {}).expect("it goes on");
+            assert_eq!(resumed.points, whole.points, "{}", experiment.name);
+            assert!(!path.exists(), "what is done needs no checkpoint");
+        }
+    }
+}

@@ -66,6 +66,9 @@ pub struct OuterStep<'a> {
     terms: Vec<Term<'a>>,
 }
 
+/// Values of a group of chunks.
+const GROUP: usize = GROUP_CHUNKS * CHUNK;
+
 /// The broadcast's bytes of a slice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BroadcastSlice {
@@ -101,12 +104,8 @@ impl<'a> OuterStep<'a> {
     /// # Panics
     /// When the slice is none such, a vector is not as long, or this thread flushes subnormals to zero.
     pub fn apply(&self, slice: Range<usize>, state: OuterState<'_>) -> BroadcastSlice {
-        let ends_well =
-            slice.end.is_multiple_of(GROUP_CHUNKS) || slice.end == self.layout.chunk_count();
-        assert!(slice.start.is_multiple_of(GROUP_CHUNKS) && ends_well, "slices are whole groups");
-        assert_eq!(state.theta.len(), slice.len() * CHUNK, "θ of the slice");
-        assert_eq!(state.residual.len(), slice.len() * CHUNK, "the residual of the slice");
-        const GROUP: usize = GROUP_CHUNKS * CHUNK;
+        self.check(&slice, state.theta);
+        self.check(&slice, state.residual);
         let groups = state
             .theta
             .par_chunks_mut(GROUP)
@@ -134,12 +133,43 @@ impl<'a> OuterStep<'a> {
         for (chunk, (theta, residual)) in (first..).zip(chunks) {
             let place = self.layout.places()[chunk];
             for (term, readers) in self.terms.iter().zip(&mut readers) {
-                room.sums.add(term, readers, place.tensor, residual);
+                room.sums.add(term, readers, place.tensor, (residual, term.alpha()));
             }
             let sent = writer.code(&mut residual[..place.real], &mut room.scratch);
             sent.for_each(|index, value| theta[index] -= value);
         }
         writer.finish()
+    }
+
+    /// θ ← θ − α · aggregate on a slice, nothing compressed and nothing left for later: what whoever has all
+    /// payloads can do without a broadcast. The same bits for any slicing and any number of threads.
+    ///
+    /// # Panics
+    /// As [`Self::apply`].
+    pub fn merge_into(&self, slice: Range<usize>, theta: &mut [f32]) {
+        self.check(&slice, theta);
+        theta.par_chunks_mut(GROUP).enumerate().for_each_init(
+            ChunkSums::default,
+            |sums, (group, theta)| {
+                assert_ieee();
+                let first = slice.start + group * GROUP_CHUNKS;
+                let mut readers: Vec<_> =
+                    self.terms.iter().map(|term| term.readers(self.layout, first)).collect();
+                for (chunk, theta) in (first..).zip(theta.chunks_exact_mut(CHUNK)) {
+                    let tensor = self.layout.places()[chunk].tensor;
+                    for (term, readers) in self.terms.iter().zip(&mut readers) {
+                        sums.add(term, readers, tensor, (theta, -term.alpha()));
+                    }
+                }
+            },
+        );
+    }
+
+    fn check(&self, slice: &Range<usize>, values: &[f32]) {
+        let chunks = self.layout.chunk_count();
+        let ends_well = slice.end.is_multiple_of(GROUP_CHUNKS) || slice.end == chunks;
+        assert!(slice.start.is_multiple_of(GROUP_CHUNKS) && ends_well, "slices are whole groups");
+        assert_eq!(values.len(), slice.len() * CHUNK, "the vector's slice");
     }
 
     /// The broadcast, from slices that together cover the layout, in order.

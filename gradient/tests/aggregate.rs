@@ -239,6 +239,17 @@ fn slices_merged_apart_and_joined_are_the_whole_for_any_number_of_threads() {
         let broadcast = step.join(&slices).expect("they cover it");
         assert_eq!(Merged { theta, residual, broadcast }.digests(), whole.digests(), "{threads}");
     }
+
+    // Without a broadcast everything arrives at once.
+    let (mut theta, residual) = start(&layout);
+    for first in (0..chunks).step_by(GROUP_CHUNKS) {
+        let slice = first..(first + GROUP_CHUNKS).min(chunks);
+        step.merge_into(slice.clone(), &mut theta[slice.start * CHUNK..slice.end * CHUNK]);
+    }
+    for (at, theta) in theta.iter().enumerate() {
+        let later = whole.theta[at] - (whole.residual[at] - residual[at]);
+        assert!((theta - later).abs() < 1e-7, "{at}: {theta} {later}");
+    }
 }
 
 #[test]

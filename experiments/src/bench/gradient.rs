@@ -240,14 +240,15 @@ fn merging(
         std::hint::black_box(step.apply(0..layout.chunk_count(), state));
     });
     let room = peak.peak_usage().saturating_sub(before) as f64;
+    let whole = 0..layout.chunk_count();
+    let merged = parameters / median_seconds(|| step.merge_into(whole.clone(), &mut theta));
     let giga = 1e9;
     let speed = parameters / seconds;
-    report.add(
-        &format!("aggregate.speed_{threads}_threads"),
-        speed / giga,
-        "Gparameter/s",
-        Some(memory / giga),
-    );
+    let unit = "Gparameter/s";
+    for (name, speed) in [("speed", merged), ("broadcast_speed", speed)] {
+        let name = format!("aggregate.{name}_{threads}_threads");
+        report.add(&name, speed / giga, unit, Some(memory / giga));
+    }
     report.add(
         &format!("codec.parse_speed_{threads}_threads"),
         parameters / parsed / giga,
@@ -255,7 +256,11 @@ fn merging(
         Some(memory / giga),
     );
     if threads > 1 {
-        report.add("aggregate.share_of_memory_speed", speed / memory, "of memory speed", Some(1.0));
+        // Decoded and merged; and the whole step, compressed for everybody as well.
+        for (name, speed) in [("share", merged), ("broadcast_share", speed)] {
+            let name = format!("aggregate.{name}_of_memory_speed");
+            report.add(&name, speed / memory, "of memory speed", Some(1.0));
+        }
         let share = room / (2.0 * 4.0 * parameters);
         report.add("aggregate.memory_share", share, "of θ and residual", None);
     }

@@ -49,6 +49,11 @@ impl<'a> Term<'a> {
         Ok(Self { revoked: Some(place.ok_or(PlanError::NotMember { worker })?), ..term })
     }
 
+    /// α of the round.
+    pub(crate) fn alpha(&self) -> f32 {
+        self.alpha
+    }
+
     /// Readers of its updates, from a chunk on.
     pub(crate) fn readers(&self, layout: &'a Layout, first: usize) -> Vec<ChunkReader<'a>> {
         self.updates.iter().map(|update| update.reader(layout, first)).collect()
@@ -95,13 +100,13 @@ pub(crate) struct ChunkSums {
 }
 
 impl ChunkSums {
-    /// Adds what the term makes of the readers' next chunk, which belongs to `tensor`.
+    /// Adds `factor` times what the term makes of the readers' next chunk, which belongs to `tensor`.
     pub(crate) fn add(
         &mut self,
         term: &Term<'_>,
         readers: &mut [ChunkReader<'_>],
         tensor: usize,
-        into: &mut [f32],
+        (into, factor): (&mut [f32], f32),
     ) {
         let shares = term.plan.shares.iter().zip(readers).enumerate();
         for (place, (share, reader)) in shares {
@@ -114,9 +119,9 @@ impl ChunkSums {
         }
         let least = term.plan.denominator_min();
         if term.revoked.is_some() {
-            take_difference(into, &mut self.others, &mut self.all, least, term.alpha);
+            take_difference(into, &mut self.others, &mut self.all, least, factor);
         } else {
-            take_quotients(into, &mut self.all, least, term.alpha);
+            take_quotients(into, &mut self.all, least, factor);
         }
     }
 }
@@ -130,25 +135,25 @@ fn quotient(numerator: f32, contributors: f32, least: f32) -> f32 {
     numerator / if contributors > 0.0 { denominator } else { 1.0 }
 }
 
-/// into ← into + α · quotient, the product and the sum each rounded once. The sums are zeros then.
+/// into ← into + factor · quotient, the product and the sum each rounded once. The sums are zeros then.
 #[multiversion(targets("x86_64+avx2"))]
-fn take_quotients(into: &mut [f32], sums: &mut Sums, least: f32, alpha: f32) {
+fn take_quotients(into: &mut [f32], sums: &mut Sums, least: f32, factor: f32) {
     let sums = sums.numerators.iter_mut().zip(&mut *sums.contributors);
     for (into, (numerator, contributors)) in into.iter_mut().zip(sums) {
-        *into += alpha * quotient(*numerator, *contributors, least);
+        *into += factor * quotient(*numerator, *contributors, least);
         (*numerator, *contributors) = (0.0, 0.0);
     }
 }
 
-/// into ← into + α · (quotient without − quotient with). The sums are zeros then.
+/// into ← into + factor · (quotient without − quotient with). The sums are zeros then.
 #[multiversion(targets("x86_64+avx2"))]
-fn take_difference(into: &mut [f32], without: &mut Sums, with: &mut Sums, least: f32, alpha: f32) {
+fn take_difference(into: &mut [f32], without: &mut Sums, with: &mut Sums, least: f32, factor: f32) {
     let with = with.numerators.iter_mut().zip(&mut *with.contributors);
     let without = without.numerators.iter_mut().zip(&mut *without.contributors);
     for (into, (with, without)) in into.iter_mut().zip(with.zip(without)) {
         let difference =
             quotient(*without.0, *without.1, least) - quotient(*with.0, *with.1, least);
-        *into += alpha * difference;
+        *into += factor * difference;
         (*with.0, *with.1, *without.0, *without.1) = (0.0, 0.0, 0.0, 0.0);
     }
 }

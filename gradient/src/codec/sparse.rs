@@ -226,22 +226,25 @@ fn read_values(
     let past = ChunkError::Index { real };
     signs.clear();
     signs.resize(count, SignedIndex::default());
-    gaps.clear();
-    // First the sums of the quotients, then what stands behind them.
-    gaps.resize(2 * count, 0);
-    let (quotients, behind) = gaps.split_at_mut(count);
-    reader.take_unary(quotients, (real >> rice) as u16).map_err(|error| match error {
+    // The gaps, and room for the sums of their quotients and for what stands behind these.
+    gaps.resize(3 * count + 1, 0);
+    let (own, room) = gaps.split_at_mut(count);
+    let (sums, behind) = room.split_at_mut(count + 1);
+    sums[0] = 0;
+    reader.take_unary(&mut sums[1..], (real >> rice) as u16).map_err(|error| match error {
         BitError::Ended => ChunkError::Ended,
         BitError::OverLimit => past,
     })?;
     reader.take_all(behind, rice + SIGN_WIDTH)?;
-    let (mut next, mut before) = (0_u32, 0_u16);
-    for ((quotients, &behind), sign) in quotients.iter_mut().zip(&*behind).zip(signs) {
-        let remainder = u32::from(behind >> SIGN_WIDTH);
-        let gap = u32::from(*quotients - before) << rice | remainder;
-        before = std::mem::replace(quotients, gap as u16);
-        *sign = SignedIndex::wrapping(next + gap, u32::from(behind) & 1);
-        next += gap + 1;
+    // Apart from the loop below, whose steps wait for each other.
+    for ((gap, sums), behind) in own.iter_mut().zip(sums.windows(2)).zip(&*behind) {
+        *gap = (sums[1] - sums[0]) << rice | behind >> SIGN_WIDTH;
+    }
+    let mut next = 0_u32;
+    for ((&gap, &behind), sign) in own.iter().zip(&*behind).zip(signs) {
+        next += u32::from(gap);
+        *sign = SignedIndex::wrapping(next, u32::from(behind) & 1);
+        next += 1;
     }
     gaps.truncate(count);
     // Looked at once: whatever index is past the end, the last one is.
