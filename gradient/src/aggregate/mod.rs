@@ -25,7 +25,7 @@ mod statistics;
 mod sums;
 
 use manyhands_proto::run_file::{Aggregation, Denominator, Rule};
-use manyhands_proto::{Digest, NodeId, TokenCount};
+use manyhands_proto::{NodeId, TokenCount};
 
 pub use centered_clip::CenteredClip;
 pub use cosine_trust::CosineTrust;
@@ -145,7 +145,6 @@ pub enum PlanError {
 #[derive(Debug, Clone, PartialEq)]
 struct Share {
     worker: NodeId,
-    tokens: TokenCount,
     weight: f32,
     /// One per tensor.
     factors: Vec<Factor>,
@@ -202,7 +201,6 @@ impl MergePlan {
             .zip(factors)
             .map(|(member, factors)| Share {
                 worker: member.worker,
-                tokens: member.tokens,
                 weight: nearest_ratio(u128::from(member.tokens.0) * count, total),
                 factors,
             })
@@ -223,22 +221,6 @@ impl MergePlan {
     /// A worker's factors, one per tensor; `None` if it is not in the plan.
     pub fn factors(&self, worker: &NodeId) -> Option<&[Factor]> {
         self.share(worker).map(|share| share.factors.as_slice())
-    }
-
-    /// Digest of the integers that the plan follows from: workers, tokens, factors, denominator.
-    pub fn digest(&self) -> Digest {
-        let mut bytes = vec![match self.denominator {
-            Denominator::Contributors => 1,
-            Denominator::Floor => 2,
-            Denominator::Workers => 3,
-        }];
-        for share in &self.shares {
-            bytes.extend(share.worker.as_bytes());
-            bytes.extend(share.tokens.0.to_le_bytes());
-            bytes.extend((share.factors.len() as u64).to_le_bytes());
-            bytes.extend(share.factors.iter().flat_map(|factor| factor.units().to_le_bytes()));
-        }
-        Digest::derive("manyhands 2026 merge plan", &bytes)
     }
 
     fn share(&self, worker: &NodeId) -> Option<&Share> {

@@ -56,11 +56,6 @@ impl TensorNorms {
     pub fn squared(&self) -> &[u128] {
         &self.0
     }
-
-    /// The Euclidean norm of one tensor's update, for people and pages.
-    pub fn norm(&self, tensor: usize) -> Option<f64> {
-        self.0.get(tensor).map(|&squared| (squared as f64 / UNITS).sqrt())
-    }
 }
 
 /// The squared norm of what a chunk says, in units of 2⁻⁷².
