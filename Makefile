@@ -5,7 +5,7 @@
 # compile the same 600 packages a second time.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-aarch64 lint experiments bench bench-gradient bench-train check-transformers clean prerequisites
+.PHONY: help build demo test test-aarch64 lint experiments bench bench-gradient bench-train fuzz check-transformers clean prerequisites
 
 TORCH ?= auto
 CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -55,6 +55,11 @@ bench-train: build ## tokens per second of a worker, against PyTorch, into runs/
 	$(BINARIES)/manyhands-experiments bench-train --torch-python scripts/torch-python
 
 bench: bench-gradient bench-train ## all benchmarks
+
+FUZZ_SECONDS ?= 600
+fuzz: ## made-up bytes against the decoder of updates (`cargo install cargo-fuzz` first; FUZZ_SECONDS=3600 for longer)
+	cd fuzz && CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none update -- \
+		-max_total_time=$(FUZZ_SECONDS) -max_len=2048 -timeout=5 -rss_limit_mb=600 -malloc_limit_mb=64
 
 check-transformers: build ## an exported model gives the same logits in Hugging Face transformers (fetches about 6 GB once)
 	scripts/check-transformers
