@@ -445,6 +445,23 @@ fn rules_leave_honest_workers_nearly_whole() {
 }
 
 #[test]
+fn where_nobody_sent_anything_nobody_is_held_back() {
+    for rule in RULES {
+        for workers in [1, 5] {
+            let layout = layout();
+            let zero = update_that_sends(&layout, &vec![0.0; layout.vector_len()]);
+            let members: Vec<_> = (1..=workers).map(|number| member(number, 9, &zero)).collect();
+            let config = config(Denominator::Floor, rule);
+            let plan = MergePlan::new(&layout, &config, &members).expect("a valid set");
+            for id in plan.workers() {
+                let factors = plan.factors(&id).expect("in the plan");
+                assert!(factors.iter().all(|factor| *factor == Factor::ONE), "{rule:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn who_turns_the_update_around_is_not_trusted() {
     let factors = mean_factors(Rule::CosineTrust, 6, |it| it.iter().map(|it| -it).collect());
     assert_eq!(factors[6], 0.0);

@@ -28,11 +28,15 @@ impl MergeRule for GeometricMedian {
         let least = SMOOTHING
             * (0..workers).fold(0.0, |sum, at| sum + products[at * workers + at].sqrt())
             / workers as f64;
+        if least == 0.0 {
+            // Nobody sent anything to measure by.
+            return vec![vec![Factor::ONE; statistics.tensors()]; workers];
+        }
         let mut weights = vec![1.0 / workers as f64; workers];
         for _ in 0..STEPS {
             let inverse: Vec<f64> = distances(&products, &weights)
                 .into_iter()
-                .map(|distance| 1.0 / distance.max(least).max(f64::MIN_POSITIVE))
+                .map(|distance| 1.0 / distance.max(least))
                 .collect();
             let sum = inverse.iter().fold(0.0, |sum, it| sum + it);
             weights = inverse.iter().map(|it| it / sum).collect();
