@@ -5,7 +5,7 @@
 # compile the same 600 packages a second time.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-aarch64 lint experiments bench bench-gradient bench-train fuzz check-transformers clean prerequisites
+.PHONY: help build demo test test-aarch64 lint experiments experiments-report bench bench-gradient bench-train fuzz check-transformers clean prerequisites
 
 TORCH ?= auto
 CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -47,6 +47,9 @@ $(EXPERIMENTS)/text: | build
 
 experiments: build $(EXPERIMENTS)/text ## what codec and merge do to learning: hours, goes on where it stood (ONLY=ablate for a part)
 	$(BINARIES)/manyhands-experiments run --only "$(ONLY)"
+
+experiments-report: build ## docs/experiments/RESULTS.md and its plots, from the results that are there
+	$(BINARIES)/manyhands-experiments report
 
 bench-gradient: build $(EXPERIMENTS)/text ## sizes and speeds of codec and merge, against memory and PyTorch, into runs/bench/report.json
 	$(BINARIES)/manyhands-experiments bench-gradient --torch-python scripts/torch-python

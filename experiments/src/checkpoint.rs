@@ -38,6 +38,10 @@ struct Header {
 const HEADER: &str = "header";
 
 impl Checkpoint {
+    pub(crate) fn belongs_to(&self, experiment: &Experiment, text: &str) -> bool {
+        self.experiment == *experiment && self.text == text
+    }
+
     /// Written beside its place and renamed: a kill leaves the one before.
     pub(crate) fn save(&self, path: &Path) -> anyhow::Result<()> {
         let header = Header {
@@ -54,6 +58,7 @@ impl Checkpoint {
         ];
         for (number, worker) in self.state.workers.iter().enumerate() {
             named.push((format!("error.{number}"), vector::to_bytes(&worker.error)));
+            named.push((format!("first_delta.{number}"), vector::to_bytes(&worker.first)));
             if let Some(Moments { first, second }) = &worker.moments {
                 named.push((format!("first.{number}"), vector::to_bytes(first)));
                 named.push((format!("second.{number}"), vector::to_bytes(second)));
@@ -95,7 +100,13 @@ impl Checkpoint {
                     }
                     Err(_) => None,
                 };
-                Ok(Worker { moments, adam_step, error: read(&format!("error.{number}"))? })
+                let error = read(&format!("error.{number}"))?;
+                Ok(Worker {
+                    moments,
+                    adam_step,
+                    error,
+                    first: read(&format!("first_delta.{number}"))?,
+                })
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         let (theta, outer) = (read("theta")?, read("outer")?);

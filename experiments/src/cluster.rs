@@ -15,11 +15,13 @@ use manyhands_model::{
     Control, Device, EvaluateTask, LocalTrainer, TrainTask, Transformer, UnroundedOutcome, evaluate,
 };
 use manyhands_proto::run_file::Profile;
-use manyhands_proto::{Digest, NodeId, Round};
+use manyhands_proto::{Digest, NodeId, Round, TokenCount};
 use manyhands_rules::sampling::sequence_at;
+use manyhands_simulation::forgery::Forgery;
 use serde::{Deserialize, Serialize};
 
-use crate::experiment::{Carrying, Download, Experiment, Method, Sparse};
+use crate::experiment::{Carrying, Download, Experiment, Liars, Lie, Method, Sparse};
+use crate::liars::{self, FlippedLabels};
 
 /// The text that all experiments train on.
 #[derive(Debug, Clone)]
@@ -53,6 +55,8 @@ pub(crate) struct Worker {
     pub(crate) adam_step: u64,
     /// Empty in methods without error feedback.
     pub(crate) error: Vec<f32>,
+    /// Δ of a liar's first round; of all others, and before that, empty.
+    pub(crate) first: Vec<f32>,
 }
 
 /// Everything that the next round follows from.
@@ -83,13 +87,20 @@ pub(crate) struct Cluster {
     train: Arc<ShardSet>,
     held_out: Arc<ShardSet>,
     trainer: LocalTrainer,
+    /// Of those who train on something else.
+    liars_trainer: LocalTrainer,
     state: ClusterState,
 }
 
 const F32_BITS: f64 = 32.0;
 
 impl Cluster {
-    pub(crate) fn new(experiment: &Experiment, text: &Text) -> anyhow::Result<Self> {
+    /// Begins at `theta`, or else where the experiment's seed says.
+    pub(crate) fn new(
+        experiment: &Experiment,
+        text: &Text,
+        theta: Option<Vec<f32>>,
+    ) -> anyhow::Result<Self> {
         let Experiment { model, training, .. } = experiment;
         let layout = Layout::of(model)?;
         let train = text.split(Split::Train, model.context_length);
@@ -100,14 +111,17 @@ impl Cluster {
             Method::Sparse(_) => (experiment.workers, zeros()),
         };
         let worker = Worker { error, ..Worker::default() };
-        let source = Arc::clone(&train);
-        let trainer =
-            LocalTrainer::new(model, training, experiment.total_steps(), source, Device::Cpu)?;
+        let trainer = |source| {
+            LocalTrainer::new(model, training, experiment.total_steps(), source, Device::Cpu)
+        };
+        let flipped =
+            FlippedLabels { text: Arc::clone(&train), vocabulary_size: model.vocabulary_size };
         Ok(Self {
-            trainer,
+            trainer: trainer(Arc::clone(&train) as Arc<dyn SequenceSource>)?,
+            liars_trainer: trainer(Arc::new(flipped))?,
             state: ClusterState {
                 round: 0,
-                theta: initial_theta(&layout, model, experiment.seed),
+                theta: theta.unwrap_or_else(|| initial_theta(&layout, model, experiment.seed)),
                 outer: zeros(),
                 workers: vec![worker; processes as usize],
             },
@@ -124,6 +138,10 @@ impl Cluster {
 
     pub(crate) fn state(&self) -> &ClusterState {
         &self.state
+    }
+
+    pub(crate) fn into_state(self) -> ClusterState {
+        self.state
     }
 
     /// Goes on from a state of the same experiment, or one like it.
@@ -161,7 +179,21 @@ impl Cluster {
 
     fn train(&mut self, worker: usize) -> anyhow::Result<UnroundedOutcome> {
         let batches = self.batches(worker);
-        let Experiment { training, method, .. } = &self.experiment;
+        let Experiment { training, method, liars, .. } = &self.experiment;
+        let honest = self.state.workers.len() - liars.map_or(0, |liars| liars.count as usize);
+        let lie = liars.map(|liars| liars.lie).filter(|_| worker >= honest);
+        if let Some(Lie::Forged(forgery)) = lie
+            && !forgery.trains()
+        {
+            let sequences = batches.iter().map(Vec::len).sum::<usize>() as u64;
+            return Ok(UnroundedOutcome {
+                theta: self.state.theta.clone(),
+                moments: Moments { first: Vec::new(), second: Vec::new() },
+                adam_step: 0,
+                tokens: TokenCount(sequences * u64::from(self.experiment.model.context_length)),
+                losses: Vec::new(),
+            });
+        }
         let state = &mut self.state.workers[worker];
         let task = TrainTask {
             theta: &self.state.theta,
@@ -174,17 +206,22 @@ impl Cluster {
             threads: 1,
         };
         let moments = state.moments.take();
-        let outcome = self.trainer.train_unrounded(&task, moments, &mut |_| Control::Continue)?;
+        let trainer = if lie == Some(Lie::FlippedLabels) {
+            &mut self.liars_trainer
+        } else {
+            &mut self.trainer
+        };
+        let outcome = trainer.train_unrounded(&task, moments, &mut |_| Control::Continue)?;
         let carrying = match method {
             Method::Sparse(method) => method.moments,
             Method::Synchronous | Method::DenseDiloco { .. } => Carrying::Unrounded,
         };
-        let Moments { first, second } = &outcome.moments;
         (state.moments, state.adam_step) = match carrying {
             Carrying::Unrounded => (Some(outcome.moments.clone()), outcome.adam_step),
             Carrying::Rounded => {
-                let rounded = Moments8::quantise(&self.layout, first, second)?.dequantise();
-                (Some(rounded), outcome.adam_step)
+                let (layout, steps) = (&self.layout, outcome.adam_step);
+                let rounded = Moments8::quantise(layout, &outcome.moments, steps)?;
+                (Some(rounded.dequantise()), steps)
             }
             Carrying::Reset => (None, 0),
         };
@@ -220,7 +257,18 @@ impl Cluster {
 
     /// Bits up and down, per parameter.
     fn sparse(&mut self, method: &Sparse, ends: &[UnroundedOutcome]) -> anyhow::Result<(f64, f64)> {
-        let payloads = self.encode(method, ends)?;
+        let payloads = match self.experiment.liars {
+            Some(Liars { count, lie: Lie::Forged(forgery) }) => {
+                let mut sent = ends.to_vec();
+                let forged = self.forge(method, ends, (count, forgery));
+                let liars = sent.len() - count as usize;
+                for (end, forged) in sent[liars..].iter_mut().zip(forged) {
+                    end.theta = forged;
+                }
+                self.encode(method, &sent)?
+            }
+            _ => self.encode(method, ends)?,
+        };
         let profile = self.profile(method);
         let updates = payloads
             .iter()
@@ -255,6 +303,35 @@ impl Cluster {
             }
         };
         Ok((up / payloads.len() as f64, down))
+    }
+
+    /// θ_H as the last workers claim it.
+    fn forge(
+        &mut self,
+        method: &Sparse,
+        ends: &[UnroundedOutcome],
+        (count, forgery): (u32, Forgery),
+    ) -> Vec<Vec<f32>> {
+        let profile = self.profile(method);
+        let seed = self.experiment.seed * 1_000_000 + u64::from(self.state.round);
+        let ClusterState { theta, workers, .. } = &mut self.state;
+        let honest = workers.len() - count as usize;
+        let mut firsts: Vec<Vec<f32>> =
+            workers[honest..].iter_mut().map(|liar| std::mem::take(&mut liar.first)).collect();
+        let round = liars::Round {
+            layout: &self.layout,
+            theta,
+            ends,
+            errors: workers.iter().map(|worker| worker.error.as_slice()).collect(),
+            error_decay: method.codec.error_decay,
+            profile,
+            seed,
+        };
+        let forged = round.forge(forgery, &mut firsts);
+        for (liar, first) in workers[honest..].iter_mut().zip(firsts) {
+            liar.first = first;
+        }
+        forged
     }
 
     /// Every worker's payload; its error buffer moves on.

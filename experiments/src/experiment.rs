@@ -1,6 +1,7 @@
 //! What an experiment is: everything its result follows from, as it is written beside the result.
 
 use manyhands_proto::run_file::{Aggregation, Architecture, Codec, Profile, Training};
+use manyhands_simulation::forgery::Forgery;
 use serde::{Deserialize, Serialize};
 
 /// One training run of R workers in one process.
@@ -17,6 +18,28 @@ pub(crate) struct Experiment {
     /// `steps_per_round` is H, `batch_sequences` what each worker gets in a step.
     pub(crate) training: Training,
     pub(crate) method: Method,
+    /// θ₀ is what this one ends with; otherwise it follows from the seed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) start: Option<Box<Experiment>>,
+    /// The last so many workers lie.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) liars: Option<Liars>,
+}
+
+/// Workers that work together against the others. Nobody checks them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Liars {
+    pub(crate) count: u32,
+    pub(crate) lie: Lie,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Lie {
+    /// They send what they did not train.
+    Forged(Forgery),
+    /// They train on text in which token t of V reads V − 1 − t.
+    FlippedLabels,
 }
 
 /// How what the workers learnt becomes the next θ.

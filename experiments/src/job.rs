@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::checkpoint::Checkpoint;
-use crate::cluster::{Cluster, RoundFigures, Text};
+use crate::cluster::{Cluster, ClusterState, RoundFigures, Text};
 use crate::experiment::Experiment;
 use crate::result::{ExperimentResult, Point};
 
@@ -34,16 +34,55 @@ pub(crate) fn run(
     tell: &mut dyn FnMut(&Point),
 ) -> anyhow::Result<ExperimentResult> {
     let text = Text::open(&folders.text)?;
-    let digest = text.digest().to_string();
-    if let Some(found) = ExperimentResult::find(&folders.results, experiment, &digest)? {
-        return Ok(found);
+    match ExperimentResult::find(&folders.results, experiment, &text.digest().to_string())? {
+        Some(found) => Ok(found),
+        None => Ok(train(experiment, folders, tell)?.0),
     }
+}
+
+/// θ at an experiment's end. It is kept beside the checkpoints, and trained again where it is not there.
+pub(crate) fn final_theta(
+    experiment: &Experiment,
+    folders: &Folders,
+    tell: &mut dyn FnMut(&Point),
+) -> anyhow::Result<Vec<f32>> {
+    let text = Text::open(&folders.text)?.digest().to_string();
+    let path = end_path(folders, &experiment.name);
+    if let Some(end) = Checkpoint::load(&path)?.filter(|end| end.belongs_to(experiment, &text)) {
+        return Ok(end.state.theta);
+    }
+    let (ExperimentResult { points, seconds, .. }, state) = train(experiment, folders, tell)?;
+    let theta = state.theta.clone();
+    Checkpoint { experiment: experiment.clone(), text, points, seconds, state }.save(&path)?;
+    Ok(theta)
+}
+
+/// Whether θ at its end is there for experiments that start with it.
+pub(crate) fn has_end(
+    experiment: &Experiment,
+    folders: &Folders,
+    text: &str,
+) -> anyhow::Result<bool> {
+    let end = Checkpoint::load(&end_path(folders, &experiment.name))?;
+    Ok(end.is_some_and(|end| end.belongs_to(experiment, text)))
+}
+
+fn train(
+    experiment: &Experiment,
+    folders: &Folders,
+    tell: &mut dyn FnMut(&Point),
+) -> anyhow::Result<(ExperimentResult, ClusterState)> {
+    let text = Text::open(&folders.text)?;
+    let digest = text.digest().to_string();
     let path = checkpoint_path(folders, &experiment.name);
     std::fs::create_dir_all(path.parent().context("a checkpoint lies in a folder")?)?;
-    let mut cluster = Cluster::new(experiment, &text)?;
+    let start = match &experiment.start {
+        Some(start) => Some(final_theta(start, folders, &mut |_| {})?),
+        None => None,
+    };
+    let mut cluster = Cluster::new(experiment, &text, start)?;
     let (mut points, mut seconds) = (Vec::new(), 0.0);
-    let begun = Checkpoint::load(&path)?
-        .filter(|begun| begun.experiment == *experiment && begun.text == digest);
+    let begun = Checkpoint::load(&path)?.filter(|begun| begun.belongs_to(experiment, &digest));
     if let Some(begun) = begun {
         (points, seconds) = (begun.points, begun.seconds);
         cluster.resume(begun.state);
@@ -95,7 +134,7 @@ pub(crate) fn run(
     };
     result.save(&folders.results)?;
     remove_if_there(&path)?;
-    Ok(result)
+    Ok((result, cluster.into_state()))
 }
 
 fn point(
@@ -118,6 +157,10 @@ fn point(
 
 fn checkpoint_path(folders: &Folders, name: &str) -> PathBuf {
     folders.work.join(format!("{name}.checkpoint"))
+}
+
+fn end_path(folders: &Folders, name: &str) -> PathBuf {
+    folders.work.join(format!("{name}.end"))
 }
 
 fn remove_if_there(path: &Path) -> std::io::Result<()> {
@@ -167,7 +210,10 @@ mod tests {
             let result = run(&experiment, &folders, &mut tell).expect("it runs");
             let begun = result.points[0];
             let name = &experiment.name;
-            assert!(result.held_out_loss < 6.1, "{name}: {result:?}");
+            // Liars may keep a model from learning; log V is what it knows at first.
+            let known = f64::from(experiment.model.vocabulary_size).ln();
+            let learnt = result.held_out_loss < known - 0.5;
+            assert!(learnt || experiment.liars.is_some(), "{name}: {}", result.held_out_loss);
             assert!(begun.bits_up > 0.0 && begun.bits_down > 0.0, "{name}");
             assert_eq!(run(&experiment, &folders, &mut tell).expect("it is there"), result);
             assert_eq!(told, experiment.rounds, "{name}");
@@ -180,7 +226,9 @@ mod tests {
         for experiment in plan::short() {
             let whole = run(&experiment, &folders, &mut |_| {}).expect("it runs");
             let text = Text::open(&folders.text).expect("text");
-            let mut cluster = Cluster::new(&experiment, &text).expect("a cluster");
+            let start = experiment.start.as_deref();
+            let start = start.map(|it| final_theta(it, &folders, &mut |_| {}).expect("its end"));
+            let mut cluster = Cluster::new(&experiment, &text, start).expect("a cluster");
             let figures = cluster.step().expect("a round");
             let loss = cluster.held_out_loss(HELD_OUT_SEQUENCES).expect("a loss");
             let begun = Checkpoint {

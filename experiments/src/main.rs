@@ -11,9 +11,12 @@ mod checkpoint;
 mod cluster;
 mod experiment;
 mod job;
+mod liars;
 mod plan;
+mod report;
 mod result;
 mod schedule;
+mod statistics;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,6 +27,7 @@ use peak_alloc::PeakAlloc;
 
 use crate::experiment::Experiment;
 use crate::job::Folders;
+use crate::result::Point;
 use crate::schedule::Limits;
 
 #[derive(Debug, Parser)]
@@ -46,14 +50,25 @@ enum Command {
         #[arg(long, default_value = "6")]
         hours: f64,
     },
-    /// Run one in this process.
+    /// Run one in this process: by its name, or one that a file describes as a result does.
     One {
+        /// A name of the list, or a file that ends in `.json`.
         name: String,
+        /// Keep its end for experiments that start there, and train it again where that is missing.
+        #[arg(long)]
+        keep_end: bool,
         #[command(flatten)]
         places: Places,
     },
     /// Names of all experiments.
     List,
+    /// One page with plots from the results that are there.
+    Report {
+        #[arg(long, default_value = "docs/experiments/results")]
+        results: PathBuf,
+        #[arg(long, default_value = "docs/experiments")]
+        out: PathBuf,
+    },
     /// How small updates are, and how fast they are encoded and merged.
     BenchGradient(bench::gradient::Options),
     /// Tokens per second of a worker on this machine's cores.
@@ -86,19 +101,24 @@ impl From<Places> for Folders {
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::List => plan::all().iter().for_each(|experiment| println!("{}", experiment.name)),
+        Command::Report { results, out } => report::write(&plan::all(), &results, &out)?,
         Command::BenchGradient(options) => {
             bench::gradient::run(&options, &plan::of_benchmarks(), &MEMORY)?;
         }
         Command::BenchTrain(options) => bench::train::run(&options)?,
-        Command::One { name, places } => {
-            let experiment = named(&name)?;
+        Command::One { name, keep_end, places } => {
+            let (experiment, folders) = (named(&name)?, places.into());
             let rounds = experiment.rounds;
-            let result = job::run(&experiment, &places.into(), &mut |point| {
+            let mut tell = |point: &Point| {
                 eprintln!(
                     "{name}: round {} of {rounds}, held-out loss {:.4}",
                     point.rounds, point.held_out_loss
                 );
-            })?;
+            };
+            if keep_end {
+                job::final_theta(&experiment, &folders, &mut tell)?;
+            }
+            let result = job::run(&experiment, &folders, &mut tell)?;
             println!(
                 "{name}: held-out loss {:.4}, {:.4} bits up, {:.4} bits down, {:.0} s",
                 result.held_out_loss, result.bits_up, result.bits_down, result.seconds
@@ -122,6 +142,10 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn named(name: &str) -> anyhow::Result<Experiment> {
+    if name.ends_with(".json") {
+        let text = std::fs::read_to_string(name).with_context(|| format!("cannot read {name}"))?;
+        return serde_json::from_str(&text).with_context(|| format!("{name} is no experiment"));
+    }
     let all = plan::all().into_iter().chain(plan::short());
     all.into_iter()
         .find(|experiment| experiment.name == name)

@@ -1,29 +1,79 @@
 //! Which experiments there are.
 //!
-//! A name is `group/what/seed`. Groups stand in the order in which they are worth having.
+//! A name is `group/what/seed` or `group/what/how`. Groups stand in the order in which they are worth having.
+//!
+//! Batches are as small as can be (one sequence of 32 targets) and rounds many: two cores pay for five
+//! million tokens, and what a merge delays is delayed by rounds. A second moment over 20 steps (β₂ = .95)
+//! follows the noise of such batches, so it is averaged over a thousand.
 
 use manyhands_proto::run_file::{
     Aggregation, Architecture, Codec, Denominator, Precision, Profile, Rule, Training,
 };
+use manyhands_simulation::forgery::Forgery;
 
-use crate::experiment::{Carrying, Download, Experiment, Method, Sparse};
+use crate::experiment::{Beginning, Carrying, Download, Experiment, Liars, Lie, Method, Sparse};
 
 const WORKERS: u32 = 8;
 /// H.
 const STEPS: u32 = 30;
-const ROUNDS: u32 = 100;
-const SEEDS: [u64; 3] = [1, 2, 3];
-/// What all methods are tuned over, one seed, a third of the rounds.
-const LEARNING_RATES: [f64; 3] = [2e-3, 4e-3, 8e-3];
-const TUNING_ROUNDS: u32 = 34;
+pub(crate) const SEEDS: [u64; 3] = [1, 2, 3];
+const COMPARE_ROUNDS: u32 = 300;
+/// Of what starts from the checkpoint.
+const WARM_ROUNDS: u32 = 120;
+const ROBUST_ROUNDS: u32 = 40;
+const TUNING_ROUNDS: u32 = 150;
+const ABLATION_ROUNDS: u32 = 300;
+/// The learning rate of who starts from the checkpoint, as a share of the one from scratch.
+const WARM_RATE: f64 = 0.5;
+
+/// Groups in which methods are compared over seeds, and where their θ₀ comes from.
+pub(crate) const COMPARISONS: [(&str, &str); 2] =
+    [("compare", "scratch"), ("compare_warm", "a checkpoint")];
+
+/// How merges defend themselves where liars are let loose: the plain mean, what others are compared with,
+/// then the default.
+pub(crate) fn defences() -> Vec<(&'static str, Aggregation)> {
+    let with = |rules: &[Rule], denominator| Aggregation {
+        rules: rules.to_vec(),
+        denominator,
+        ..ours().aggregation
+    };
+    let contributors = Denominator::Contributors;
+    vec![
+        ("mean", with(&[], contributors)),
+        ("median_norm", with(&[Rule::MedianNorm], contributors)),
+        ("cosine_trust", with(&[Rule::MedianNorm, Rule::CosineTrust], contributors)),
+        ("geometric_median", with(&[Rule::MedianNorm, Rule::GeometricMedian], contributors)),
+        ("floor", with(&[Rule::MedianNorm], Denominator::Floor)),
+    ]
+}
+
+/// What liars do.
+pub(crate) fn lies() -> Vec<(&'static str, Lie)> {
+    let forged = |forgery| Lie::Forged(forgery);
+    vec![
+        ("sign_flip", forged(Forgery::SignFlip { factor: 1.0 })),
+        ("sign_flip_10", forged(Forgery::SignFlip { factor: 10.0 })),
+        ("inner_product", forged(Forgery::InnerProduct { factor: 1.0 })),
+        ("little_is_enough", forged(Forgery::LittleIsEnough { deviations: 1.5 })),
+        ("gaussian", forged(Forgery::Gaussian { factor: 10.0 })),
+        ("random_places", forged(Forgery::RandomPlaces { factor: 10.0 })),
+        ("unpopular_places", forged(Forgery::UnpopularPlaces { factor: 10.0 })),
+        ("flipped_labels", Lie::FlippedLabels),
+        ("stale", forged(Forgery::Stale)),
+        ("zero", forged(Forgery::Zero)),
+    ]
+}
 
 /// All of them.
 pub(crate) fn all() -> Vec<Experiment> {
-    let mut plan = Vec::new();
+    let mut plan = vec![checkpoint()];
+    compare_warm(&mut plan);
     compare(&mut plan);
-    tune(&mut plan);
+    robust(&mut plan);
     ablate(&mut plan);
     scale(&mut plan);
+    tune(&mut plan);
     plan
 }
 
@@ -34,25 +84,36 @@ pub(crate) fn of_benchmarks() -> Experiment {
 
 /// A model and rounds so small that all methods run in seconds.
 pub(crate) fn short() -> Vec<Experiment> {
-    let small = |name: &str, method: Method| {
+    let tiny = |name: &str, method: Method| {
         let mut experiment = base(&format!("short/{name}"), 1, method);
         experiment.workers = 3;
         experiment.rounds = 3;
         experiment.model = architecture(32, 1);
-        experiment.model.vocabulary_size = 400;
-        experiment.training.steps_per_round = 2;
+        experiment.training.steps_per_round = 4;
+        experiment.training.batch_sequences = 8;
+        experiment.training.learning_rate = 2e-2;
+        experiment.training.warmup_steps = 1;
         experiment
     };
-    methods().into_iter().map(|(name, method, _)| small(name, method)).collect()
+    let mut plan: Vec<_> =
+        methods().into_iter().map(|(name, method, _)| tiny(name, method)).collect();
+    let start = plan[2].clone();
+    for (name, lie) in lies() {
+        let mut experiment = tiny(name, Method::Sparse(ours()));
+        experiment.start = Some(Box::new(start.clone()));
+        experiment.liars = Some(Liars { count: 1, lie });
+        plan.push(experiment);
+    }
+    plan
 }
 
 /// The methods that are compared, each at the learning rate that its tuning chose.
-fn methods() -> Vec<(&'static str, Method, f64)> {
+pub(crate) fn methods() -> Vec<(&'static str, Method, f64)> {
     vec![
-        ("ours", Method::Sparse(ours()), 4e-3),
-        ("dense_diloco", dense(0.7, 0.9), 4e-3),
-        ("synchronous", Method::Synchronous, 4e-3),
-        ("sparse_loco", Method::Sparse(sparse_loco()), 4e-3),
+        ("ours", Method::Sparse(ours()), 1e-3),
+        ("dense_diloco", dense(0.7, 0.9), 1e-3),
+        ("synchronous", Method::Synchronous, 2e-3),
+        ("sparse_loco", Method::Sparse(sparse_loco()), 1e-3),
     ]
 }
 
@@ -62,6 +123,57 @@ fn compare(plan: &mut Vec<Experiment>) {
             let mut experiment = base(&format!("compare/{name}/{seed}"), seed, method);
             experiment.training.learning_rate = rate;
             plan.push(experiment);
+        }
+    }
+}
+
+/// Where what is called warm starts: one process, on other data than everybody who starts there.
+fn checkpoint() -> Experiment {
+    let mut experiment = base("checkpoint", 100, Method::Synchronous);
+    experiment.training.learning_rate = 2e-3;
+    experiment
+}
+
+fn warm(name: &str, seed: u64, method: Method, rate: f64) -> Experiment {
+    let mut experiment = base(name, seed, method);
+    experiment.start = Some(Box::new(checkpoint()));
+    experiment.rounds = WARM_ROUNDS;
+    experiment.training.learning_rate = rate * WARM_RATE;
+    experiment
+}
+
+fn compare_warm(plan: &mut Vec<Experiment>) {
+    for seed in SEEDS {
+        for (name, method, rate) in methods() {
+            plan.push(warm(&format!("compare_warm/{name}/{seed}"), seed, method, rate));
+        }
+    }
+}
+
+/// Liars against defences: a quarter of eight against all of them, other numbers against the default.
+fn robust(plan: &mut Vec<Experiment>) {
+    let (_, _, rate) = methods()[0];
+    for (group, liars, workers, defences) in [
+        ("2_of_8", 2, 8, defences()),
+        ("5_of_20", 5, 20, defences()[..2].to_vec()),
+        ("1_of_3", 1, 3, defences()[..2].to_vec()),
+    ] {
+        for (defence, aggregation) in defences {
+            let is_default = aggregation == ours().aggregation;
+            let lies = lies().into_iter().map(|(name, lie)| (name, Some(lie)));
+            for (name, lie) in std::iter::once(("none", None)).chain(lies) {
+                if lie.is_some() && workers != WORKERS && !is_default {
+                    continue;
+                }
+                let aggregation = aggregation.clone();
+                let method = Method::Sparse(Sparse { aggregation, ..ours() });
+                let name = format!("robust/{group}/{name}/{defence}");
+                let mut experiment = warm(&name, 1, method, rate);
+                experiment.rounds = ROBUST_ROUNDS;
+                experiment.workers = workers;
+                experiment.liars = lie.map(|lie| Liars { count: liars, lie });
+                plan.push(experiment);
+            }
         }
     }
 }
@@ -87,9 +199,9 @@ fn tune(plan: &mut Vec<Experiment>) {
     ];
     for (name, choices) in grids {
         for (choice, method) in choices {
-            for rate in LEARNING_RATES {
+            for rate in [5e-4, 1e-3, 2e-3] {
                 let name = format!("tune/{name}/{choice}_lr_{rate}");
-                let mut experiment = base(&name, 1, method.clone());
+                let mut experiment = small(&name, method.clone());
                 experiment.rounds = TUNING_ROUNDS;
                 experiment.training.learning_rate = rate;
                 if choice == "clip_0.3" {
@@ -101,20 +213,25 @@ fn tune(plan: &mut Vec<Experiment>) {
     }
 }
 
-/// One thing changed at a time, one seed.
+/// One thing changed at a time, one seed, the small model.
 fn ablate(plan: &mut Vec<Experiment>) {
     let mut add = |name: &str, change: &dyn Fn(&mut Sparse)| {
         let mut method = ours();
         change(&mut method);
-        let name = format!("ablate/{name}/1");
-        plan.push(Experiment { rounds: ABLATION_ROUNDS, ..base(&name, 1, Method::Sparse(method)) });
+        let rounds = ABLATION_ROUNDS;
+        let name = format!("ablate/{name}");
+        plan.push(Experiment { rounds, ..small(&name, Method::Sparse(method)) });
     };
     add("ours", &|_| {});
     add("k_128", &|it| it.codec.profile = Profile::Quality);
-    add("k_256", &|it| it.codec.profile = Profile::Wide);
+    add("k_320", &|it| it.codec.profile = Profile::Wide);
     add("flat12", &|it| it.codec.profile = Profile::Flat12);
     add("dense_fp16", &|it| it.codec.profile = Profile::DenseFp16);
-    add("beta_0.9", &|it| it.codec.error_decay = 0.9);
+    add("k_320_in_the_first_tenth", &|it| {
+        it.beginning = Some(Beginning { rounds: ABLATION_ROUNDS / 10, profile: Profile::Wide });
+    });
+    add("beta_0.8", &|it| it.codec.error_decay = 0.8);
+    add("beta_0.95", &|it| it.codec.error_decay = 0.95);
     add("beta_1", &|it| it.codec.error_decay = 1.0);
     for (name, denominator, alpha) in [
         ("contributors_0.7", Denominator::Contributors, 0.7),
@@ -135,31 +252,31 @@ fn ablate(plan: &mut Vec<Experiment>) {
     add("broadcast_dense_fp16", &|it| it.aggregation.broadcast = Profile::DenseFp16);
 }
 
-const ABLATION_ROUNDS: u32 = 50;
-
-/// How the gap to one process changes with H and with the model, at equal tokens.
+/// How the gap to one process changes with the rounds, with H and with the model, at equal tokens.
 fn scale(plan: &mut Vec<Experiment>) {
     let mut add = |name: &str, change: &dyn Fn(&mut Experiment)| {
         for (method_name, method, rate) in methods() {
             if !["ours", "synchronous"].contains(&method_name) {
                 continue;
             }
-            let mut experiment = base(&format!("scale/{name}/{method_name}"), 1, method);
+            let mut experiment = small(&format!("scale/{name}/{method_name}"), method);
             experiment.training.learning_rate = rate;
             experiment.rounds = ABLATION_ROUNDS;
             change(&mut experiment);
             plan.push(experiment);
         }
     };
+    add("rounds_300", &|_| {});
+    add("rounds_600", &|it| it.rounds = 600);
+    add("rounds_1200", &|it| it.rounds = 1200);
     add("h_10", &|it| {
         it.training.steps_per_round = 10;
         it.rounds = 3 * ABLATION_ROUNDS;
     });
     add("h_90", &|it| {
         it.training.steps_per_round = 90;
-        it.rounds = ABLATION_ROUNDS.div_ceil(3);
+        it.rounds = ABLATION_ROUNDS / 3;
     });
-    add("hidden_64", &|it| it.model = architecture(64, 4));
     add("hidden_192", &|it| it.model = architecture(192, 4));
 }
 
@@ -168,16 +285,23 @@ fn base(name: &str, seed: u64, method: Method) -> Experiment {
         name: name.to_owned(),
         seed,
         workers: WORKERS,
-        rounds: ROUNDS,
+        rounds: COMPARE_ROUNDS,
         model: architecture(128, 4),
         training: training(),
         method,
+        start: None,
+        liars: None,
     }
+}
+
+/// Of a fifth of the parameters.
+fn small(name: &str, method: Method) -> Experiment {
+    Experiment { model: architecture(64, 2), ..base(name, 1, method) }
 }
 
 fn ours() -> Sparse {
     Sparse {
-        codec: Codec { profile: Profile::Standard, error_decay: 0.95 },
+        codec: Codec { profile: Profile::Standard, error_decay: 0.9 },
         aggregation: Aggregation {
             denominator: Denominator::Contributors,
             rules: vec![Rule::MedianNorm],
@@ -194,7 +318,7 @@ fn ours() -> Sparse {
 /// As its paper's code has it: no rule, mean over contributors, everybody fetches everything.
 fn sparse_loco() -> Sparse {
     let mut method = ours();
-    method.codec.profile = Profile::Flat12;
+    method.codec = Codec { profile: Profile::Flat12, error_decay: 0.95 };
     method.aggregation.rules = vec![];
     method.moments = Carrying::Unrounded;
     method.download = Download::AllPayloads;
@@ -214,7 +338,7 @@ fn architecture(hidden_size: u32, layers: u32) -> Architecture {
         heads: 4,
         key_value_heads: 2,
         feed_forward_size: hidden_size * 11 / 4,
-        context_length: 64,
+        context_length: 32,
         rope_theta: 10_000.0,
         norm_epsilon: 1e-5,
         tie_embeddings: true,
@@ -224,14 +348,14 @@ fn architecture(hidden_size: u32, layers: u32) -> Architecture {
 fn training() -> Training {
     Training {
         steps_per_round: STEPS,
-        batch_sequences: 4,
+        batch_sequences: 1,
         micro_batch_sequences: 32,
-        learning_rate: 4e-3,
+        learning_rate: 1e-3,
         warmup_steps: 60,
         decay_steps: 0,
-        learning_rate_final_share: 0.1,
+        learning_rate_final_share: 0.0,
         beta1: 0.9,
-        beta2: 0.95,
+        beta2: 0.999,
         epsilon: 1e-8,
         weight_decay: 0.1,
         gradient_clip: 1.0,

@@ -42,13 +42,18 @@ impl ExperimentResult {
         experiment: &Experiment,
         text: &str,
     ) -> anyhow::Result<Option<Self>> {
+        Ok(Self::load(folder, experiment)?.filter(|found| found.text == text))
+    }
+
+    /// The result of this very experiment, on whatever text.
+    pub(crate) fn load(folder: &Path, experiment: &Experiment) -> anyhow::Result<Option<Self>> {
         let path = path_of(folder, &experiment.name);
         if !path.exists() {
             return Ok(None);
         }
         let found: Self = serde_json::from_str(&std::fs::read_to_string(&path)?)
             .with_context(|| format!("{} is not a result", path.display()))?;
-        Ok((found.experiment == *experiment && found.text == text).then_some(found))
+        Ok((found.experiment == *experiment).then_some(found))
     }
 
     pub(crate) fn save(&self, folder: &Path) -> anyhow::Result<()> {

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 
 use crate::cluster::Text;
 use crate::experiment::Experiment;
-use crate::job::Folders;
+use crate::job::{self, Folders};
 use crate::result::ExperimentResult;
 
 /// How the work is divided and when it stops.
@@ -19,6 +19,15 @@ pub(crate) struct Limits {
     pub(crate) processes: usize,
     /// No experiment begins later than this.
     pub(crate) time: Duration,
+}
+
+/// An experiment that is to be run.
+struct Waiting {
+    name: String,
+    /// The experiment whose end it starts with.
+    start: Option<String>,
+    /// Whether others start with its end.
+    keeps_end: bool,
 }
 
 struct Running {
@@ -34,25 +43,57 @@ impl Drop for Running {
     }
 }
 
-/// Runs what has no result yet. An interrupted one goes on from its checkpoint.
-pub(crate) fn run(plan: &[Experiment], folders: &Folders, limits: Limits) -> anyhow::Result<()> {
+/// What has no result yet, and before it what that starts with.
+fn waiting(plan: &[Experiment], folders: &Folders) -> anyhow::Result<VecDeque<Waiting>> {
     let text = Text::open(&folders.text)?.digest().to_string();
-    let mut waiting = VecDeque::new();
+    let mut waiting: VecDeque<Waiting> = VecDeque::new();
     for experiment in plan {
-        if ExperimentResult::find(&folders.results, experiment, &text)?.is_none() {
-            waiting.push_back(experiment.name.clone());
+        if ExperimentResult::find(&folders.results, experiment, &text)?.is_some() {
+            continue;
+        }
+        if let Some(start) = experiment.start.as_deref()
+            && !job::has_end(start, folders, &text)?
+        {
+            match waiting.iter_mut().find(|it| it.name == start.name) {
+                Some(found) => found.keeps_end = true,
+                None => waiting.push_front(Waiting {
+                    name: start.name.clone(),
+                    start: None,
+                    keeps_end: true,
+                }),
+            }
+        }
+        if waiting.iter().all(|it| it.name != experiment.name) {
+            let start = experiment.start.as_ref().map(|start| start.name.clone());
+            waiting.push_back(Waiting { name: experiment.name.clone(), start, keeps_end: false });
         }
     }
-    let (all, mut done) = (plan.len(), plan.len() - waiting.len());
-    eprintln!("{done} of {all} experiments have a result");
+    Ok(waiting)
+}
+
+/// The first that need not wait for another.
+fn take_ready(waiting: &mut VecDeque<Waiting>, running: &[Running]) -> Option<Waiting> {
+    let is_under_way = |name: &String| {
+        waiting.iter().any(|it| it.name == *name) || running.iter().any(|it| it.name == *name)
+    };
+    let ready = waiting.iter().position(|it| !it.start.as_ref().is_some_and(is_under_way))?;
+    waiting.remove(ready)
+}
+
+/// Runs what has no result yet. An interrupted one goes on from its checkpoint.
+pub(crate) fn run(plan: &[Experiment], folders: &Folders, limits: Limits) -> anyhow::Result<()> {
+    let mut waiting = waiting(plan, folders)?;
+    let (all, mut done) = (waiting.len(), 0);
+    eprintln!("{} of {} experiments have a result", plan.len().saturating_sub(all), plan.len());
     let program = std::env::current_exe().context("this program's own path")?;
     let began = Instant::now();
     let mut running: Vec<Running> = Vec::new();
     let mut failed = Vec::new();
     while !waiting.is_empty() || !running.is_empty() {
         while running.len() < limits.processes && began.elapsed() < limits.time {
-            let Some(name) = waiting.pop_front() else { break };
-            running.push(Running { child: spawn(&program, &name, folders)?, name });
+            let Some(next) = take_ready(&mut waiting, &running) else { break };
+            let child = spawn(&program, &next, folders)?;
+            running.push(Running { name: next.name, child });
         }
         if running.is_empty() {
             eprintln!("the time is over; {} experiments wait for another start", waiting.len());
@@ -82,10 +123,11 @@ pub(crate) fn run(plan: &[Experiment], folders: &Folders, limits: Limits) -> any
     if failed.is_empty() { Ok(()) } else { bail!("these failed: {}", failed.join(", ")) }
 }
 
-fn spawn(program: &Path, name: &str, folders: &Folders) -> anyhow::Result<Child> {
+fn spawn(program: &Path, next: &Waiting, folders: &Folders) -> anyhow::Result<Child> {
     Command::new(program)
         .arg("one")
-        .arg(name)
+        .arg(&next.name)
+        .args(next.keeps_end.then_some("--keep-end"))
         .args(["--text".as_ref(), folders.text.as_os_str()])
         .args(["--work".as_ref(), folders.work.as_os_str()])
         .args(["--results".as_ref(), folders.results.as_os_str()])

@@ -28,7 +28,7 @@ import bisect, json, math, struct, sys
 from fractions import Fraction
 
 CHUNK, GROUP, UNIT = 4096, 64, 1 << 24
-PROFILES = {"standard": (1, 64, 5), "quality": (2, 128, 4), "wide": (5, 256, 3)}
+PROFILES = {"standard": (1, 64, 5), "quality": (2, 128, 4), "wide": (5, 320, 3)}
 SMALL = {"a": [70, 100], "b": [5], "d": [4100]}
 BIG = {**SMALL, "c": [3, 4096], "e": [64, 4096]}
 LADDER = "3f800000 3f8b95c2 3f9837f0 3fa5fed7 3fb504f3 3fc5672a 3fd744fd 3feac0c7"

@@ -1,25 +1,25 @@
 use manyhands_gradient::Layout;
-use manyhands_gradient::moments8::{BLOCK, Moments8, ParseMomentsError, QuantiseError};
+use manyhands_gradient::moments8::{BLOCK, Moments, Moments8, ParseMomentsError, QuantiseError};
 use manyhands_proto::Digest;
 use proptest::prelude::*;
 
 use crate::support::{layout, matrix, noise};
 
 /// Moments as Adam has them: v about m², over many decades.
-fn moments(layout: &Layout) -> (Vec<f32>, Vec<f32>) {
+fn moments(layout: &Layout) -> Moments {
     let spread = noise(layout, 11, 1.0);
     let first: Vec<f32> =
         noise(layout, 12, 1e-4).iter().zip(&spread).map(|(m, s)| m * s * s * s).collect();
     let second = first.iter().zip(&spread).map(|(m, s)| m * m * (0.5 + s.abs())).collect();
-    (first, second)
+    Moments { first, second }
 }
 
 #[test]
 fn moments_never_change_a_bit_and_come_back_within_their_bounds() {
     let layout = layout();
-    let (first, second) = moments(&layout);
-    let coded = Moments8::quantise(&layout, &first, &second).expect("they are finite");
-    assert_eq!(Digest::of(coded.as_bytes()).short(), "34fefd24");
+    let Moments { first, second } = moments(&layout);
+    let coded = Moments8::quantise(&layout, &moments(&layout), 30).expect("they are finite");
+    assert_eq!(Digest::of(coded.as_bytes()).short(), "819b962d");
     let back = coded.dequantise();
     let blocks = |values: &[f32]| -> Vec<Vec<f64>> {
         values.chunks(BLOCK).map(|block| block.iter().map(|v| f64::from(*v)).collect()).collect()
@@ -36,9 +36,9 @@ fn moments_never_change_a_bit_and_come_back_within_their_bounds() {
         for (exact, got) in exact.iter().zip(got) {
             assert_eq!(*exact > 0.0, got > 0.0, "what is not 0 stays not 0");
             let (exact, got) = (exact.sqrt(), got.sqrt());
-            let bound = (exact * scale).sqrt() / 255.0 + scale / (255.0 * 255.0);
+            let bound = 2.0 * (exact * scale).sqrt() / 255.0 + scale / (255.0 * 255.0);
             assert!((exact - got).abs() <= bound * 1.0001, "{exact} became {got}");
-            assert!(exact <= got * 2.251);
+            assert!(exact <= got * 4.001);
         }
     }
 }
@@ -46,12 +46,39 @@ fn moments_never_change_a_bit_and_come_back_within_their_bounds() {
 #[test]
 fn quantising_again_changes_nothing() {
     let layout = layout();
-    let (first, second) = moments(&layout);
-    let once = Moments8::quantise(&layout, &first, &second).expect("they are finite");
-    let back = once.dequantise();
-    let twice = Moments8::quantise(&layout, &back.first, &back.second).expect("they are finite");
+    let once = Moments8::quantise(&layout, &moments(&layout), 30).expect("they are finite");
+    let twice = Moments8::quantise(&layout, &once.dequantise(), 60).expect("they are finite");
     assert!(once == twice);
     assert_eq!(once.dequantise(), twice.dequantise());
+}
+
+#[test]
+fn a_second_moment_that_changes_slowly_is_followed() {
+    let layout = matrix(1);
+    let exact = moments(&layout);
+    let mut carried = exact.clone();
+    let mut decay = 1.0;
+    for round in 1..=40 {
+        // What a round without gradients leaves at β₂ = .999. The largest of a block holds its scale.
+        decay *= 0.97;
+        for block in carried.second.chunks_mut(BLOCK) {
+            let scale = block.iter().fold(0.0_f32, |largest, v| largest.max(*v));
+            block.iter_mut().filter(|v| **v < scale).for_each(|v| *v *= 0.97);
+        }
+        carried = Moments8::quantise(&layout, &carried, 30 * round).expect("finite").dequantise();
+    }
+    let (mut followed, mut expected) = (0.0, 0.0);
+    for (exact, carried) in exact.second.chunks(BLOCK).zip(carried.second.chunks(BLOCK)) {
+        let scale = exact.iter().fold(0.0_f32, |largest, v| largest.max(*v));
+        for (exact, carried) in exact.iter().zip(carried) {
+            if (1e-5..1e-2).contains(&(exact / scale)) {
+                expected += decay * f64::from(exact / scale);
+                followed += f64::from(carried / scale);
+            }
+        }
+    }
+    let followed = followed / expected;
+    assert!((followed - 1.0).abs() < 0.1, "{followed}");
 }
 
 #[test]
@@ -60,8 +87,7 @@ fn fresh_moments_are_zero_and_bytes_come_back() {
     let fresh = Moments8::zero(&layout);
     assert!(fresh.dequantise().second.iter().all(|value| *value == 0.0));
     assert_eq!(Moments8::parse(fresh.as_bytes().to_vec(), &layout).as_ref(), Ok(&fresh));
-    let (first, second) = moments(&layout);
-    let coded = Moments8::quantise(&layout, &first, &second).expect("they are finite");
+    let coded = Moments8::quantise(&layout, &moments(&layout), 30).expect("they are finite");
     assert_eq!(Moments8::parse(coded.as_bytes().to_vec(), &layout).as_ref(), Ok(&coded));
     // Two bytes and a thirty-second of a byte per value.
     assert_eq!(coded.as_bytes().len(), 1 + 2 * layout.vector_len() * 260 / 256);
@@ -70,18 +96,19 @@ fn fresh_moments_are_zero_and_bytes_come_back() {
 #[test]
 fn moments_that_are_none_are_refused() {
     let layout = matrix(1);
-    let (first, second) = moments(&layout);
-    let mut poisoned = first.clone();
-    poisoned[300] = f32::NAN;
+    let mut poisoned = moments(&layout);
+    poisoned.first[300] = f32::NAN;
     assert_eq!(
-        Moments8::quantise(&layout, &poisoned, &second),
+        Moments8::quantise(&layout, &poisoned, 1),
         Err(QuantiseError::NotFinite { block: 1 })
     );
+    let mut negative = moments(&layout);
+    negative.second.fill(-1.0);
     assert_eq!(
-        Moments8::quantise(&layout, &first, &vec![-1.0; second.len()]),
+        Moments8::quantise(&layout, &negative, 1),
         Err(QuantiseError::Negative { block: 0 })
     );
-    let good = Moments8::quantise(&layout, &first, &second).expect("they are finite");
+    let good = Moments8::quantise(&layout, &moments(&layout), 1).expect("they are finite");
     let parse = |bytes: Vec<u8>| Moments8::parse(bytes, &layout);
     assert!(matches!(parse(vec![]), Err(ParseMomentsError::Length { got: 0, .. })));
     let with = |at: usize, value: u8| {
@@ -103,8 +130,8 @@ proptest! {
         byte in any::<u8>(),
     ) {
         let layout = Layout::from_tensors(vec![("a".to_owned(), vec![300])]).expect("valid");
-        let (first, second) = moments(&layout);
-        let mut bytes = Moments8::quantise(&layout, &first, &second).expect("finite").into_bytes();
+        let good = Moments8::quantise(&layout, &moments(&layout), 1).expect("finite");
+        let mut bytes = good.into_bytes();
         let at = at.index(bytes.len());
         bytes[at] = byte;
         if let Ok(moments) = Moments8::parse(bytes.clone(), &layout) {

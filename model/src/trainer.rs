@@ -298,7 +298,7 @@ impl Trainer for LocalTrainer {
         let moments = task.moments.map(Moments8::dequantise);
         let UnroundedOutcome { theta, moments, adam_step, tokens, losses } =
             guarded(|| self.run(task, moments, progress))??;
-        let moments = Moments8::quantise(&self.layout, &moments.first, &moments.second)?;
+        let moments = Moments8::quantise(&self.layout, &moments, adam_step)?;
         Ok(TrainOutcome { theta, moments, adam_step, tokens, losses })
     }
 }

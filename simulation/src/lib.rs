@@ -12,6 +12,7 @@
 //! assert_eq!(outcome.slashed().len(), 1);
 //! ```
 
+pub mod forgery;
 mod node;
 mod outcome;
 mod scenario;

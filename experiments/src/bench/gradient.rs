@@ -89,13 +89,13 @@ fn sizes(
     let Method::Sparse(method) = &experiment.method else {
         anyhow::bail!("sizes are those of a sparse method");
     };
-    let mut cluster = Cluster::new(experiment, &Text::open(&options.text)?)?;
+    let mut cluster = Cluster::new(experiment, &Text::open(&options.text)?, None)?;
     let mut rounds = Vec::new();
     let (mut up, mut down, mut published) = (0.0, 0.0, 0.0);
     for round in 0..options.rounds {
         eprintln!("training round {} of {}", round + 1, options.rounds);
         let before = cluster.state().clone();
-        let mut other = Cluster::new(experiment, &Text::open(&options.text)?)?;
+        let mut other = Cluster::new(experiment, &Text::open(&options.text)?, None)?;
         other.resume(before.clone());
         let ends = other.train_all()?;
         // The published wire of the same updates.

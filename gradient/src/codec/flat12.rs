@@ -19,7 +19,7 @@ use super::update::ParseUpdateError;
 use crate::layout::{CHUNK, Layout, Tensor};
 
 /// Values sent of 4,096.
-const KEPT: usize = 64;
+pub(super) const KEPT: usize = 64;
 const SIDE_MAX: usize = 64;
 const BINS: usize = 4;
 const STATISTICS_BYTES: usize = 4 * (1 + BINS);

@@ -60,10 +60,19 @@ pub(crate) const fn coding(profile: Profile) -> Coding {
     match profile {
         Profile::Standard => Coding::Sparse(SparseShape { kept: 64, usual_rice: 5 }),
         Profile::Quality => Coding::Sparse(SparseShape { kept: 128, usual_rice: 4 }),
-        Profile::Wide => Coding::Sparse(SparseShape { kept: 256, usual_rice: 3 }),
+        Profile::Wide => Coding::Sparse(SparseShape { kept: 320, usual_rice: 3 }),
         Profile::DenseFp16 => Coding::Dense(DenseKind::Half),
         Profile::DenseInt8 => Coding::Dense(DenseKind::Byte),
         Profile::Flat12 => Coding::Flat12,
+    }
+}
+
+/// How many values of a whole chunk a profile sends; of a shorter one the same share, rounded up.
+pub const fn kept(profile: Profile) -> usize {
+    match coding(profile) {
+        Coding::Sparse(shape) => shape.kept,
+        Coding::Dense(_) => CHUNK,
+        Coding::Flat12 => flat12::KEPT,
     }
 }
 

@@ -172,7 +172,7 @@ pub enum Profile {
     Standard,
     /// The 128 largest of 4,096 values, by their signs.
     Quality,
-    /// The 256 largest of 4,096 values, by their signs.
+    /// The 320 largest of 4,096 values, by their signs.
     Wide,
     /// Every value as an f16, for comparison.
     DenseFp16,

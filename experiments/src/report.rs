@@ -1,0 +1,237 @@
+//! What the results say, as one page with its plots, written from the JSON files alone.
+
+mod plot;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::bail;
+
+use crate::experiment::Experiment;
+use crate::plan;
+use crate::result::ExperimentResult;
+use crate::statistics::PairedDifference;
+
+/// Results by name; only those of the plan as it stands, all on one text.
+pub(crate) struct Results(BTreeMap<String, ExperimentResult>);
+
+impl Results {
+    pub(crate) fn load(plan: &[Experiment], folder: &Path) -> anyhow::Result<Self> {
+        let mut all = BTreeMap::new();
+        let mut texts = BTreeSet::new();
+        for experiment in plan {
+            if let Some(result) = ExperimentResult::load(folder, experiment)? {
+                texts.insert(result.text.clone());
+                all.insert(experiment.name.clone(), result);
+            }
+        }
+        if texts.len() > 1 {
+            bail!("the results are of {} different texts; losses cannot be compared", texts.len());
+        }
+        Ok(Self(all))
+    }
+
+    fn get(&self, name: &str) -> Option<&ExperimentResult> {
+        self.0.get(name)
+    }
+
+    fn loss(&self, name: &str) -> Option<f64> {
+        self.get(name).map(|result| result.held_out_loss)
+    }
+
+    /// Names of a group, without the group, in the order of the plan.
+    fn of_group(&self, plan: &[Experiment], group: &str) -> Vec<String> {
+        let prefix = format!("{group}/");
+        let names = plan.iter().filter_map(|it| it.name.strip_prefix(&prefix));
+        names
+            .filter(|name| self.0.contains_key(&format!("{prefix}{name}")))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+/// Writes `RESULTS.md` and its plots into `out`.
+pub(crate) fn write(plan: &[Experiment], results: &Path, out: &Path) -> anyhow::Result<()> {
+    let results = Results::load(plan, results)?;
+    let mut page = String::from(
+        "# Results\n\nWritten by `make experiments-report` from `results/`; do not edit. Losses are of held-out text, \
+         in nats per token.\n",
+    );
+    writeln!(page, "{} of {} experiments have a result.\n", results.0.len(), plan.len())?;
+    compare(&mut page, &results)?;
+    differences(&mut page, &results, plan, &ABLATIONS)?;
+    scale(&mut page, &results, plan)?;
+    robustness(&mut page, &results)?;
+    tuning(&mut page, &results, plan)?;
+    std::fs::create_dir_all(out)?;
+    std::fs::write(out.join("RESULTS.md"), page)?;
+    plot::learning_curves(&results, &out.join("compare.svg"))?;
+    plot::taxes(&taxes(&results), &out.join("robustness.svg"))
+}
+
+fn percent(share: f64) -> String {
+    format!("{:+.2} %", share * 100.0)
+}
+
+fn compare(page: &mut String, results: &Results) -> anyhow::Result<()> {
+    writeln!(page, "## Ours beside other methods\n\n![loss over tokens](compare.svg)\n")?;
+    writeln!(
+        page,
+        "Same tokens, same order of the data for all methods of a seed. The bound: with 95 % confidence \
+         (paired, one-sided Student's t) the true difference is below it.\n\n\
+         | from | method | seeds | loss | bits up | bits down | ours against it | 95 % bound |\n\
+         |---|---|---|---|---|---|---|---|"
+    )?;
+    for (group, from) in plan::COMPARISONS {
+        for (method, _, _) in plan::methods() {
+            let pairs: Vec<(&ExperimentResult, Option<f64>)> = plan::SEEDS
+                .iter()
+                .filter_map(|seed| {
+                    let result = results.get(&format!("{group}/{method}/{seed}"))?;
+                    Some((result, results.loss(&format!("{group}/ours/{seed}"))))
+                })
+                .collect();
+            let Some((first, _)) = pairs.first() else { continue };
+            let mean = pairs.iter().map(|(result, _)| result.held_out_loss).sum::<f64>()
+                / pairs.len() as f64;
+            let shares: Vec<f64> = pairs
+                .iter()
+                .filter_map(|(other, ours)| Some((*ours)? / other.held_out_loss - 1.0))
+                .collect();
+            let (difference, bound) = match PairedDifference::of(&shares) {
+                Some(it) if method != "ours" => {
+                    (percent(it.mean), it.upper.map_or("one seed".to_owned(), percent))
+                }
+                _ => (String::new(), String::new()),
+            };
+            writeln!(
+                page,
+                "| {from} | {method} | {} | {mean:.4} | {:.4} | {:.4} | {difference} | {bound} |",
+                pairs.len(),
+                first.bits_up,
+                first.bits_down
+            )?;
+        }
+    }
+    writeln!(page)?;
+    Ok(())
+}
+
+/// A group in which everything is compared with one of it.
+struct Differences {
+    group: &'static str,
+    title: &'static str,
+    /// Against this one.
+    base: &'static str,
+}
+
+const ABLATIONS: Differences =
+    Differences { group: "ablate", title: "One thing changed at a time", base: "ours" };
+
+fn differences(
+    page: &mut String,
+    results: &Results,
+    plan: &[Experiment],
+    Differences { group, title, base }: &Differences,
+) -> anyhow::Result<()> {
+    let Some(reference) = results.loss(&format!("{group}/{base}")) else { return Ok(()) };
+    writeln!(page, "## {title}\n\nOne seed each.\n")?;
+    writeln!(page, "| | loss | against `{base}` | bits up | bits down |\n|---|---|---|---|---|")?;
+    for name in results.of_group(plan, group) {
+        let Some(result) = results.get(&format!("{group}/{name}")) else { continue };
+        let share = percent(result.held_out_loss / reference - 1.0);
+        writeln!(
+            page,
+            "| {name} | {:.4} | {share} | {:.4} | {:.4} |",
+            result.held_out_loss, result.bits_up, result.bits_down
+        )?;
+    }
+    writeln!(page)?;
+    Ok(())
+}
+
+fn scale(page: &mut String, results: &Results, plan: &[Experiment]) -> anyhow::Result<()> {
+    let names = results.of_group(plan, "scale");
+    if names.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        page,
+        "## How the gap to one process changes\n\nOne seed each, equal tokens for both of a line.\n\n\
+         | | parameters | H | rounds | ours | synchronous | gap |\n|---|---|---|---|---|---|---|"
+    )?;
+    for name in &names {
+        let Some(what) = name.strip_suffix("/ours") else { continue };
+        let ours = results.get(&format!("scale/{name}"));
+        let one = results.loss(&format!("scale/{what}/synchronous"));
+        let (Some(ours), Some(one)) = (ours, one) else { continue };
+        writeln!(
+            page,
+            "| {what} | {} | {} | {} | {:.4} | {one:.4} | {} |",
+            ours.parameters,
+            ours.experiment.training.steps_per_round,
+            ours.experiment.rounds,
+            ours.held_out_loss,
+            percent(ours.held_out_loss / one - 1.0)
+        )?;
+    }
+    writeln!(page)?;
+    Ok(())
+}
+
+/// What each lie costs under each defence, nats: the lie, then one figure per defence.
+fn taxes(results: &Results) -> Vec<(String, Vec<Option<f64>>)> {
+    let lies = plan::lies();
+    let tax = |name: &str, workers: &str, defence: &str| {
+        let honest = results.loss(&format!("robust/{workers}/none/mean"))?;
+        Some(results.loss(&format!("robust/{workers}/{name}/{defence}"))? - honest)
+    };
+    let mut rows = Vec::new();
+    for workers in ["2_of_8", "5_of_20", "1_of_3"] {
+        for name in std::iter::once("none").chain(lies.iter().map(|(name, _)| *name)) {
+            let row: Vec<_> =
+                plan::defences().iter().map(|(defence, _)| tax(name, workers, defence)).collect();
+            if row.iter().any(Option::is_some) {
+                rows.push((format!("{workers} {name}"), row));
+            }
+        }
+    }
+    rows
+}
+
+fn robustness(page: &mut String, results: &Results) -> anyhow::Result<()> {
+    let rows = taxes(results);
+    if rows.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        page,
+        "## Liars that nobody checks\n\n![what lies cost](robustness.svg)\n\n\
+         All from one warm checkpoint, audits off. What a lie costs: held-out loss above that of honest workers \
+         merged by the plain mean, in nats.\n"
+    )?;
+    let names: Vec<&str> = plan::defences().iter().map(|(name, _)| *name).collect();
+    writeln!(page, "| | {} |\n|---|{}", names.join(" | "), "---|".repeat(names.len()))?;
+    for (name, row) in rows {
+        let cells: Vec<String> =
+            row.iter().map(|it| it.map_or(String::new(), |it| format!("{it:+.4}"))).collect();
+        writeln!(page, "| {name} | {} |", cells.join(" | "))?;
+    }
+    writeln!(page)?;
+    Ok(())
+}
+
+fn tuning(page: &mut String, results: &Results, plan: &[Experiment]) -> anyhow::Result<()> {
+    let names = results.of_group(plan, "tune");
+    if names.is_empty() {
+        return Ok(());
+    }
+    writeln!(page, "## Tuning\n\nOne seed, a model of fewer layers.\n\n| | loss |\n|---|---|")?;
+    for name in names {
+        if let Some(loss) = results.loss(&format!("tune/{name}")) {
+            writeln!(page, "| {name} | {loss:.4} |")?;
+        }
+    }
+    Ok(())
+}
