@@ -18,17 +18,10 @@ const WORKERS: u32 = 8;
 const STEPS: u32 = 30;
 pub(crate) const SEEDS: [u64; 3] = [1, 2, 3];
 const COMPARE_ROUNDS: u32 = 300;
-/// Of what starts from the checkpoint.
-const WARM_ROUNDS: u32 = 120;
+const CHECKPOINT_ROUNDS: u32 = 200;
 const ROBUST_ROUNDS: u32 = 40;
 const TUNING_ROUNDS: u32 = 150;
 const ABLATION_ROUNDS: u32 = 300;
-/// The learning rate of who starts from the checkpoint, as a share of the one from scratch.
-const WARM_RATE: f64 = 0.5;
-
-/// Groups in which methods are compared over seeds, and where their θ₀ comes from.
-pub(crate) const COMPARISONS: [(&str, &str); 2] =
-    [("compare", "scratch"), ("compare_warm", "a checkpoint")];
 
 /// How merges defend themselves where liars are let loose: the plain mean, what others are compared with,
 /// then the default.
@@ -68,7 +61,6 @@ pub(crate) fn lies() -> Vec<(&'static str, Lie)> {
 /// All of them.
 pub(crate) fn all() -> Vec<Experiment> {
     let mut plan = vec![checkpoint()];
-    compare_warm(&mut plan);
     compare(&mut plan);
     robust(&mut plan);
     ablate(&mut plan);
@@ -127,32 +119,16 @@ fn compare(plan: &mut Vec<Experiment>) {
     }
 }
 
-/// Where what is called warm starts: one process, on other data than everybody who starts there.
+/// A run in its middle, on other data than everybody who starts there.
 fn checkpoint() -> Experiment {
-    let mut experiment = base("checkpoint", 100, Method::Synchronous);
-    experiment.training.learning_rate = 2e-3;
+    let mut experiment = base("checkpoint", 100, Method::Sparse(ours()));
+    experiment.rounds = CHECKPOINT_ROUNDS;
+    experiment.training.learning_rate_final_share = 1.0;
     experiment
-}
-
-fn warm(name: &str, seed: u64, method: Method, rate: f64) -> Experiment {
-    let mut experiment = base(name, seed, method);
-    experiment.start = Some(Box::new(checkpoint()));
-    experiment.rounds = WARM_ROUNDS;
-    experiment.training.learning_rate = rate * WARM_RATE;
-    experiment
-}
-
-fn compare_warm(plan: &mut Vec<Experiment>) {
-    for seed in SEEDS {
-        for (name, method, rate) in methods() {
-            plan.push(warm(&format!("compare_warm/{name}/{seed}"), seed, method, rate));
-        }
-    }
 }
 
 /// Liars against defences: a quarter of eight against all of them, other numbers against the default.
 fn robust(plan: &mut Vec<Experiment>) {
-    let (_, _, rate) = methods()[0];
     for (group, liars, workers, defences) in [
         ("2_of_8", 2, 8, defences()),
         ("5_of_20", 5, 20, defences()[..2].to_vec()),
@@ -168,7 +144,8 @@ fn robust(plan: &mut Vec<Experiment>) {
                 let aggregation = aggregation.clone();
                 let method = Method::Sparse(Sparse { aggregation, ..ours() });
                 let name = format!("robust/{group}/{name}/{defence}");
-                let mut experiment = warm(&name, 1, method, rate);
+                let mut experiment = base(&name, 1, method);
+                experiment.start = Some(Box::new(checkpoint()));
                 experiment.rounds = ROBUST_ROUNDS;
                 experiment.workers = workers;
                 experiment.liars = lie.map(|lie| Liars { count: liars, lie });

@@ -17,13 +17,12 @@ const COLOURS: [RGBColor; 5] = [
     RGBColor(255, 127, 14),
 ];
 
-/// Held-out loss over tokens of the first seed, from scratch.
+/// Held-out loss over tokens, of the first seed.
 pub(super) fn learning_curves(results: &Results, path: &Path) -> anyhow::Result<()> {
-    let (group, _) = plan::COMPARISONS[0];
     let curves: Vec<(&str, Vec<(f64, f64)>)> = plan::methods()
         .iter()
         .filter_map(|(method, _, _)| {
-            let result = results.get(&format!("{group}/{method}/{}", plan::SEEDS[0]))?;
+            let result = results.get(&format!("compare/{method}/{}", plan::SEEDS[0]))?;
             let point = |it: &crate::result::Point| (it.tokens as f64 / 1e6, it.held_out_loss);
             Some((*method, result.points.iter().map(point).collect()))
         })
