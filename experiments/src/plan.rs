@@ -2,7 +2,7 @@
 //!
 //! A name is `group/what/seed` or `group/what/how`. Groups stand in the order in which they are worth having.
 //!
-//! Batches are as small as can be (one sequence of 32 targets) and rounds many: two cores pay for five
+//! Batches are as small as can be (one sequence of 32 targets) and rounds many: two cores pay for a few
 //! million tokens, and what a merge delays is delayed by rounds. A second moment over 20 steps (β₂ = .95)
 //! follows the noise of such batches, so it is averaged over a thousand.
 
@@ -119,7 +119,7 @@ fn compare(plan: &mut Vec<Experiment>) {
     }
 }
 
-/// A run in its middle, on other data than everybody who starts there.
+/// A run in its middle; its data come in another order than of those who start there.
 fn checkpoint() -> Experiment {
     let mut experiment = base("checkpoint", 100, Method::Sparse(ours()));
     experiment.rounds = CHECKPOINT_ROUNDS;

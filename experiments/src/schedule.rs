@@ -113,6 +113,7 @@ pub(crate) fn run(plan: &[Experiment], folders: &Folders, limits: Limits) -> any
                         began.elapsed().as_secs_f64() / 60.0
                     );
                     if !status.success() {
+                        waiting.retain(|it| it.start.as_ref() != Some(&job.name));
                         failed.push(job.name.clone());
                     }
                 }

@@ -8,7 +8,8 @@
 //! | v | 0 … 255 | s·(q/255)⁴ | of √v: .8 % where √v is the block's largest, 8 % at a hundredth of it |
 //!
 //! An update divides m by √v, so √v is coded as m is: by the square of an even grid. That keeps nine
-//! decades of v. A v that is not 0 never becomes 0: what is under one code becomes one code, 2.4·10⁻¹⁰·s.
+//! decades of v. What is under one code becomes one code, 2.4·10⁻¹⁰·s, so a v that is not 0 does not become 0 (unless a
+//! whole block is under 3·10⁻³⁶, where f32 ends and Adam's ε is all that counts).
 //!
 //! m goes to the nearest code. v changes by little in a round (at β₂ = .999 and thirty steps by 3 %), less than
 //! half a code of small values, and would stay where it is for ever; so it goes to one of its two neighbours by
