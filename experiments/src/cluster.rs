@@ -95,11 +95,12 @@ pub(crate) struct Cluster {
 const F32_BITS: f64 = 32.0;
 
 impl Cluster {
-    /// Begins at `theta`, or else where the experiment's seed says.
+    /// Begins with θ and the moments of `start`, its workers' in turn, but with nothing that waits to be sent;
+    /// or else where the experiment's seed says.
     pub(crate) fn new(
         experiment: &Experiment,
         text: &Text,
-        theta: Option<Vec<f32>>,
+        start: Option<ClusterState>,
     ) -> anyhow::Result<Self> {
         let Experiment { model, training, .. } = experiment;
         let layout = Layout::of(model)?;
@@ -110,7 +111,16 @@ impl Cluster {
             Method::DenseDiloco { .. } => (experiment.workers, Vec::new()),
             Method::Sparse(_) => (experiment.workers, zeros()),
         };
-        let worker = Worker { error, ..Worker::default() };
+        let mut workers = vec![Worker { error, ..Worker::default() }; processes as usize];
+        let theta = match start {
+            Some(start) => {
+                for (worker, from) in workers.iter_mut().zip(start.workers.iter().cycle()) {
+                    (worker.moments, worker.adam_step) = (from.moments.clone(), from.adam_step);
+                }
+                start.theta
+            }
+            None => initial_theta(&layout, model, experiment.seed),
+        };
         let trainer = |source| {
             LocalTrainer::new(model, training, experiment.total_steps(), source, Device::Cpu)
         };
@@ -119,12 +129,7 @@ impl Cluster {
         Ok(Self {
             trainer: trainer(Arc::clone(&train) as Arc<dyn SequenceSource>)?,
             liars_trainer: trainer(Arc::new(flipped))?,
-            state: ClusterState {
-                round: 0,
-                theta: theta.unwrap_or_else(|| initial_theta(&layout, model, experiment.seed)),
-                outer: zeros(),
-                workers: vec![worker; processes as usize],
-            },
+            state: ClusterState { round: 0, theta, outer: zeros(), workers },
             held_out: text.split(Split::HeldOut, model.context_length),
             experiment: experiment.clone(),
             layout,

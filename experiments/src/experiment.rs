@@ -18,7 +18,7 @@ pub(crate) struct Experiment {
     /// `steps_per_round` is H, `batch_sequences` what each worker gets in a step.
     pub(crate) training: Training,
     pub(crate) method: Method,
-    /// θ₀ is what this one ends with; otherwise it follows from the seed.
+    /// Begins with θ and the moments that this one ends with; otherwise θ₀ follows from the seed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) start: Option<Box<Experiment>>,
     /// The last so many workers lie.

@@ -40,24 +40,24 @@ pub(crate) fn run(
     }
 }
 
-/// θ at an experiment's end. It is kept beside the checkpoints, and trained again where it is not there.
-pub(crate) fn final_theta(
+/// Where an experiment ended. It is kept beside the checkpoints, and trained again where it is not there.
+pub(crate) fn final_state(
     experiment: &Experiment,
     folders: &Folders,
     tell: &mut dyn FnMut(&Point),
-) -> anyhow::Result<Vec<f32>> {
+) -> anyhow::Result<ClusterState> {
     let text = Text::open(&folders.text)?.digest().to_string();
     let path = end_path(folders, &experiment.name);
     if let Some(end) = Checkpoint::load(&path)?.filter(|end| end.belongs_to(experiment, &text)) {
-        return Ok(end.state.theta);
+        return Ok(end.state);
     }
     let (ExperimentResult { points, seconds, .. }, state) = train(experiment, folders, tell)?;
-    let theta = state.theta.clone();
-    Checkpoint { experiment: experiment.clone(), text, points, seconds, state }.save(&path)?;
-    Ok(theta)
+    let end = Checkpoint { experiment: experiment.clone(), text, points, seconds, state };
+    end.save(&path)?;
+    Ok(end.state)
 }
 
-/// Whether θ at its end is there for experiments that start with it.
+/// Whether its end is there for experiments that start with it.
 pub(crate) fn has_end(
     experiment: &Experiment,
     folders: &Folders,
@@ -77,7 +77,7 @@ fn train(
     let path = checkpoint_path(folders, &experiment.name);
     std::fs::create_dir_all(path.parent().context("a checkpoint lies in a folder")?)?;
     let start = match &experiment.start {
-        Some(start) => Some(final_theta(start, folders, &mut |_| {})?),
+        Some(start) => Some(final_state(start, folders, &mut |_| {})?),
         None => None,
     };
     let mut cluster = Cluster::new(experiment, &text, start)?;
@@ -227,7 +227,7 @@ mod tests {
             let whole = run(&experiment, &folders, &mut |_| {}).expect("it runs");
             let text = Text::open(&folders.text).expect("text");
             let start = experiment.start.as_deref();
-            let start = start.map(|it| final_theta(it, &folders, &mut |_| {}).expect("its end"));
+            let start = start.map(|it| final_state(it, &folders, &mut |_| {}).expect("its end"));
             let mut cluster = Cluster::new(&experiment, &text, start).expect("a cluster");
             let figures = cluster.step().expect("a round");
             let loss = cluster.held_out_loss(HELD_OUT_SEQUENCES).expect("a loss");

@@ -116,7 +116,7 @@ fn main() -> anyhow::Result<()> {
                 );
             };
             if keep_end {
-                job::final_theta(&experiment, &folders, &mut tell)?;
+                job::final_state(&experiment, &folders, &mut tell)?;
             }
             let result = job::run(&experiment, &folders, &mut tell)?;
             println!(
