@@ -4,6 +4,7 @@
 //! experiments run                 everything that has no result yet
 //! experiments run --only ablate   only names that begin so
 //! experiments list
+//! experiments report              one page with plots from the results that are there
 //! ```
 
 mod bench;

@@ -40,14 +40,16 @@ impl Results {
         self.get(name).map(|result| result.held_out_loss)
     }
 
-    /// Names of a group, without the group, in the order of the plan.
-    fn of_group(&self, plan: &[Experiment], group: &str) -> Vec<String> {
+    /// A group's results by their names in it, in the order of the plan.
+    fn of_group<'a>(
+        &'a self,
+        plan: &'a [Experiment],
+        group: &str,
+    ) -> Vec<(&'a str, &'a ExperimentResult)> {
         let prefix = format!("{group}/");
-        let names = plan.iter().filter_map(|it| it.name.strip_prefix(&prefix));
-        names
-            .filter(|name| self.0.contains_key(&format!("{prefix}{name}")))
-            .map(str::to_owned)
-            .collect()
+        let of_group =
+            |it: &'a Experiment| Some((it.name.strip_prefix(&prefix)?, self.get(&it.name)?));
+        plan.iter().filter_map(of_group).collect()
     }
 }
 
@@ -125,8 +127,7 @@ fn ablations(page: &mut String, results: &Results, plan: &[Experiment]) -> anyho
         "## One thing changed at a time\n\nOne seed each, the small model.\n\n\
          | | loss | against ours | bits up | bits down |\n|---|---|---|---|---|"
     )?;
-    for name in results.of_group(plan, "ablate") {
-        let Some(result) = results.get(&format!("ablate/{name}")) else { continue };
+    for (name, result) in results.of_group(plan, "ablate") {
         let share = percent(result.held_out_loss / reference - 1.0);
         writeln!(
             page,
@@ -139,8 +140,8 @@ fn ablations(page: &mut String, results: &Results, plan: &[Experiment]) -> anyho
 }
 
 fn scale(page: &mut String, results: &Results, plan: &[Experiment]) -> anyhow::Result<()> {
-    let names = results.of_group(plan, "scale");
-    if names.is_empty() {
+    let found = results.of_group(plan, "scale");
+    if found.is_empty() {
         return Ok(());
     }
     writeln!(
@@ -148,11 +149,9 @@ fn scale(page: &mut String, results: &Results, plan: &[Experiment]) -> anyhow::R
         "## How the gap to one process changes\n\nOne seed each, equal tokens for both of a line.\n\n\
          | | parameters | H | rounds | ours | synchronous | gap |\n|---|---|---|---|---|---|---|"
     )?;
-    for name in &names {
+    for (name, ours) in found {
         let Some(what) = name.strip_suffix("/ours") else { continue };
-        let ours = results.get(&format!("scale/{name}"));
-        let one = results.loss(&format!("scale/{what}/synchronous"));
-        let (Some(ours), Some(one)) = (ours, one) else { continue };
+        let Some(one) = results.loss(&format!("scale/{what}/synchronous")) else { continue };
         writeln!(
             page,
             "| {what} | {} | {} | {} | {:.4} | {one:.4} | {} |",
@@ -210,18 +209,16 @@ fn robustness(page: &mut String, results: &Results) -> anyhow::Result<()> {
 }
 
 fn tuning(page: &mut String, results: &Results, plan: &[Experiment]) -> anyhow::Result<()> {
-    let names = results.of_group(plan, "tune");
-    if names.is_empty() {
+    let found = results.of_group(plan, "tune");
+    if found.is_empty() {
         return Ok(());
     }
     writeln!(
         page,
         "## Tuning\n\nOne seed, the small model, half the rounds.\n\n| | loss |\n|---|---|"
     )?;
-    for name in names {
-        if let Some(loss) = results.loss(&format!("tune/{name}")) {
-            writeln!(page, "| {name} | {loss:.4} |")?;
-        }
+    for (name, result) in found {
+        writeln!(page, "| {name} | {:.4} |", result.held_out_loss)?;
     }
     Ok(())
 }

@@ -25,8 +25,8 @@ pub enum Forgery {
     LittleIsEnough { deviations: f32 },
     /// Normal noise, each tensor `factor` times as long as the honest one's Δ.
     Gaussian { factor: f32 },
-    /// As many places as the codec keeps, chosen at random, with random signs and `factor` times what the
-    /// honest send.
+    /// As many places as the codec keeps or a few less (one may be drawn twice), at random, with random signs
+    /// and `factor` times what the honest send.
     RandomPlaces { factor: f32 },
     /// As many places as the codec keeps, those that the honest are least likely to choose, each against the
     /// honest direction and with `factor` times what the honest send.
