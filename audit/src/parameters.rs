@@ -11,7 +11,7 @@ use manyhands_gradient::{
 use manyhands_proto::message::Merge;
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, TokenCount};
-use manyhands_rules::record::{Outcome, RoundRecord};
+use manyhands_rules::record::{Outcome, RoundRecord, by_round};
 
 use crate::evidence::Evidence;
 use crate::pay::effective;
@@ -44,6 +44,14 @@ impl Contributions {
             .map(|(worker, update, tokens)| Member { worker: *worker, tokens: *tokens, update })
             .collect()
     }
+}
+
+/// What a merge takes back of an earlier round.
+struct TakenBack {
+    workers: Vec<NodeId>,
+    /// Whose parts merges in between took back.
+    earlier: Vec<NodeId>,
+    from: Contributions,
 }
 
 impl<E: Evidence> Parameters<'_, E> {
@@ -183,18 +191,20 @@ impl<E: Evidence> Parameters<'_, E> {
         let Some(admitted) = self.contributions(record, record.round, findings).await? else {
             return Ok(Err(state));
         };
-        let mut revoked = Vec::new();
-        for revocation in effective(&self.spec, self.records, record, &record.revocations) {
-            let Some(of) = self.records.get(revocation.round) else { continue };
+        let mut revocations = Vec::new();
+        let kept = effective(&self.spec, self.records, record, &record.revocations);
+        for (round, workers) in by_round(kept) {
+            let Some(of) = self.records.get(round) else { continue };
             let Some(from) = self.contributions(of, record.round, findings).await? else {
                 return Ok(Err(state));
             };
-            revoked.push((revocation.worker, from));
+            let earlier = self.records.revoked_before(record.round, round);
+            revocations.push(TakenBack { workers, earlier, from });
         }
         let (spec, layout) = (Arc::clone(&self.spec), Arc::clone(&self.layout));
         let theta = state.theta.clone();
         let merged =
-            blocking(move || merged(&spec, &layout, (theta, residual), &admitted, &revoked))
+            blocking(move || merged(&spec, &layout, (theta, residual), &admitted, &revocations))
                 .await?;
         let at = Link::Aggregate.at(record.round);
         let merged = match merged {
@@ -343,16 +353,17 @@ fn merged(
     layout: &Layout,
     (theta, mut residual): (Option<Vec<f32>>, Vec<f32>),
     admitted: &Contributions,
-    revoked: &[(NodeId, Contributions)],
+    revocations: &[TakenBack],
 ) -> Result<Merged, String> {
     let own = admitted.members();
-    let from: Vec<_> = revoked.iter().map(|(_, contributions)| contributions.members()).collect();
-    let revoked: Vec<Revoked<'_>> = revoked
+    let merged_then: Vec<_> = revocations.iter().map(|it| it.from.members()).collect();
+    let revoked: Vec<Revoked<'_>> = revocations
         .iter()
-        .zip(&from)
-        .map(|((worker, contributions), members)| Revoked {
-            worker: *worker,
-            from: Admitted { members, alpha: contributions.alpha },
+        .zip(&merged_then)
+        .map(|(TakenBack { workers, earlier, from }, members)| Revoked {
+            workers,
+            earlier,
+            from: Admitted { members, alpha: from.alpha },
         })
         .collect();
     let own = Admitted { members: &own, alpha: admitted.alpha };

@@ -34,6 +34,13 @@ impl Records {
         self.all.get(round.0 as usize)
     }
 
+    /// Whose updates of a round were taken back by merges before that of round `before`.
+    pub(crate) fn revoked_before(&self, before: Round, of: Round) -> Vec<NodeId> {
+        let merged = |record: &&RoundRecord| record.round < before && record.merge.is_some();
+        let revocations = self.all.iter().filter(merged).flat_map(|record| &record.revocations);
+        revocations.filter(|it| it.round == of).map(|it| it.worker).collect()
+    }
+
     pub(crate) fn commitment(&self, round: Round, worker: NodeId) -> Option<&SignedCommitment> {
         self.get(round)?.commitments.iter().find(|signed| signed.worker == worker)
     }

@@ -399,7 +399,8 @@ impl World {
             .iter()
             .zip(&back)
             .map(|(order, members)| Revoked {
-                worker: order.revocation.worker,
+                workers: &order.workers,
+                earlier: &order.earlier,
                 from: Admitted { members, alpha: order.outer_learning_rate },
             })
             .collect();

@@ -189,12 +189,12 @@ def admit(payloads, tokens, rule, chunks):
                 factor[tensor] = min(UNIT, math.floor(math.sqrt(ratio) * UNIT))
     return values, [weight(t, n, sum(tokens)) for t in tokens], factors
 
-def aggregate(admitted, denominator, chunks, without=None):
-    """{index: agg} where anybody sent; floor and W still count the one left out."""
+def aggregate(admitted, denominator, chunks, without=()):
+    """{index: agg} where anybody sent; floor and W still count those left out."""
     num, contrib, everyone = {}, {}, 0.0
     for r, (sent, w, factor) in enumerate(zip(*admitted)):
         everyone = f32(everyone + w)
-        for i, v in sent.items() if r != without else ():
+        for i, v in sent.items() if r not in without else ():
             scaled = f32(f32(w * (factor[chunks[i // CHUNK][0]] / UNIT)) * v)
             num[i] = f32(num.get(i, 0.0) + scaled)
             contrib[i] = f32(contrib.get(i, 0.0) + w)
@@ -202,12 +202,12 @@ def aggregate(admitted, denominator, chunks, without=None):
     return {i: f32(num[i] / max(contrib[i], least[denominator])) for i in num}
 
 def merge(theta, residual, admitted, denominator, alpha, chunks, revoked=None):
-    """One round; revoked = (earlier admitted set, its alpha, the worker's position)."""
+    """One round; revoked = (earlier admitted set, its alpha, positions gone before, now)."""
     theta, residual = list(theta), list(residual)
     if revoked:
-        earlier, old_alpha, q = revoked
-        fewer = aggregate(earlier, denominator, chunks, q)
-        for i, a in aggregate(earlier, denominator, chunks).items():
+        earlier, old_alpha, gone, now = revoked
+        fewer = aggregate(earlier, denominator, chunks, gone + now)
+        for i, a in aggregate(earlier, denominator, chunks, gone).items():
             residual[i] = f32(residual[i] + f32(old_alpha * f32(fewer.get(i, 0.0) - a)))
     for i, a in aggregate(admitted, denominator, chunks).items():
         residual[i] = f32(residual[i] + f32(alpha * a))
@@ -261,12 +261,12 @@ def golden():
             add_round({"kind": "merge", "denominator": denominator, "rule": rule}, admitted, after)
     earlier = admit(five, tokens, "median_norm", small)
     now = admit(three, [9, 9, 9], "median_norm", small)
-    for applied in False, True:
-        if applied:
-            theta, residual, _ = merge(theta, residual, earlier, "floor", 0.5, small)
-        after = merge(theta, residual, now, "floor", f32(0.7), small, (earlier, 0.5, 1))
+    for applied, gone, going in (False, [], [1]), (True, [], [1]), (True, [1], [3]), (True, [], [1, 3]):
+        before = merge(theta, residual, earlier, "floor", 0.5, small)[:2]
+        after = merge(*(before if applied else (theta, residual)), now, "floor", f32(0.7), small,
+                      (earlier, 0.5, gone, going))
         add_round({"kind": "revocation", "denominator": "floor", "rule": "median_norm",
-                   "earlier_round_applied": applied}, now, after)
+                   "earlier_round_applied": applied, "gone": gone, "going": going}, now, after)
     return json.dumps({"cases": cases}, indent=1) + "\n"
 
 def main(args):

@@ -16,6 +16,8 @@
 //! chance, and is right in the mean. The chance follows from the optimiser's step and the value's place, so it
 //! is the same for everybody. Quantising what was quantised changes nothing.
 
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rayon::prelude::*;
 
 use crate::ieee::assert_ieee;
@@ -236,21 +238,15 @@ fn second_block(
     }
 }
 
-/// Numbers from 0 to below 1 for the values of a block: SplitMix64 (Steele, Lea, Flood 2014) from the
-/// optimiser's step and the block's number.
+/// Numbers from 0 to below 1 for the values of a block: ChaCha8 with the optimiser's step as its key and the
+/// block's number as its stream.
 fn chance(adam_step: u64, block: usize) -> impl Iterator<Item = f32> {
-    const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mix = |mut state: u64| {
-        state = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        state = (state ^ (state >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        state ^ (state >> 31)
-    };
-    let mut state = mix(mix(adam_step.wrapping_add(GAMMA)).wrapping_add(block as u64));
-    std::iter::repeat_with(move || {
-        state = state.wrapping_add(GAMMA);
-        // 24 bits: exact as an f32.
-        (mix(state) >> 40) as f32 * (1.0 / 16_777_216.0)
-    })
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&adam_step.to_le_bytes());
+    let mut random = ChaCha8Rng::from_seed(key);
+    random.set_stream(block as u64);
+    // 24 bits: exact as an f32.
+    std::iter::repeat_with(move || (random.next_u32() >> 8) as f32 * (1.0 / 16_777_216.0))
 }
 
 /// Every code's value / scale.

@@ -3,12 +3,12 @@
 //! With r the residual (the coordinator's own error buffer, public by its digest) and A_t the admitted set:
 //!
 //! ```text
-//! r_i ← r_i + α · aggregate_i, after what is taken back of earlier rounds, in the order given
+//! r_i ← δ · r_i + what is taken back of earlier rounds, in the order given, + α · aggregate_i
 //! v̂   = what the broadcast's profile sends of r, chunk by chunk
 //! r   ← r − v̂;   θ ← θ − v̂
 //! ```
-//! Nothing is lost: what the broadcast leaves out waits in the residual (decay 1). No outer momentum: with
-//! sparse error feedback it diverges.
+//! What the broadcast leaves out waits in the residual; with δ = 1 nothing is lost, with less it does not arrive
+//! when it is no longer true. No outer momentum: with sparse error feedback it diverges.
 //!
 //! One pass over θ and the residual; beside them only the sums of a chunk per thread.
 
@@ -32,11 +32,17 @@ pub struct Admitted<'a> {
     pub alpha: f32,
 }
 
-/// A worker's part in an earlier merge that is taken back.
+/// Workers' parts in an earlier merge that are taken back.
+///
+/// A merge is no sum, so what two parts together did is not what each did beside the other: those that went
+/// before have to be named too.
 #[derive(Debug, Clone, Copy)]
 pub struct Revoked<'a> {
-    pub worker: NodeId,
-    /// All that was merged then, the revoked update included.
+    /// Whose parts are taken back now, together.
+    pub workers: &'a [NodeId],
+    /// Whose parts were taken back before.
+    pub earlier: &'a [NodeId],
+    /// All that was merged then.
     pub from: Admitted<'a>,
 }
 
@@ -63,6 +69,8 @@ pub enum AggregateError {
 pub struct OuterStep<'a> {
     layout: &'a Layout,
     broadcast: Profile,
+    /// δ.
+    residual_decay: f32,
     terms: Vec<Term<'a>>,
 }
 
@@ -89,13 +97,14 @@ impl<'a> OuterStep<'a> {
         revoked: &[Revoked<'a>],
     ) -> Result<Self, AggregateError> {
         let mut terms = Vec::with_capacity(revoked.len() + 1);
-        for Revoked { worker, from } in revoked {
-            terms.push(Term::revoking(layout, config, from.members, from.alpha, *worker)?);
+        for revoked in revoked {
+            terms.push(Term::revoking(layout, config, *revoked)?);
         }
         if !admitted.members.is_empty() {
-            terms.push(Term::merging(layout, config, admitted.members, admitted.alpha)?);
+            terms.push(Term::merging(layout, config, admitted)?);
         }
-        Ok(Self { layout, broadcast: config.broadcast, terms })
+        let Aggregation { broadcast, residual_decay, .. } = *config;
+        Ok(Self { layout, broadcast, residual_decay, terms })
     }
 
     /// Does the step on a slice, an interval of chunks that begins with a group of [`GROUP_CHUNKS`] and ends
@@ -132,6 +141,7 @@ impl<'a> OuterStep<'a> {
         let chunks = theta.chunks_exact_mut(CHUNK).zip(residual.chunks_exact_mut(CHUNK));
         for (chunk, (theta, residual)) in (first..).zip(chunks) {
             let place = self.layout.places()[chunk];
+            residual.iter_mut().for_each(|value| *value *= self.residual_decay);
             for (term, readers) in self.terms.iter().zip(&mut readers) {
                 room.sums.add(term, readers, place.tensor, (residual, term.alpha()));
             }

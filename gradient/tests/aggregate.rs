@@ -9,7 +9,7 @@ use manyhands_gradient::{
     Admitted, CHUNK, Layout, OuterState, OuterStep, Revoked, merge, outer_learning_rate,
 };
 use manyhands_proto::run_file::{Aggregation, Denominator, Profile, Rule};
-use manyhands_proto::{ChunkIndex, Round, TokenCount};
+use manyhands_proto::{ChunkIndex, NodeId, Round, TokenCount};
 use proptest::prelude::*;
 
 use crate::support::{Trained, encoded, layout, matrix, noise, trained, update_of, worker};
@@ -294,7 +294,8 @@ fn a_revocation_is_the_difference_of_two_merges_with_frozen_weights() {
     for denominator in DENOMINATORS {
         let config = config(denominator, Rule::MedianNorm);
         let plan = MergePlan::new(&layout, &config, &members).expect("a valid set");
-        let merged = merged(&layout, &config, &[], &[Revoked { worker: worker(2), from }]);
+        let revoked = Revoked { workers: &[worker(2)], earlier: &[], from };
+        let merged = merged(&layout, &config, &[], &[revoked]);
         let broadcast = Update::parse(merged.broadcast.as_bytes(), &layout, config.broadcast)
             .expect("our own broadcast");
         let mut sent_down = [0.0; CHUNK];
@@ -310,15 +311,21 @@ fn a_revocation_is_the_difference_of_two_merges_with_frozen_weights() {
             }
         }
     }
-    let stranger = Revoked { worker: worker(99), from };
     let config = config(Denominator::Floor, Rule::Mean);
-    let step = OuterStep::new(&layout, &config, Admitted { members: &[], alpha: 1.0 }, &[stranger]);
-    let refusal = PlanError::NotMember { worker: worker(99) };
-    assert_eq!(step.expect_err("it was not there").to_string(), refusal.to_string());
+    let refusal = |workers: &[NodeId], earlier: &[NodeId]| {
+        let revoked = Revoked { workers, earlier, from };
+        let nothing = Admitted { members: &[], alpha: 1.0 };
+        let step = OuterStep::new(&layout, &config, nothing, &[revoked]);
+        step.expect_err("it makes no sense").to_string()
+    };
+    let stranger = PlanError::NotMember { worker: worker(99) };
+    assert_eq!(refusal(&[worker(99)], &[]), stranger.to_string());
+    let twice = PlanError::RevokedTwice { worker: worker(1) };
+    assert_eq!(refusal(&[worker(1)], &[worker(1)]), twice.to_string());
 }
 
 #[test]
-fn a_round_that_takes_back_a_cheat_ends_where_honest_rounds_would_have() {
+fn rounds_that_take_back_cheats_end_where_honest_rounds_would_have() {
     let layout = matrix(3);
     // Every value is broadcast, so that both stories can be told apart by their ends alone.
     let config = Aggregation {
@@ -346,11 +353,20 @@ fn a_round_that_takes_back_a_cheat_ends_where_honest_rounds_would_have() {
         }
         theta.iter().zip(&residual).map(|(theta, residual)| theta - residual).collect::<Vec<_>>()
     };
-    let cheat = Revoked { worker: worker(4), from: Admitted { members: &first, alpha: 1.0 } };
-    let corrected = run(&[(&first, 1.0, &[]), (&second, 0.7, &[cheat])]);
-    let honest = run(&[(&first[..3], 1.0, &[]), (&second, 0.7, &[])]);
-    for (corrected, honest) in corrected.iter().zip(&honest) {
-        assert!((corrected - honest).abs() < 1e-7, "{corrected} {honest}");
+    let from = Admitted { members: &first, alpha: 1.0 };
+    let cheats = [worker(3), worker(4)];
+    let taking_back =
+        |earlier, workers| Revoked { workers: &cheats[workers], earlier: &cheats[earlier], from };
+    let honest = run(&[(&first[..2], 1.0, &[]), (&second, 0.7, &[]), (&second, 0.7, &[])]);
+    // Found together, or one after the other: who colludes gains nothing by being found in turn.
+    let together = [&[taking_back(0..0, 0..2)][..], &[]];
+    let in_turn = [&[taking_back(0..0, 1..2)][..], &[taking_back(1..2, 0..1)]];
+    for [second_round, third_round] in [together, in_turn] {
+        let corrected =
+            run(&[(&first, 1.0, &[]), (&second, 0.7, second_round), (&second, 0.7, third_round)]);
+        for (corrected, honest) in corrected.iter().zip(&honest) {
+            assert!((corrected - honest).abs() < 2e-7, "{corrected} {honest}");
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use manyhands_gradient::aggregate::{Member, MergePlan};
 use manyhands_gradient::codec::{Endpoints, Update, UpdateCodec};
 use manyhands_gradient::{Admitted, CHUNK, Layout, OuterState, Revoked, merge};
-use manyhands_proto::TokenCount;
+use manyhands_proto::{NodeId, TokenCount};
 use manyhands_proto::run_file::{Aggregation, Profile};
 use serde_json::Value;
 
@@ -163,6 +163,12 @@ fn check_weights(case: &Value, layout: &Layout, config: &Aggregation, members: &
     }
 }
 
+/// The oracle's positions in the set, from 0.
+fn workers_of(case: &Value, field: &str) -> Vec<NodeId> {
+    let positions = case[field].as_array().expect("positions").iter();
+    positions.map(|at| worker(at.as_u64().expect("a position") as u8 + 1)).collect()
+}
+
 #[test]
 fn merges_and_revocations_are_the_oracles() {
     let layout = layout_of("small");
@@ -188,7 +194,8 @@ fn merges_and_revocations_are_the_oracles() {
                 step(&five, 0.5, &[]);
             }
             let from = Admitted { members: &five, alpha: 0.5 };
-            step(&three, 0.7, &[Revoked { worker: worker(2), from }])
+            let (gone, going) = (workers_of(&case, "gone"), workers_of(&case, "going"));
+            step(&three, 0.7, &[Revoked { workers: &going, earlier: &gone, from }])
         };
         assert_eq!(broadcast.len() as u64, case["broadcast_bytes"], "{case}");
         assert_eq!(fnv(broadcast), case["broadcast_fnv"], "{case}");

@@ -1,6 +1,7 @@
 //! What is kept of a round, so that anybody can recompute it: the evidence behind the chain's
 //! contributions root. Records form a hash chain that starts at the run's specification.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use manyhands_proto::message::{CommitSet, Distances, Evaluation, Merge, SignedCommitment};
@@ -180,6 +181,17 @@ impl Outcome {
 pub struct Revocation {
     pub round: Round,
     pub worker: NodeId,
+}
+
+/// Who is taken back of which round: one correction for each, in the order of the rounds.
+pub fn by_round<'a>(
+    revocations: impl IntoIterator<Item = &'a Revocation>,
+) -> BTreeMap<Round, Vec<NodeId>> {
+    let mut rounds: BTreeMap<Round, Vec<NodeId>> = BTreeMap::new();
+    for revocation in revocations {
+        rounds.entry(revocation.round).or_default().push(revocation.worker);
+    }
+    rounds
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -23,26 +23,27 @@ fn merge_now(context: &Context, order: &MergeOrder) -> Result<Done, EffectError>
     let round = order.round;
     let failed = |reason: String| EffectError::Merge { round, reason };
     let admitted = load(context, order, &order.contributions)?;
-    let revoked = order
+    let merged_then = order
         .revocations
         .iter()
         .map(|revocation| load(context, order, &revocation.contributions))
         .collect::<Result<Vec<_>, _>>()?;
 
     let admitted = members(&order.contributions, &admitted);
-    let revoked: Vec<_> = order
+    let merged_then: Vec<_> = order
         .revocations
         .iter()
-        .zip(&revoked)
+        .zip(&merged_then)
         .map(|(revocation, updates)| members(&revocation.contributions, updates))
         .collect();
     let revoked: Vec<Revoked<'_>> = order
         .revocations
         .iter()
-        .zip(&revoked)
-        .map(|(order, members)| Revoked {
-            worker: order.revocation.worker,
-            from: Admitted { members, alpha: order.outer_learning_rate },
+        .zip(&merged_then)
+        .map(|(revocation, members)| Revoked {
+            workers: &revocation.workers,
+            earlier: &revocation.earlier,
+            from: Admitted { members, alpha: revocation.outer_learning_rate },
         })
         .collect();
     let own = Admitted { members: &admitted, alpha: order.outer_learning_rate };

@@ -1,11 +1,13 @@
 //! Dot products between workers' updates, per tensor, as integers: partial sums of slices add exactly.
 
 use std::ops::Range;
+use std::sync::Mutex;
 
 use rayon::prelude::*;
 
 use super::norms::UNITS;
-use crate::codec::{ChunkScratch, GROUP_CHUNKS, Update};
+use crate::codec::{ChunkReader, ChunkScratch, GROUP_CHUNKS, Update};
+use crate::ieee::assert_ieee;
 use crate::layout::{CHUNK, Layout};
 
 /// For each tensor the dot products of all pairs of updates, in units of 2⁻⁷², each product of two values
@@ -32,21 +34,17 @@ impl Gram {
     /// When an update belongs to another layout or the slice ends past it.
     pub fn of_slice(layout: &Layout, updates: &[&Update], slice: Range<usize>) -> Self {
         assert!(slice.end <= layout.chunk_count(), "a slice of the layout");
-        let firsts: Vec<usize> = slice.clone().step_by(GROUP_CHUNKS).collect();
+        let mut gram = Self::zero(layout, updates.len());
         // Integers: whatever order the threads finish in, the sums are the same.
-        firsts
-            .into_par_iter()
-            .map(|first| {
-                let chunks = first..(first + GROUP_CHUNKS).min(slice.end);
-                Self::of_group(layout, updates, chunks)
-            })
-            .reduce(
-                || Self::zero(layout, updates.len()),
-                |mut sum, part| {
-                    sum.add(&part);
-                    sum
-                },
-            )
+        let pairs = gram.pairs().max(1);
+        let rows: Vec<_> = gram.products.chunks_mut(pairs).map(Mutex::new).collect();
+        let firsts: Vec<usize> = slice.clone().step_by(GROUP_CHUNKS).collect();
+        firsts.into_par_iter().for_each_init(Room::default, |room, first| {
+            assert_ieee();
+            let chunks = first..(first + GROUP_CHUNKS).min(slice.end);
+            room.add_group(layout, updates, chunks, &rows);
+        });
+        gram
     }
 
     /// Adds another slice's part.
@@ -78,33 +76,6 @@ impl Gram {
         self.products[tensor * self.pairs() + self.pair(a.min(b), a.max(b))]
     }
 
-    fn of_group(layout: &Layout, updates: &[&Update], chunks: Range<usize>) -> Self {
-        let mut gram = Self::zero(layout, updates.len());
-        let mut readers: Vec<_> =
-            updates.iter().map(|update| update.reader(layout, chunks.start)).collect();
-        let mut scratch = ChunkScratch::default();
-        // What each worker sends of the chunk, and everything of one worker at its place.
-        let mut sent: Vec<Vec<(u16, f32)>> = vec![Vec::new(); updates.len()];
-        let mut dense = vec![0.0_f32; CHUNK];
-        for chunk in chunks {
-            for (sent, reader) in sent.iter_mut().zip(&mut readers) {
-                sent.clear();
-                let symbols = reader.next(&mut scratch);
-                symbols.for_each(|index, value| sent.push((index as u16, value)));
-            }
-            let row = layout.places()[chunk].tensor * gram.pairs();
-            for (a, own) in sent.iter().enumerate() {
-                own.iter().for_each(|&(index, value)| dense[usize::from(index)] = value);
-                for (b, other) in sent.iter().enumerate().skip(a) {
-                    let pair = gram.pair(a, b);
-                    gram.products[row + pair] += dot(&dense, other);
-                }
-                own.iter().for_each(|&(index, _)| dense[usize::from(index)] = 0.0);
-            }
-        }
-        gram
-    }
-
     fn zero(layout: &Layout, workers: usize) -> Self {
         let mut gram = Self { workers, products: Vec::new() };
         gram.products.resize(layout.tensors().len() * gram.pairs(), 0);
@@ -118,6 +89,64 @@ impl Gram {
     /// The place of a pair with a ≤ b.
     fn pair(&self, a: usize, b: usize) -> usize {
         a * self.workers - a * (a + 1) / 2 + b
+    }
+}
+
+/// What a thread works in.
+#[derive(Debug)]
+struct Room {
+    scratch: ChunkScratch,
+    /// What each worker sends of the chunk.
+    sent: Vec<Vec<(u16, f32)>>,
+    /// Everything that one worker sends, at its place; zeros between workers.
+    dense: Box<[f32; CHUNK]>,
+    /// Products of a chunk's tensor, pair after pair.
+    row: Vec<i128>,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        let (scratch, dense) = (ChunkScratch::default(), Box::new([0.0; CHUNK]));
+        Self { scratch, sent: Vec::new(), dense, row: Vec::new() }
+    }
+}
+
+impl Room {
+    /// Adds the products of a group's chunks to its tensors' rows.
+    fn add_group(
+        &mut self,
+        layout: &Layout,
+        updates: &[&Update],
+        chunks: Range<usize>,
+        rows: &[Mutex<&mut [i128]>],
+    ) {
+        let mut readers: Vec<_> =
+            updates.iter().map(|update| update.reader(layout, chunks.start)).collect();
+        for of_tensor in layout.places()[chunks].chunk_by(|a, b| a.tensor == b.tensor) {
+            self.row.clear();
+            self.row.resize(updates.len() * (updates.len() + 1) / 2, 0);
+            of_tensor.iter().for_each(|_| self.add_chunk(&mut readers));
+            let mut row = rows[of_tensor[0].tensor].lock().expect("no thread panicked");
+            row.iter_mut().zip(&self.row).for_each(|(sum, part)| *sum += part);
+        }
+    }
+
+    fn add_chunk(&mut self, readers: &mut [ChunkReader<'_>]) {
+        let Self { scratch, sent, dense, row } = self;
+        sent.resize(readers.len(), Vec::new());
+        for (sent, reader) in sent.iter_mut().zip(readers) {
+            sent.clear();
+            let symbols = reader.next(scratch);
+            symbols.for_each(|index, value| sent.push((index as u16, value)));
+        }
+        let mut row = row.iter_mut();
+        for (a, own) in sent.iter().enumerate() {
+            own.iter().for_each(|&(index, value)| dense[usize::from(index)] = value);
+            for (other, product) in sent[a..].iter().zip(&mut row) {
+                *product += dot(&dense[..], other);
+            }
+            own.iter().for_each(|&(index, _)| dense[usize::from(index)] = 0.0);
+        }
     }
 }
 

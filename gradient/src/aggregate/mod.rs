@@ -139,6 +139,8 @@ pub enum PlanError {
     Layout { worker: NodeId, expected: usize, got: usize },
     #[error("expected {worker} to be in the set that it is taken out of")]
     NotMember { worker: NodeId },
+    #[error("expected {worker} to be taken out of the set once, got it twice")]
+    RevokedTwice { worker: NodeId },
 }
 
 /// An admitted worker's weight and factors.

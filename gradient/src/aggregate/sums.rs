@@ -1,21 +1,31 @@
 //! The sums of one chunk after another.
 
-use manyhands_proto::NodeId;
 use manyhands_proto::run_file::Aggregation;
 use multiversion::multiversion;
 
-use super::{Member, MergePlan, PlanError};
+use super::{MergePlan, PlanError};
 use crate::codec::{ChunkReader, ChunkScratch, Symbols, Update};
 use crate::layout::{CHUNK, Layout};
+use crate::outer::{Admitted, Revoked};
 
-/// Updates to be merged by a plan, or one of them to be taken back out of such a merge.
+/// What becomes of an update in a term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It is merged, and stays so.
+    Stays,
+    /// It was merged, and is taken back now.
+    Goes,
+    /// It was taken back before.
+    Gone,
+}
+
+/// Updates to be merged by a plan, or some of them to be taken back out of such a merge.
 #[derive(Debug, Clone)]
 pub(crate) struct Term<'a> {
     plan: MergePlan,
     /// In the order of the plan's workers.
     updates: Vec<&'a Update>,
-    /// The place in that order of the one that is taken back.
-    revoked: Option<usize>,
+    standings: Vec<Standing>,
     /// α of the round.
     alpha: f32,
 }
@@ -25,28 +35,35 @@ impl<'a> Term<'a> {
     pub(crate) fn merging(
         layout: &Layout,
         config: &Aggregation,
-        members: &[Member<'a>],
-        alpha: f32,
+        admitted: Admitted<'a>,
     ) -> Result<Self, PlanError> {
-        let plan = MergePlan::new(layout, config, members)?;
-        let mut members = members.to_vec();
+        let plan = MergePlan::new(layout, config, admitted.members)?;
+        let mut members = admitted.members.to_vec();
         members.sort_by_key(|member| member.worker);
-        let updates = members.into_iter().map(|member| member.update).collect();
-        Ok(Self { plan, updates, revoked: None, alpha })
+        let updates: Vec<_> = members.into_iter().map(|member| member.update).collect();
+        let standings = vec![Standing::Stays; updates.len()];
+        Ok(Self { plan, updates, standings, alpha: admitted.alpha })
     }
 
-    /// α · (aggregate(A without r) − aggregate(A)), all weights and factors as they were: what takes r's
-    /// part in an earlier merge back.
+    /// α · (aggregate(A without E and R) − aggregate(A without E)), all weights and factors as they were: what
+    /// takes the parts of R in an earlier merge back after those of E.
     pub(crate) fn revoking(
         layout: &Layout,
         config: &Aggregation,
-        members: &[Member<'a>],
-        alpha: f32,
-        worker: NodeId,
+        revoked: Revoked<'a>,
     ) -> Result<Self, PlanError> {
-        let term = Self::merging(layout, config, members, alpha)?;
-        let place = term.plan.workers().position(|member| member == worker);
-        Ok(Self { revoked: Some(place.ok_or(PlanError::NotMember { worker })?), ..term })
+        let mut term = Self::merging(layout, config, revoked.from)?;
+        let earlier = revoked.earlier.iter().map(|&worker| (worker, Standing::Gone));
+        let now = revoked.workers.iter().map(|&worker| (worker, Standing::Goes));
+        for (worker, standing) in earlier.chain(now) {
+            let place = term.plan.workers().position(|member| member == worker);
+            let place = place.ok_or(PlanError::NotMember { worker })?;
+            if term.standings[place] != Standing::Stays {
+                return Err(PlanError::RevokedTwice { worker });
+            }
+            term.standings[place] = standing;
+        }
+        Ok(term)
     }
 
     /// α of the round.
@@ -95,7 +112,7 @@ impl Sums {
 #[derive(Debug, Default)]
 pub(crate) struct ChunkSums {
     all: Sums,
-    others: Sums,
+    staying: Sums,
     scratch: ChunkScratch,
 }
 
@@ -108,18 +125,21 @@ impl ChunkSums {
         tensor: usize,
         (into, factor): (&mut [f32], f32),
     ) {
-        let shares = term.plan.shares.iter().zip(readers).enumerate();
-        for (place, (share, reader)) in shares {
+        let revokes = term.standings.contains(&Standing::Goes);
+        for ((share, standing), reader) in term.plan.shares.iter().zip(&term.standings).zip(readers)
+        {
             let (weight, clipped) = (share.weight, share.weight * share.factors[tensor].value());
             let symbols = reader.next(&mut self.scratch);
-            self.all.add(symbols, clipped, weight);
-            if term.revoked.is_some_and(|revoked| revoked != place) {
-                self.others.add(symbols, clipped, weight);
+            if *standing != Standing::Gone {
+                self.all.add(symbols, clipped, weight);
+            }
+            if *standing == Standing::Stays && revokes {
+                self.staying.add(symbols, clipped, weight);
             }
         }
         let least = term.plan.denominator_min();
-        if term.revoked.is_some() {
-            take_difference(into, &mut self.others, &mut self.all, least, factor);
+        if revokes {
+            take_difference(into, &mut self.staying, &mut self.all, least, factor);
         } else {
             take_quotients(into, &mut self.all, least, factor);
         }

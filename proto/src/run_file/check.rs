@@ -324,6 +324,7 @@ fn check_merge(codec: &Codec, aggregation: &Aggregation, findings: &mut Findings
         "name each rule once",
     );
     findings.share("codec.error_decay", codec.error_decay.into(), false);
+    findings.share("aggregation.residual_decay", aggregation.residual_decay.into(), false);
     findings.share("aggregation.outer_learning_rate", aggregation.outer_learning_rate.into(), true);
     findings.share(
         "aggregation.outer_learning_rate_final",

@@ -19,7 +19,7 @@ use super::round::{OpenRound, Parameters, Phase};
 use super::status::EventKind;
 use crate::draw::Beacon;
 use crate::record::{
-    Draw, Earning, Entropy, Outcome, Revocation, RoundRecord, WorkerResult, admitted_set,
+    Draw, Earning, Entropy, Outcome, Revocation, RoundRecord, WorkerResult, admitted_set, by_round,
 };
 use crate::reward;
 
@@ -38,6 +38,8 @@ pub(super) struct ClosedRound {
     /// Known once the admitted set is anchored and two blocks have followed.
     pub(super) entropy: Option<Entropy>,
     pub(super) outer_learning_rate: f32,
+    /// Whose parts later merges took back.
+    pub(super) revoked: Vec<NodeId>,
 }
 
 impl ClosedRound {
@@ -111,6 +113,7 @@ impl Coordinator {
             admitted_set: admitted_set(round.number, &results),
             entropy: None,
             outer_learning_rate: outer_learning_rate(&self.spec, round.number),
+            revoked: Vec::new(),
             results,
         };
         self.closed.insert(round.number, closed);
@@ -289,6 +292,11 @@ impl Coordinator {
         let parameters = Parameters { theta: theta_next, residual };
         let revocations =
             if result.is_some() { std::mem::take(&mut self.revocations) } else { Vec::new() };
+        for (of, workers) in by_round(&revocations) {
+            if let Some(closed) = self.closed.get_mut(&of) {
+                closed.revoked.extend(workers);
+            }
+        }
         let record = self.record(theta_next, merge, revocations);
         self.last_record = record.digest();
         self.history.note_round(now, &self.round, &record);
@@ -413,13 +421,14 @@ impl Coordinator {
         let round = &self.round;
         let contributions =
             self.closed.get(&round.number).map(ClosedRound::contributions).unwrap_or_default();
-        let revocations: Vec<_> = self
-            .revocations
-            .iter()
-            .filter_map(|&revocation| {
-                let closed = self.closed.get(&revocation.round)?;
+        let revocations: Vec<_> = by_round(&self.revocations)
+            .into_iter()
+            .filter_map(|(number, workers)| {
+                let closed = self.closed.get(&number)?;
                 Some(RevocationOrder {
-                    revocation,
+                    round: number,
+                    workers,
+                    earlier: closed.revoked.clone(),
                     contributions: closed.contributions(),
                     outer_learning_rate: closed.outer_learning_rate,
                 })

@@ -7,7 +7,7 @@ use manyhands_proto::{Balance, Digest, NodeId, Round, TokenCount};
 use serde::{Deserialize, Serialize};
 
 use crate::draw::Beacon;
-use crate::record::{Entropy, Revocation, RoundRecord};
+use crate::record::{Entropy, RoundRecord};
 
 /// Everything that can change the machine. Inputs carry digests and findings, never blobs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -186,11 +186,15 @@ pub struct Contribution {
     pub tokens: TokenCount,
 }
 
-/// Everything needed to take back one worker's effect on an earlier merge.
+/// Everything needed to take back workers' parts in an earlier merge.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RevocationOrder {
-    pub revocation: Revocation,
-    /// Of that round, the revoked one included.
+    pub round: Round,
+    /// Whose parts are taken back now.
+    pub workers: Vec<NodeId>,
+    /// Whose parts other merges took back.
+    pub earlier: Vec<NodeId>,
+    /// Of that round, all that were merged.
     pub contributions: Vec<Contribution>,
     /// α of that round.
     pub outer_learning_rate: f32,

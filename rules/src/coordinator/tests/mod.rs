@@ -280,7 +280,7 @@ fn a_fault_found_after_the_merge_is_revoked_and_its_reward_forfeit() {
     world.run(&[1, 2], &[9], 300);
     assert_eq!(world.outcome(0, 2), &Outcome::Admitted, "the merge did not wait");
     let revoked: Vec<_> = world.merges.iter().flat_map(|merge| &merge.revocations).collect();
-    assert_eq!(revoked[0].revocation, Revocation { round: Round(0), worker: node(2) });
+    assert_eq!((revoked[0].round, revoked[0].workers.as_slice()), (Round(0), &[node(2)][..]));
     assert_eq!(revoked[0].contributions.len(), 2);
     assert!(world.reports.contains(&node(2)));
     assert!(world.records.last().expect("a record").earnings.iter().all(|e| e.account != node(2)));
