@@ -191,15 +191,17 @@ def admit(payloads, tokens, rule, chunks):
 
 def aggregate(admitted, denominator, chunks, without=()):
     """{index: agg} where anybody sent; floor and W still count those left out."""
-    num, contrib, everyone = {}, {}, 0.0
+    num, contrib, heaviest, everyone, n = {}, {}, {}, 0.0, len(admitted[1])
     for r, (sent, w, factor) in enumerate(zip(*admitted)):
         everyone = f32(everyone + w)
         for i, v in sent.items() if r not in without else ():
             scaled = f32(f32(w * (factor[chunks[i // CHUNK][0]] / UNIT)) * v)
             num[i] = f32(num.get(i, 0.0) + scaled)
             contrib[i] = f32(contrib.get(i, 0.0) + w)
-    least = {"contributors": 0.0, "floor": min(2, len(admitted[1])), "workers": everyone}
-    return {i: f32(num[i] / max(contrib[i], least[denominator])) for i in num}
+            heaviest[i] = max(heaviest.get(i, 0.0), w)
+    least = {"contributors": lambda i: 0.0, "workers": lambda i: everyone,
+             "floor": lambda i: max(2, 2 * heaviest[i]) if n > 1 else 1}[denominator]
+    return {i: f32(num[i] / max(contrib[i], least(i))) for i in num}
 
 def merge(theta, residual, admitted, denominator, alpha, chunks, revoked=None):
     """One round; revoked = (earlier admitted set, its alpha, positions gone before, now)."""

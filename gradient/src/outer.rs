@@ -60,6 +60,8 @@ pub struct OuterState<'a> {
 pub enum AggregateError {
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error("flat12 has statistics of whole tensors, so it cannot be broadcast slice by slice")]
+    WholeTensors,
     #[error("zstd: {0}")]
     Compression(#[from] std::io::Error),
 }
@@ -89,13 +91,16 @@ impl<'a> OuterStep<'a> {
     /// `admitted`, if anything.
     ///
     /// # Errors
-    /// When a set cannot be merged or an update does not fit the layout.
+    /// When a set cannot be merged, an update does not fit the layout, or the broadcast is `flat12`.
     pub fn new(
         layout: &'a Layout,
         config: &Aggregation,
         admitted: Admitted<'a>,
         revoked: &[Revoked<'a>],
     ) -> Result<Self, AggregateError> {
+        if config.broadcast == Profile::Flat12 {
+            return Err(AggregateError::WholeTensors);
+        }
         let mut terms = Vec::with_capacity(revoked.len() + 1);
         for revoked in revoked {
             terms.push(Term::revoking(layout, config, *revoked)?);

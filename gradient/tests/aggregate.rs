@@ -87,7 +87,7 @@ fn a_merge_never_changes_a_bit() {
     ];
     let golden = [
         ["54353604", "e7951472", "2ecd16a5"],
-        ["1be9d8f0", "c90c31b9", "25a6b29d"],
+        ["9f7f62bc", "1eefde77", "b3bd7813"],
         ["06d5cf9c", "50daddd3", "23afabce"],
     ];
     assert_eq!(all, golden.map(|digests| digests.map(str::to_owned)));
@@ -104,6 +104,7 @@ fn by_formula(
     let weight = |id| plan.weight(&id).expect("in the plan");
     let all = plan.workers().fold(0.0, |sum, id| sum + weight(id));
     let (mut numerator, mut weights) = ([0.0_f32; CHUNK], [0.0_f32; CHUNK]);
+    let mut heaviest = [0.0_f32; CHUNK];
     let mut values = [0.0; CHUNK];
     for member in members {
         let weight = weight(member.worker);
@@ -113,13 +114,16 @@ fn by_formula(
         for (index, &value) in values.iter().enumerate().filter(|(_, value)| **value != 0.0) {
             numerator[index] += (weight * factor) * value;
             weights[index] += weight;
+            heaviest[index] = heaviest[index].max(weight);
         }
     }
     std::array::from_fn(|index| match (weights[index], denominator) {
         (0.0, _) => 0.0,
         (own, Denominator::Contributors) => numerator[index] / own,
         (own, Denominator::Floor) => {
-            numerator[index] / own.max(plan.workers().count().min(2) as f32)
+            let cap =
+                if plan.workers().count() > 1 { 2.0_f32.max(2.0 * heaviest[index]) } else { 1.0 };
+            numerator[index] / own.max(cap)
         }
         (_, Denominator::Workers) => numerator[index] / all,
     })

@@ -5,7 +5,8 @@
 //! ```text
 //! num_i = Σ over workers, in the order of their ids, of fl(fl(w_r · c_r) · v̂_ri)
 //! den_i = contributors: Σ of w_r over those who sent i
-//!         floor:        max(that, min(2, N)), so that a lone contributor owns no unpopular coordinate
+//!         floor:        max(that, 2, 2 · the largest of them), so that nobody makes up more than half of
+//!                       what a coordinate moves by, however unpopular it is; with one worker that, or 1
 //!         workers:      Σ of all w_r
 //! aggregate_i = num_i / den_i; where nobody sent i, nothing
 //! ```
@@ -238,6 +239,11 @@ impl MergePlan {
             Denominator::Floor => self.shares.len().min(2) as f32,
             Denominator::Workers => self.shares.iter().fold(0.0, |sum, share| sum + share.weight),
         }
+    }
+
+    /// Whether nobody may make up more than half of a coordinate.
+    fn is_capped(&self) -> bool {
+        self.denominator == Denominator::Floor && self.shares.len() > 1
     }
 }
 

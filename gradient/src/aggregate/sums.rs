@@ -77,21 +77,34 @@ impl<'a> Term<'a> {
     }
 }
 
-/// Numerators and contributors' weights of one chunk; zeros between one term and the next.
+/// Numerators, contributors' weights and the largest of those, of one chunk; zeros between one term and the next.
 #[derive(Debug)]
 struct Sums {
     numerators: Box<[f32; CHUNK]>,
     contributors: Box<[f32; CHUNK]>,
+    /// Stays 0 where there is no cap.
+    heaviest: Box<[f32; CHUNK]>,
 }
 
 impl Default for Sums {
     fn default() -> Self {
-        Self { numerators: Box::new([0.0; CHUNK]), contributors: Box::new([0.0; CHUNK]) }
+        let zeros = || Box::new([0.0; CHUNK]);
+        Self { numerators: zeros(), contributors: zeros(), heaviest: zeros() }
     }
 }
 
+/// A worker's part in a chunk's sums.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    weight: f32,
+    /// The weight times the rule's factor.
+    clipped: f32,
+    is_capped: bool,
+}
+
 impl Sums {
-    fn add(&mut self, symbols: Symbols<'_>, clipped: f32, weight: f32) {
+    fn add(&mut self, symbols: Symbols<'_>, part: Part) {
+        let Part { weight, clipped, is_capped } = part;
         if let Symbols::Sparse { scale, signs } = symbols {
             // The sign changes nothing of how a product rounds.
             let product = clipped * scale.magnitude();
@@ -99,12 +112,17 @@ impl Sums {
                 self.numerators[sign.index()] += sign.of(product);
                 self.contributors[sign.index()] += weight;
             }
-            return;
+        } else {
+            symbols.for_each(|index, value| {
+                self.numerators[index] += clipped * value;
+                self.contributors[index] += weight;
+            });
         }
-        symbols.for_each(|index, value| {
-            self.numerators[index] += clipped * value;
-            self.contributors[index] += weight;
-        });
+        if is_capped {
+            symbols.for_each(|index, _| {
+                self.heaviest[index] = self.heaviest[index].max(weight);
+            });
+        }
     }
 }
 
@@ -126,15 +144,17 @@ impl ChunkSums {
         (into, factor): (&mut [f32], f32),
     ) {
         let revokes = term.standings.contains(&Standing::Goes);
+        let is_capped = term.plan.is_capped();
         for ((share, standing), reader) in term.plan.shares.iter().zip(&term.standings).zip(readers)
         {
-            let (weight, clipped) = (share.weight, share.weight * share.factors[tensor].value());
+            let weight = share.weight;
+            let part = Part { weight, clipped: weight * share.factors[tensor].value(), is_capped };
             let symbols = reader.next(&mut self.scratch);
             if *standing != Standing::Gone {
-                self.all.add(symbols, clipped, weight);
+                self.all.add(symbols, part);
             }
             if *standing == Standing::Stays && revokes {
-                self.staying.add(symbols, clipped, weight);
+                self.staying.add(symbols, part);
             }
         }
         let least = term.plan.denominator_min();
@@ -146,11 +166,12 @@ impl ChunkSums {
     }
 }
 
-/// numerator / max(contributors, least). Weights are above 0, so contributors weigh 0 exactly where nobody
-/// sent anything; there it is 0.
+/// numerator / max(contributors, least, 2 · heaviest). Weights are above 0, so contributors weigh 0 exactly where
+/// nobody sent anything; there it is 0.
 #[inline(always)]
-fn quotient(numerator: f32, contributors: f32, least: f32) -> f32 {
-    let denominator = if contributors > least { contributors } else { least };
+fn quotient(numerator: f32, contributors: f32, heaviest: f32, least: f32) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let denominator = larger(larger(contributors, least), 2.0 * heaviest);
     // 1 where nobody sent anything: 0 / 0 is not a number.
     numerator / if contributors > 0.0 { denominator } else { 1.0 }
 }
@@ -158,22 +179,21 @@ fn quotient(numerator: f32, contributors: f32, least: f32) -> f32 {
 /// into ← into + factor · quotient, the product and the sum each rounded once. The sums are zeros then.
 #[multiversion(targets("x86_64+avx2"))]
 fn take_quotients(into: &mut [f32], sums: &mut Sums, least: f32, factor: f32) {
-    let sums = sums.numerators.iter_mut().zip(&mut *sums.contributors);
-    for (into, (numerator, contributors)) in into.iter_mut().zip(sums) {
-        *into += factor * quotient(*numerator, *contributors, least);
-        (*numerator, *contributors) = (0.0, 0.0);
+    let sums = sums.numerators.iter_mut().zip(&mut *sums.contributors).zip(&mut *sums.heaviest);
+    for (into, ((numerator, contributors), heaviest)) in into.iter_mut().zip(sums) {
+        *into += factor * quotient(*numerator, *contributors, *heaviest, least);
+        (*numerator, *contributors, *heaviest) = (0.0, 0.0, 0.0);
     }
 }
 
 /// into ← into + factor · (quotient without − quotient with). The sums are zeros then.
-#[multiversion(targets("x86_64+avx2"))]
 fn take_difference(into: &mut [f32], without: &mut Sums, with: &mut Sums, least: f32, factor: f32) {
-    let with = with.numerators.iter_mut().zip(&mut *with.contributors);
-    let without = without.numerators.iter_mut().zip(&mut *without.contributors);
-    for (into, (with, without)) in into.iter_mut().zip(with.zip(without)) {
-        let difference =
-            quotient(*without.0, *without.1, least) - quotient(*with.0, *with.1, least);
-        *into += factor * difference;
-        (*with.0, *with.1, *without.0, *without.1) = (0.0, 0.0, 0.0, 0.0);
+    let take = |sums: &mut Sums, index: usize| {
+        let take = |values: &mut [f32; CHUNK]| std::mem::take(&mut values[index]);
+        let Sums { numerators, contributors, heaviest } = sums;
+        quotient(take(numerators), take(contributors), take(heaviest), least)
+    };
+    for (index, into) in into.iter_mut().enumerate() {
+        *into += factor * (take(without, index) - take(with, index));
     }
 }

@@ -165,7 +165,8 @@ impl DenseBody {
                     let largest =
                         coded.iter().fold(0, |largest, code| code.unsigned_abs().max(largest));
                     let expected = if step > 0.0 { 127 } else { 0 };
-                    if step.is_sign_negative() || largest != expected {
+                    let is_written = step.to_bits() == 0 || step >= f32::MIN_POSITIVE;
+                    if !is_written || largest != expected {
                         return Err((chunk, ChunkError::NotShortest));
                     }
                 }

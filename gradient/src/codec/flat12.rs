@@ -11,7 +11,8 @@
 //! for each tensor: shift, four bin means (4 bytes each, little-endian) · bins (2 bits each, from the lowest)
 //!                  · indices within the block (12 bits each, two in three bytes), rising, block after block
 //! ```
-//! A tensor's statistics need all of it, so no chunk of such an update can be checked alone.
+//! A tensor's statistics need all of it, so no chunk of such an update can be checked alone, and one update has
+//! more than one byte string (the mean of an empty bin is any number): for experiments, not for runs.
 
 use super::sparse::ChunkError;
 use super::symbols::Symbols;

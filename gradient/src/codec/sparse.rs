@@ -82,7 +82,7 @@ impl SparseShape {
     }
 
     /// The parameter of the shortest coding: a full chunk's header is shorter with the usual one.
-    fn shortest_rice(self, gaps: &[u16], full: bool) -> u32 {
+    fn rice(self, gaps: &[u16], full: bool) -> u32 {
         shortest_rice(
             gaps,
             |parameter| {
@@ -110,7 +110,7 @@ impl SparseShape {
         }));
         let count = signs.len();
         let full = count == self.count_max(real);
-        let rice = self.shortest_rice(gaps, full);
+        let rice = self.rice(gaps, full);
         if full && rice == self.usual_rice {
             writer.put(0, 1);
         } else {
@@ -149,7 +149,7 @@ impl SparseShape {
     ) -> Result<Scale, ChunkError> {
         let header = self.read_header(reader, real)?;
         let scale = self.read(header, reader, real, signs, gaps)?;
-        if header.rice == self.shortest_rice(gaps, !header.short) {
+        if header.rice == self.rice(gaps, !header.short) {
             Ok(scale)
         } else {
             Err(ChunkError::NotShortest)

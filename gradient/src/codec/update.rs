@@ -233,6 +233,7 @@ impl Update {
         let groups: Vec<Vec<T>> = (0..self.chunks.div_ceil(GROUP_CHUNKS))
             .into_par_iter()
             .map_init(ChunkScratch::default, |scratch, group| {
+                assert_ieee();
                 let first = group * GROUP_CHUNKS;
                 let mut reader = self.reader(layout, first);
                 let chunks = first..(first + GROUP_CHUNKS).min(self.chunks);
@@ -317,6 +318,7 @@ fn validate(
         .par_chunks(GROUP_CHUNKS)
         .enumerate()
         .map_init(ChunkScratch::default, |scratch, (group, places)| {
+            assert_ieee();
             let mut bits = BitReader::new(groups.group(group));
             let ChunkScratch { signs, gaps, .. } = scratch;
             let chunks = group * GROUP_CHUNKS..;
