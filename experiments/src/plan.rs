@@ -283,7 +283,6 @@ fn ours() -> Sparse {
             denominator: Denominator::Contributors,
             rules: vec![Rule::MedianNorm],
             broadcast: Profile::Wide,
-            residual_decay: 1.0,
             outer_learning_rate: 1.0,
             outer_learning_rate_final: 1.0,
         },

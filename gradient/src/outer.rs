@@ -3,12 +3,12 @@
 //! With r the residual (the coordinator's own error buffer, public by its digest) and A_t the admitted set:
 //!
 //! ```text
-//! r_i ← δ · r_i + what is taken back of earlier rounds, in the order given, + α · aggregate_i
+//! r_i ← r_i + α · aggregate_i, after what is taken back of earlier rounds, in the order given
 //! v̂   = what the broadcast's profile sends of r, chunk by chunk
 //! r   ← r − v̂;   θ ← θ − v̂
 //! ```
-//! What the broadcast leaves out waits in the residual; with δ = 1 nothing is lost, with less it does not arrive
-//! when it is no longer true. No outer momentum: with sparse error feedback it diverges.
+//! Nothing is lost: what the broadcast leaves out waits in the residual (decay 1). No outer momentum: with
+//! sparse error feedback it diverges.
 //!
 //! One pass over θ and the residual; beside them only the sums of a chunk per thread.
 
@@ -71,8 +71,6 @@ pub enum AggregateError {
 pub struct OuterStep<'a> {
     layout: &'a Layout,
     broadcast: Profile,
-    /// δ.
-    residual_decay: f32,
     terms: Vec<Term<'a>>,
 }
 
@@ -108,8 +106,7 @@ impl<'a> OuterStep<'a> {
         if !admitted.members.is_empty() {
             terms.push(Term::merging(layout, config, admitted)?);
         }
-        let Aggregation { broadcast, residual_decay, .. } = *config;
-        Ok(Self { layout, broadcast, residual_decay, terms })
+        Ok(Self { layout, broadcast: config.broadcast, terms })
     }
 
     /// Does the step on a slice, an interval of chunks that begins with a group of [`GROUP_CHUNKS`] and ends
@@ -146,7 +143,6 @@ impl<'a> OuterStep<'a> {
         let chunks = theta.chunks_exact_mut(CHUNK).zip(residual.chunks_exact_mut(CHUNK));
         for (chunk, (theta, residual)) in (first..).zip(chunks) {
             let place = self.layout.places()[chunk];
-            residual.iter_mut().for_each(|value| *value *= self.residual_decay);
             for (term, readers) in self.terms.iter().zip(&mut readers) {
                 room.sums.add(term, readers, place.tensor, (residual, term.alpha()));
             }

@@ -1,7 +1,7 @@
 use std::sync::LazyLock;
 
 use manyhands_gradient::aggregate::{
-    Factor, Gram, Member, MergePlan, PlanError, TensorNorms, rule_of,
+    Factor, Gram, LossEffect, Member, MergePlan, PlanError, TensorNorms, rule_of,
 };
 use manyhands_gradient::codec::{GROUP_CHUNKS, Payload, Update};
 use manyhands_gradient::vector::digest;
@@ -40,7 +40,8 @@ fn members(updates: &[Update]) -> Vec<Member<'_>> {
 }
 
 fn member(number: u8, tokens: u64, update: &Update) -> Member<'_> {
-    Member { worker: worker(number), tokens: TokenCount(tokens), update }
+    let (worker, tokens) = (worker(number), TokenCount(tokens));
+    Member { worker, tokens, update, loss_effect: None }
 }
 
 /// θ and the residual of a round, and what is broadcast.
@@ -451,8 +452,13 @@ fn mean_factors(rule: Rule, honest: u64, lie: impl Fn(&[f32]) -> Vec<f32>) -> Ve
         .collect()
 }
 
-const RULES: [Rule; 4] =
-    [Rule::MedianNorm, Rule::GeometricMedian, Rule::CenteredClip, Rule::CosineTrust];
+const RULES: [Rule; 5] = [
+    Rule::MedianNorm,
+    Rule::GeometricMedian,
+    Rule::CenteredClip,
+    Rule::CosineTrust,
+    Rule::LossGate,
+];
 
 #[test]
 fn rules_leave_honest_workers_nearly_whole() {
@@ -497,6 +503,24 @@ fn who_shouts_is_held_back_by_every_rule_but_trust_and_the_mean() {
     }
     let factors = mean_factors(Rule::Mean, 6, |it| it.iter().map(|it| -20.0 * it).collect());
     assert_eq!(factors, [1.0; 7]);
+}
+
+#[test]
+fn who_raises_held_out_loss_is_left_out_whole() {
+    let layout = layout();
+    let update = update_that_sends(&layout, &noise(&layout, 1, 0.01));
+    let config = config(Denominator::Floor, Rule::LossGate);
+    let effects = [Some(-0.02), Some(-0.01), None, Some(f64::NAN), Some(0.5), Some(-0.03)];
+    let members: Vec<_> = (1_u8..)
+        .zip(effects)
+        .map(|(number, effect)| Member {
+            loss_effect: effect.map(|effect| LossEffect::between(3.5, 3.5 + effect)),
+            ..member(number, 9, &update)
+        })
+        .collect();
+    let plan = MergePlan::new(&layout, &config, &members).expect("a valid set");
+    let passes = plan.workers().map(|id| plan.factors(&id).expect("in the plan")[0] == Factor::ONE);
+    assert_eq!(passes.collect::<Vec<_>>(), [true, true, true, false, false, true]);
 }
 
 #[test]

@@ -138,6 +138,7 @@ fn members<'a>(updates: &'a [Update], tokens: &[u64]) -> Vec<Member<'a>> {
             worker: worker(number),
             tokens: TokenCount(tokens),
             update,
+            loss_effect: None,
         })
         .collect()
 }

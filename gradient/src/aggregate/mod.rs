@@ -19,6 +19,7 @@ mod centered_clip;
 mod cosine_trust;
 mod geometric_median;
 mod gram;
+mod loss_gate;
 mod mean;
 mod median_norm;
 mod norms;
@@ -32,6 +33,7 @@ pub use centered_clip::CenteredClip;
 pub use cosine_trust::CosineTrust;
 pub use geometric_median::GeometricMedian;
 pub use gram::Gram;
+pub use loss_gate::LossGate;
 pub use mean::Mean;
 pub use median_norm::MedianNorm;
 pub use norms::TensorNorms;
@@ -87,6 +89,11 @@ pub trait MergeRule {
         false
     }
 
+    /// Whether it reads what each update does to held-out loss.
+    fn needs_losses(&self) -> bool {
+        false
+    }
+
     /// One row per worker, one factor per tensor. Any number of workers from 1 on.
     fn factors(&self, statistics: Statistics<'_>) -> Vec<Vec<Factor>>;
 }
@@ -99,6 +106,7 @@ pub fn rule_of(rule: Rule) -> &'static dyn MergeRule {
         Rule::GeometricMedian => &GeometricMedian,
         Rule::CenteredClip => &CenteredClip,
         Rule::CosineTrust => &CosineTrust,
+        Rule::LossGate => &LossGate,
     }
 }
 
@@ -116,6 +124,19 @@ fn factors(rules: &[Rule], statistics: Statistics<'_>) -> Vec<Vec<Factor>> {
     all
 }
 
+/// What an update alone does to held-out loss: that of θ_t less what it sends, over that of θ_t. In nats per
+/// token, in units of 10⁻⁹.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LossEffect(pub i64);
+
+impl LossEffect {
+    /// From two losses in nats per token. What is not a number is as bad as can be.
+    pub fn between(before: f64, after: f64) -> Self {
+        let effect = ((after - before) * 1e9).round_ties_even();
+        Self(if effect.is_nan() { i64::MAX } else { effect as i64 })
+    }
+}
+
 /// A member of an admitted set.
 #[derive(Debug, Clone, Copy)]
 pub struct Member<'a> {
@@ -123,6 +144,8 @@ pub struct Member<'a> {
     /// Tokens it trained on: its weight.
     pub tokens: TokenCount,
     pub update: &'a Update,
+    /// If somebody measured it.
+    pub loss_effect: Option<LossEffect>,
 }
 
 /// Why a set of members cannot be merged.
@@ -197,7 +220,10 @@ impl MergePlan {
         let norms: Vec<&TensorNorms> = updates.iter().map(|update| update.norms()).collect();
         let needs_gram = config.rules.iter().any(|&rule| rule_of(rule).needs_gram());
         let gram = needs_gram.then(|| Gram::of(layout, &updates));
-        let factors = factors(&config.rules, Statistics { norms: &norms, gram: gram.as_ref() });
+        let loss_effects: Vec<_> = members.iter().map(|member| member.loss_effect).collect();
+        let statistics =
+            Statistics { norms: &norms, gram: gram.as_ref(), loss_effects: &loss_effects };
+        let factors = factors(&config.rules, statistics);
         let count = members.len() as u128;
         let shares = members
             .iter()

@@ -1,7 +1,7 @@
 //! What robust rules see of an admitted set: never values, always integers that slices add up to, or the
 //! same f64 everywhere.
 
-use super::{Gram, TensorNorms};
+use super::{Gram, LossEffect, TensorNorms};
 
 /// Statistics of an admitted set, its workers in the order of their ids.
 #[derive(Debug, Clone, Copy)]
@@ -9,6 +9,8 @@ pub struct Statistics<'a> {
     pub norms: &'a [&'a TensorNorms],
     /// There if a rule of the run asks for it ([`super::MergeRule::needs_gram`]).
     pub gram: Option<&'a Gram>,
+    /// One per worker, if it was measured.
+    pub loss_effects: &'a [Option<LossEffect>],
 }
 
 impl Statistics<'_> {

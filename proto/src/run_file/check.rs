@@ -301,7 +301,7 @@ fn check_training(training: &Training, findings: &mut Findings) {
 }
 
 /// As many as there are.
-const RULES_MAX: usize = 5;
+const RULES_MAX: usize = 6;
 
 fn check_merge(codec: &Codec, aggregation: &Aggregation, findings: &mut Findings) {
     findings.require(
@@ -324,7 +324,6 @@ fn check_merge(codec: &Codec, aggregation: &Aggregation, findings: &mut Findings
         "name each rule once",
     );
     findings.share("codec.error_decay", codec.error_decay.into(), false);
-    findings.share("aggregation.residual_decay", aggregation.residual_decay.into(), false);
     findings.share("aggregation.outer_learning_rate", aggregation.outer_learning_rate.into(), true);
     findings.share(
         "aggregation.outer_learning_rate_final",

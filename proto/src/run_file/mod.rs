@@ -218,6 +218,8 @@ pub enum Rule {
     CenteredClip,
     /// As far as the update points where the others' do.
     CosineTrust,
+    /// Nothing of an update that raises held-out loss far more than the median worker's does.
+    LossGate,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -231,9 +233,6 @@ pub struct Aggregation {
     /// How the merged update is compressed for everybody to fetch.
     #[serde(default = "default::broadcast")]
     pub broadcast: Profile,
-    /// What is left from one merge to the next of what broadcasts had no room for.
-    #[serde(default = "default::residual_decay")]
-    pub residual_decay: f32,
     /// α of the first round.
     #[serde(default = "default::outer_learning_rate")]
     pub outer_learning_rate: f32,
@@ -452,7 +451,6 @@ mod default {
         profile: Profile = Profile::Standard;
         broadcast: Profile = Profile::Wide;
         error_decay: f32 = 0.95;
-        residual_decay: f32 = 1.0;
         denominator: Denominator = Denominator::Floor;
         rules: Vec<Rule> = vec![Rule::MedianNorm];
         outer_learning_rate: f32 = 1.0;
