@@ -1,6 +1,6 @@
 //! Aggregates and θ, recomputed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use manyhands_gradient::aggregate::Member;
@@ -8,10 +8,10 @@ use manyhands_gradient::codec::{Update, payload_bytes_max};
 use manyhands_gradient::{
     Admitted, Layout, OuterState, Revoked, initial_theta, merge, outer_learning_rate, vector,
 };
-use manyhands_proto::message::Merge;
+use manyhands_proto::message::{LossEffect, Merge};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, TokenCount};
-use manyhands_rules::record::{Outcome, RoundRecord, by_round};
+use manyhands_rules::record::{Outcome, RoundRecord, by_round, loss_effects};
 
 use crate::evidence::Evidence;
 use crate::pay::effective;
@@ -34,6 +34,7 @@ pub(crate) struct Parameters<'a, E> {
 struct Contributions {
     /// In worker order.
     updates: Vec<(NodeId, Update, TokenCount)>,
+    effects: BTreeMap<NodeId, LossEffect>,
     alpha: f32,
 }
 
@@ -41,7 +42,12 @@ impl Contributions {
     fn members(&self) -> Vec<Member<'_>> {
         self.updates
             .iter()
-            .map(|(worker, update, tokens)| Member { worker: *worker, tokens: *tokens, update })
+            .map(|(worker, update, tokens)| Member {
+                worker: *worker,
+                tokens: *tokens,
+                update,
+                loss_effect: self.effects.get(worker).copied(),
+            })
             .collect()
     }
 }
@@ -273,7 +279,8 @@ impl<E: Evidence> Parameters<'_, E> {
                 }
             }
         }
-        Ok(complete.then_some(Contributions { updates, alpha }))
+        let effects = loss_effects(&record.weighings);
+        Ok(complete.then_some(Contributions { updates, effects, alpha }))
     }
 
     /// Evidence may be gone when its time is over, not before.

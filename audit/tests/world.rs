@@ -13,8 +13,9 @@ use manyhands_gradient::{Admitted, Layout, OuterState, Revoked, initial_theta, m
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::leaf::{RewardLeaf, merkle_root};
 use manyhands_proto::message::{
-    Assignment, Beat, Commitment, Distances, Duty, Evaluation, Join, Merge, PROTOCOL_VERSION,
-    Possession, ReplayOutcome, Reply, Request, Role, SignedCommitment, Situation, Start, Verdict,
+    Assignment, Beat, Commitment, Distances, Duty, Evaluation, Join, LossEffect, Merge,
+    PROTOCOL_VERSION, Possession, ReplayOutcome, Reply, Request, Role, SignedCommitment, Situation,
+    Start, Verdict, Weighing,
 };
 use manyhands_proto::run_file::{DataSet, RunFile, RunSpec};
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, Tick, TokenCount};
@@ -139,6 +140,8 @@ pub(crate) struct World {
     pub(crate) unsent: BTreeSet<(u8, u32)>,
     /// Rounds of which a replay comes out elsewhere.
     pub(crate) cheats: BTreeSet<(u8, u32)>,
+    /// Whose updates verifiers find to raise held-out loss.
+    pub(crate) harms: BTreeSet<u8>,
     pub(crate) evidence: Blobs,
     pub(crate) chain: TestChain,
     /// None: the run settles on no chain.
@@ -174,6 +177,7 @@ impl World {
             idle: BTreeSet::new(),
             unsent: BTreeSet::new(),
             cheats: BTreeSet::new(),
+            harms: BTreeSet::new(),
             evidence: Blobs::default(),
             chain: TestChain::new(run, owner(), &spec),
             settles,
@@ -263,6 +267,14 @@ impl World {
                         if cheated { Distances { delta: 0.2, ..PASSED } } else { PASSED };
                     let outcome = ReplayOutcome::Compared(distances);
                     self.ask(id, Request::Verdict(Verdict { id: replay.id, outcome }));
+                }
+                if let Some(asked) = tasks.weigh {
+                    let effect = |&(worker, _): &(NodeId, Digest)| {
+                        let harms = self.harms.iter().any(|&id| node(id) == worker);
+                        (worker, LossEffect(if harms { 1_000_000 } else { -1_000 }))
+                    };
+                    let effects = asked.updates.iter().map(effect).collect();
+                    self.ask(id, Request::Weighing(Weighing { round: asked.round, effects }));
                 }
                 for asked in tasks.evaluations {
                     let evaluation =
@@ -377,13 +389,13 @@ impl World {
         Entropy { value: TestChain::hash_of(block), block: Some(block) }
     }
 
-    fn updates(&self, contributions: &[Contribution]) -> Vec<(NodeId, Update, TokenCount)> {
+    fn updates(&self, contributions: &[Contribution]) -> Vec<(Contribution, Update)> {
         contributions
             .iter()
-            .map(|Contribution { worker, payload, tokens }| {
-                let bytes = &self.evidence.0[payload];
+            .map(|contribution| {
+                let bytes = &self.evidence.0[&contribution.payload];
                 let update = Update::parse(bytes, &self.layout, self.spec.codec.profile);
-                (*worker, update.expect("a good payload"), *tokens)
+                (*contribution, update.expect("a good payload"))
             })
             .collect()
     }
@@ -511,10 +523,15 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     runtime.block_on(future)
 }
 
-fn view(updates: &[(NodeId, Update, TokenCount)]) -> Vec<Member<'_>> {
+fn view(updates: &[(Contribution, Update)]) -> Vec<Member<'_>> {
     updates
         .iter()
-        .map(|(worker, update, tokens)| Member { worker: *worker, tokens: *tokens, update })
+        .map(|(of, update)| Member {
+            worker: of.worker,
+            tokens: of.tokens,
+            update,
+            loss_effect: of.loss_effect,
+        })
         .collect()
 }
 

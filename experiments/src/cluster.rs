@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
-use manyhands_gradient::aggregate::Member;
+use manyhands_gradient::aggregate::{Member, rule_of};
 use manyhands_gradient::codec::{Endpoints, Payload, Update, UpdateCodec};
 use manyhands_gradient::moments8::{Moments, Moments8};
 use manyhands_gradient::{
@@ -14,6 +14,7 @@ use manyhands_model::data::{Dataset, SequenceId, SequenceSource, ShardSet, Split
 use manyhands_model::{
     Control, Device, EvaluateTask, LocalTrainer, TrainTask, Transformer, UnroundedOutcome, evaluate,
 };
+use manyhands_proto::message::LossEffect;
 use manyhands_proto::run_file::Profile;
 use manyhands_proto::{Digest, NodeId, Round, TokenCount};
 use manyhands_rules::sampling::sequence_at;
@@ -93,6 +94,9 @@ pub(crate) struct Cluster {
 }
 
 const F32_BITS: f64 = 32.0;
+
+/// Held-out sequences that a round's updates are measured with, where a rule asks for it.
+const GATE_SEQUENCES: u64 = 32;
 
 impl Cluster {
     /// Begins with θ and the moments of `start`, its workers' in turn, but with nothing that waits to be sent;
@@ -279,14 +283,21 @@ impl Cluster {
             .iter()
             .map(|payload| Update::parse(payload.as_bytes(), &self.layout, profile))
             .collect::<Result<Vec<_>, _>>()?;
+        let effects = if method.aggregation.rules.iter().any(|&rule| rule_of(rule).needs_losses()) {
+            self.loss_effects(&updates)?.into_iter().map(Some).collect()
+        } else {
+            vec![None; updates.len()]
+        };
         let members: Vec<Member<'_>> = updates
             .iter()
             .zip(ends)
+            .zip(effects)
             .enumerate()
-            .map(|(number, (update, end))| Member {
+            .map(|(number, ((update, end), loss_effect))| Member {
                 worker: NodeId::new([number as u8; 32]),
                 tokens: end.tokens,
                 update,
+                loss_effect,
             })
             .collect();
         let rounds = self.experiment.rounds;
@@ -308,6 +319,24 @@ impl Cluster {
             }
         };
         Ok((up / payloads.len() as f64, down))
+    }
+
+    /// What each update alone does to the loss of held-out sequences, others in each round.
+    fn loss_effects(&self, updates: &[Update]) -> anyhow::Result<Vec<LossEffect>> {
+        let count = self.held_out.sequence_count();
+        let first = u64::from(self.state.round) * GATE_SEQUENCES;
+        let sequences: Vec<_> = (first..first + GATE_SEQUENCES)
+            .map(|at| SequenceId(sequence_at(self.experiment.seed, at, count)))
+            .collect();
+        let before = self.loss_of(&self.state.theta, &sequences)?;
+        updates
+            .iter()
+            .map(|update| {
+                let mut theta = self.state.theta.clone();
+                update.subtract_from(&self.layout, &mut theta);
+                Ok(LossEffect::between(before, self.loss_of(&theta, &sequences)?))
+            })
+            .collect()
     }
 
     /// θ_H as the last workers claim it.
@@ -364,11 +393,15 @@ impl Cluster {
 
     /// Held-out loss over the first `sequences` of the held-out split, nats per token.
     pub(crate) fn held_out_loss(&self, sequences: u64) -> anyhow::Result<f64> {
-        let Experiment { model, training, .. } = &self.experiment;
-        let model = Transformer::new(model, training.precision, &self.state.theta, Device::Cpu)?;
         let count = sequences.min(self.held_out.sequence_count());
         let sequences: Vec<_> = (0..count).map(SequenceId).collect();
-        let task = EvaluateTask { sequences: &sequences, batch_sequences: 16, threads: 1 };
+        self.loss_of(&self.state.theta, &sequences)
+    }
+
+    fn loss_of(&self, theta: &[f32], sequences: &[SequenceId]) -> anyhow::Result<f64> {
+        let Experiment { model, training, .. } = &self.experiment;
+        let model = Transformer::new(model, training.precision, theta, Device::Cpu)?;
+        let task = EvaluateTask { sequences, batch_sequences: 16, threads: 1 };
         let source = self.held_out.as_ref();
         Ok(evaluate(&model, source, task, &mut |_| Control::Continue)?.loss)
     }

@@ -1,13 +1,14 @@
 use std::sync::LazyLock;
 
 use manyhands_gradient::aggregate::{
-    Factor, Gram, LossEffect, Member, MergePlan, PlanError, TensorNorms, rule_of,
+    Factor, Gram, Member, MergePlan, PlanError, TensorNorms, rule_of,
 };
 use manyhands_gradient::codec::{GROUP_CHUNKS, Payload, Update};
 use manyhands_gradient::vector::digest;
 use manyhands_gradient::{
     Admitted, CHUNK, Layout, OuterState, OuterStep, Revoked, merge, outer_learning_rate,
 };
+use manyhands_proto::message::LossEffect;
 use manyhands_proto::run_file::{Aggregation, Denominator, Profile, Rule};
 use manyhands_proto::{ChunkIndex, NodeId, Round, TokenCount};
 use proptest::prelude::*;

@@ -75,6 +75,14 @@ impl Beacon {
         drawn.into_iter().collect()
     }
 
+    /// `count` of the verifiers, or all if there are fewer.
+    pub fn verifiers(&self, count: usize, verifiers: &[NodeId]) -> Vec<NodeId> {
+        let mut drawn = verifiers.to_vec();
+        drawn.sort_by_key(|&verifier| (self.number("verifier", verifier, 0), verifier));
+        drawn.truncate(count);
+        drawn
+    }
+
     fn number(&self, purpose: &str, worker: NodeId, index: u64) -> u64 {
         let mut material = self.0.as_bytes().to_vec();
         material.extend_from_slice(worker.as_bytes());
@@ -132,6 +140,15 @@ mod tests {
             .filter(|&i| beacon(i).codec_chunks(WORKER, 16, &energy).contains(&ChunkIndex(77)));
         assert_eq!(hits.count(), 50);
         assert!(beacon(0).codec_chunks(WORKER, 16, &[0, 0]).len() <= 2);
+    }
+
+    #[test]
+    fn every_verifier_is_drawn_at_times_and_none_twice() {
+        let verifiers: Vec<NodeId> = (0..5).map(|number| NodeId::new([number; 32])).collect();
+        assert_eq!(beacon(1).verifiers(3, &verifiers[..2]).len(), 2);
+        let drawn = |i| BTreeSet::from_iter(beacon(i).verifiers(3, &verifiers));
+        assert!((0..100).all(|i| drawn(i).len() == 3));
+        assert_eq!((0..100).flat_map(drawn).collect::<BTreeSet<_>>().len(), 5);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use manyhands_proto::message::{CommitSet, Distances, Evaluation, Merge, SignedCommitment};
+use manyhands_proto::message::{CommitSet, Distances, Evaluation, LossEffect, Merge, SignedCommitment};
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, WorkUnits};
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,9 @@ pub struct RoundRecord {
     /// Draws made since the previous record, of earlier rounds.
     pub draws: Vec<Draw>,
     /// Held-out losses measured since the previous record.
+    /// What verifiers found the updates to do to held-out loss, in the order of their ids; none if the run does
+    /// not ask for it, or not enough of them answered.
+    pub weighings: Vec<Weighed>,
     pub evaluations: Vec<Evaluation>,
     /// Every account that ever earned, in account order.
     pub earnings: Vec<Earning>,
@@ -181,6 +184,28 @@ impl Outcome {
 pub struct Revocation {
     pub round: Round,
     pub worker: NodeId,
+}
+
+/// One verifier's measurement of a round's updates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Weighed {
+    pub verifier: NodeId,
+    /// In the order of the workers.
+    pub effects: Vec<(NodeId, LossEffect)>,
+}
+
+/// Each worker's effect on held-out loss: the (lower) median of what verifiers measured.
+pub fn loss_effects(weighings: &[Weighed]) -> BTreeMap<NodeId, LossEffect> {
+    let mut measured: BTreeMap<NodeId, Vec<LossEffect>> = BTreeMap::new();
+    for &(worker, effect) in weighings.iter().flat_map(|weighed| &weighed.effects) {
+        measured.entry(worker).or_default().push(effect);
+    }
+    let median = |(worker, mut effects): (NodeId, Vec<LossEffect>)| {
+        effects.sort_unstable();
+        (worker, effects[(effects.len() - 1) / 2])
+    };
+    measured.into_iter().map(median).collect()
 }
 
 /// Who is taken back of which round: one correction for each, in the order of the rounds.

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use manyhands_proto::message::{
-    Distances, Evaluation, Merge, Possession, ReplayOutcome, Reply, Request, Role, Verdict,
+    Distances, Evaluation, LossEffect, Merge, Possession, ReplayOutcome, Reply, Request, Role,
+    Verdict, Weighing,
 };
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, Tick};
 use manyhands_rules::coordinator::{
@@ -285,6 +286,11 @@ impl World {
             worker::Effect::Evaluate(task) => {
                 let evaluation = Evaluation { round: task.round, theta: task.theta, loss: 4.0 };
                 (100, worker::Input::Evaluated(evaluation))
+            }
+            worker::Effect::Weigh(task) => {
+                let effects =
+                    task.updates.iter().map(|(worker, _)| (*worker, LossEffect(-1_000))).collect();
+                (100, worker::Input::Weighed(Weighing { round: task.round, effects }))
             }
             worker::Effect::Abort { .. } => (50, worker::Input::Failed),
             worker::Effect::Exit(exit) => {

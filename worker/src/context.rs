@@ -114,6 +114,11 @@ pub enum WorkerEvent {
         round: Round,
         loss: f64,
     },
+    /// What these updates do to held-out loss was measured.
+    Weighed {
+        round: Round,
+        updates: usize,
+    },
     Trouble {
         text: String,
     },
@@ -200,11 +205,9 @@ pub(crate) fn describe(situation: &Situation) -> String {
         }
         Duty::Sync(sync) => format!("round {}: fetching the parameters", sync.round),
         Duty::Tasks(tasks) => {
-            format!(
-                "{} replays and {} evaluations to do",
-                tasks.replays.len(),
-                tasks.evaluations.len()
-            )
+            let weigh = tasks.weigh.as_ref().map_or(0, |weigh| weigh.updates.len());
+            let (replays, evaluations) = (tasks.replays.len(), tasks.evaluations.len());
+            format!("{replays} replays, {weigh} updates to weigh and {evaluations} evaluations to do")
         }
         Duty::Complete { round, .. } => format!("the run is complete after {round} rounds"),
         Duty::Dismissed(refusal) => format!("dismissed: {}", refusal.reason),

@@ -34,7 +34,7 @@ use crate::data::{DataError, RunData};
 use crate::disk::{DiskError, WorkerDisk};
 use crate::sync::{FetchBlobError, SyncError, Theta, restore, sync};
 use crate::train::{Reins, RoundError, publish, restore_access, train};
-use crate::verify::{evaluation, replay};
+use crate::verify::{evaluation, replay, weigh};
 
 /// A beat a second; announcements make it speak at once when something changed.
 const BEAT_MS: u64 = 1_000;
@@ -619,6 +619,15 @@ impl Service {
                     let (context, data) = (Arc::clone(&self.context), Arc::clone(&self.data));
                     self.spawn(async move {
                         Ok(Done::Input(Input::Replayed(replay(context, data, task).await)))
+                    });
+                }
+                Effect::Weigh(task) => {
+                    let (context, data) = (Arc::clone(&self.context), Arc::clone(&self.data));
+                    self.spawn(async move {
+                        let weighed = weigh(context, data, task).await;
+                        weighed
+                            .map(|weighing| Done::Input(Input::Weighed(weighing)))
+                            .map_err(Undone::Passing)
                     });
                 }
                 Effect::Evaluate(task) => {

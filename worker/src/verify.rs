@@ -1,6 +1,7 @@
 //! What a verifier does: repeats a worker's round and compares, and measures held-out loss.
 
 mod evidence;
+mod weigh;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +11,7 @@ use manyhands_chain_client::types::FaultKind;
 use manyhands_gradient::moments8::Moments8;
 use manyhands_gradient::{CHUNK, Layout, vector};
 use manyhands_model::{
-    ClaimedChunk, Control, EndState, EvaluateTask, TrainError, TrainTask, Transformer,
-    compare as compare_chunks, evaluate,
+    ClaimedChunk, Control, EndState, TrainError, TrainTask, compare as compare_chunks,
 };
 use manyhands_network::data::{GROUPS_PER_REQUEST_MAX, Source};
 use manyhands_proto::message::{
@@ -26,6 +26,8 @@ use crate::data::{RunData, progress};
 use crate::metrics;
 use crate::sync::{borrow_theta, incoming};
 use evidence::{Evidence, EvidenceError, PAUSE_MAX};
+pub(crate) use weigh::weigh;
+use weigh::loss;
 
 /// How a replay can end without distances.
 enum Stopped {
@@ -272,24 +274,9 @@ pub(crate) async fn evaluation(
     let bytes = borrow_theta(&context, task.theta).await.map_err(|error| error.to_string())?;
     let theta = vector::from_bytes(&bytes, &layout(&context.spec.model))
         .map_err(|error| error.to_string())?;
-    let sequences = data.held_out_sequences(&context).await.map_err(|error| error.to_string())?;
-    let source = data.held_out();
-    let shared = Arc::clone(&context);
-    let work = tokio::task::spawn_blocking(move || {
-        let training = &shared.spec.training;
-        let model = Transformer::new(&shared.spec.model, training.precision, &theta, shared.device)
-            .map_err(|error| error.to_string())?;
-        let task = EvaluateTask {
-            sequences: &sequences,
-            batch_sequences: training.micro_batch_sequences,
-            threads: shared.threads,
-        };
-        evaluate(&model, source.as_ref(), task, &mut |_| Control::Continue)
-            .map_err(|error| error.to_string())
-    });
-    let found = work.await.expect("an evaluating thread does not panic")?;
-    context.tell(WorkerEvent::Evaluated { round: task.round, loss: found.loss });
-    Ok(Evaluation { round: task.round, theta: task.theta, loss: found.loss })
+    let loss = loss(&context, &data, theta).await?;
+    context.tell(WorkerEvent::Evaluated { round: task.round, loss });
+    Ok(Evaluation { round: task.round, theta: task.theta, loss })
 }
 
 #[cfg(test)]

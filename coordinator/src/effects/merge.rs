@@ -103,6 +103,11 @@ fn members<'a>(contributions: &[Contribution], updates: &'a [Update]) -> Vec<Mem
     contributions
         .iter()
         .zip(updates)
-        .map(|(&Contribution { worker, tokens, .. }, update)| Member { worker, tokens, update })
+        .map(|(&Contribution { worker, tokens, loss_effect, .. }, update)| Member {
+            worker,
+            tokens,
+            update,
+            loss_effect,
+        })
         .collect()
 }

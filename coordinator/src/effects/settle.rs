@@ -352,6 +352,7 @@ mod tests {
             revocations: Vec::new(),
             checks: Vec::new(),
             draws: Vec::new(),
+            weighings: Vec::new(),
             evaluations: Vec::new(),
             earnings: earnings
                 .iter()

@@ -229,6 +229,7 @@ fn merging(
             worker: NodeId::new([number; 32]),
             tokens: TokenCount(1),
             update,
+            loss_effect: None,
         })
         .collect();
     let config = Aggregation::default();

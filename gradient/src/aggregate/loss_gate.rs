@@ -4,7 +4,9 @@
 //! alone: the loss of θ_t less what it sends, over that of θ_t. Deviations are counted in median absolute
 //! deviations (Hampel 1974, <https://doi.org/10.1080/01621459.1974.10482962>), which a minority cannot move far.
 
-use super::{Factor, LossEffect, MergeRule, Statistics};
+use manyhands_proto::message::LossEffect;
+
+use super::{Factor, MergeRule, Statistics};
 
 /// An honest worker of a normal distribution is farther out once in 290 times (2.7 standard deviations).
 const DEVIATIONS: i128 = 4;

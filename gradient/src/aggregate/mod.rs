@@ -26,6 +26,7 @@ mod norms;
 mod statistics;
 mod sums;
 
+use manyhands_proto::message::LossEffect;
 use manyhands_proto::run_file::{Aggregation, Denominator, Rule};
 use manyhands_proto::{NodeId, TokenCount};
 
@@ -122,19 +123,6 @@ fn factors(rules: &[Rule], statistics: Statistics<'_>) -> Vec<Vec<Factor>> {
         }
     }
     all
-}
-
-/// What an update alone does to held-out loss: that of θ_t less what it sends, over that of θ_t. In nats per
-/// token, in units of 10⁻⁹.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LossEffect(pub i64);
-
-impl LossEffect {
-    /// From two losses in nats per token. What is not a number is as bad as can be.
-    pub fn between(before: f64, after: f64) -> Self {
-        let effect = ((after - before) * 1e9).round_ties_even();
-        Self(if effect.is_nan() { i64::MAX } else { effect as i64 })
-    }
 }
 
 /// A member of an admitted set.

@@ -1,7 +1,9 @@
 //! What robust rules see of an admitted set: never values, always integers that slices add up to, or the
 //! same f64 everywhere.
 
-use super::{Gram, LossEffect, TensorNorms};
+use manyhands_proto::message::LossEffect;
+
+use super::{Gram, TensorNorms};
 
 /// Statistics of an admitted set, its workers in the order of their ids.
 #[derive(Debug, Clone, Copy)]

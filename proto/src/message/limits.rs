@@ -28,6 +28,9 @@ pub const COMMIT_SET_ENTRIES_MAX: usize = 65_536;
 pub const SOURCES_MAX: usize = 64;
 pub const CHUNKS_MAX: usize = 65_536;
 pub const TASKS_MAX: usize = 1_024;
+/// Updates whose effect on held-out loss a verifier measures in a round: an answer of 44 bytes each fits a
+/// request.
+pub const WEIGHED_MAX: usize = 1_024;
 pub const VERIFIERS_MAX: usize = 64;
 
 /// Far from where a round's successor would overflow.

@@ -18,6 +18,7 @@ pub enum Request {
     Commit(SignedCommitment),
     Verdict(Verdict),
     Evaluation(Evaluation),
+    Weighing(Weighing),
     Leave,
     /// The run's state as JSON, for people and programs.
     Status,
@@ -144,6 +145,7 @@ impl Request {
         match self {
             Self::Commit(signed) => signed.commitment.round,
             Self::Evaluation(evaluation) => evaluation.round,
+            Self::Weighing(weighing) => weighing.round,
             Self::Beat(beat) => beat.theta.map_or(Round(0), |theta| theta.round),
             Self::Describe | Self::Join(_) | Self::Verdict(_) | Self::Leave | Self::Status => {
                 Round(0)
@@ -355,6 +357,8 @@ pub struct Merge {
 pub struct Tasks {
     pub replays: Vec<Replay>,
     pub evaluations: Vec<Evaluate>,
+    /// What the merge of the open round waits for.
+    pub weigh: Option<Weigh>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -374,6 +378,37 @@ pub struct Replay {
 pub struct Evaluate {
     pub round: Round,
     pub theta: Digest,
+}
+
+/// What each update alone does to held-out loss is to be measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Weigh {
+    pub round: Round,
+    /// θ_t.
+    pub theta: Digest,
+    /// Payloads, in the order of their workers; the coordinator serves them.
+    pub updates: Vec<(NodeId, Digest)>,
+}
+
+/// What a verifier measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Weighing {
+    pub round: Round,
+    /// In the order of the workers.
+    pub effects: Vec<(NodeId, LossEffect)>,
+}
+
+/// What an update alone does to held-out loss: that of θ_t less what it sends, over that of θ_t. In nats per
+/// token, in units of 10⁻⁹.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LossEffect(pub i64);
+
+impl LossEffect {
+    /// From two losses in nats per token. What is not a number is as bad as can be.
+    pub fn between(before: f64, after: f64) -> Self {
+        let effect = ((after - before) * 1e9).round_ties_even();
+        Self(if effect.is_nan() { i64::MAX } else { effect as i64 })
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

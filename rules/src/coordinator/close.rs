@@ -15,11 +15,12 @@ use super::input::{
     RevocationOrder, Stage,
 };
 use super::membership::Head;
-use super::round::{OpenRound, Parameters, Phase};
+use super::round::{Measurement, OpenRound, Parameters, Phase};
 use super::status::EventKind;
 use crate::draw::Beacon;
 use crate::record::{
-    Draw, Earning, Entropy, Outcome, Revocation, RoundRecord, WorkerResult, admitted_set, by_round,
+    Draw, Earning, Entropy, Outcome, Revocation, RoundRecord, Weighed, WorkerResult, admitted_set,
+    by_round, loss_effects,
 };
 use crate::reward;
 
@@ -40,6 +41,7 @@ pub(super) struct ClosedRound {
     pub(super) outer_learning_rate: f32,
     /// Whose parts later merges took back.
     pub(super) revoked: Vec<NodeId>,
+    pub(super) weighings: Vec<Weighed>,
 }
 
 impl ClosedRound {
@@ -47,17 +49,18 @@ impl ClosedRound {
         let admitted = |worker: &NodeId| {
             self.results.iter().any(|r| r.worker == *worker && r.outcome == Outcome::Admitted)
         };
+        let effects = loss_effects(&self.weighings);
         self.commitments
             .iter()
             .filter(|(worker, _)| admitted(worker))
-            .map(|(&worker, signed)| contribution(worker, signed))
+            .map(|(&worker, signed)| Contribution {
+                worker,
+                payload: signed.commitment.payload,
+                tokens: signed.commitment.tokens,
+                loss_effect: effects.get(&worker).copied(),
+            })
             .collect()
     }
-}
-
-fn contribution(worker: NodeId, signed: &SignedCommitment) -> Contribution {
-    let commitment = &signed.commitment;
-    Contribution { worker, payload: commitment.payload, tokens: commitment.tokens }
 }
 
 /// A fault that the chain has not dealt with yet.
@@ -114,6 +117,7 @@ impl Coordinator {
             entropy: None,
             outer_learning_rate: outer_learning_rate(&self.spec, round.number),
             revoked: Vec::new(),
+            weighings: round.measurement.as_ref().map(Measurement::weighed).unwrap_or_default(),
             results,
         };
         self.closed.insert(round.number, closed);
@@ -335,8 +339,9 @@ impl Coordinator {
             }
         }
         let round = &self.round;
-        let results =
-            self.closed.get(&round.number).map(|closed| closed.results.clone()).unwrap_or_default();
+        let closed = self.closed.get(&round.number);
+        let results = closed.map(|closed| closed.results.clone()).unwrap_or_default();
+        let weighings = closed.map(|closed| closed.weighings.clone()).unwrap_or_default();
         let earnings = self
             .membership
             .iter()
@@ -366,6 +371,7 @@ impl Coordinator {
             revocations,
             checks: std::mem::take(&mut self.checks),
             draws: std::mem::take(&mut self.draws),
+            weighings,
             evaluations: std::mem::take(&mut self.evaluations),
             earnings,
         }

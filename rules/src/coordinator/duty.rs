@@ -3,7 +3,7 @@
 use crate::reward::layout;
 use manyhands_gradient::CHUNK;
 use manyhands_proto::message::{
-    Duty, Refusal, RefusalCode, Reply, Role, Situation, Source, Sync, Tasks,
+    Duty, Refusal, RefusalCode, Reply, Role, Situation, Source, Sync, Tasks, Weigh,
 };
 use manyhands_proto::{NodeId, Round};
 
@@ -63,6 +63,20 @@ impl Coordinator {
         Duty::Tasks(Tasks {
             replays: self.audits.replays_of(node),
             evaluations: if evaluates { self.audits.evaluations() } else { Vec::new() },
+            weigh: self.weigh_task(node),
+        })
+    }
+
+    /// What a drawn verifier still has to measure before the merge.
+    pub(super) fn weigh_task(&self, node: NodeId) -> Option<Weigh> {
+        let round = &self.round;
+        let measurement = round.measurement.as_ref()?;
+        let drawn = measurement.verifiers.contains(&node);
+        let waits = matches!(round.phase, Phase::Checking { .. });
+        (drawn && waits && !measurement.answers.contains_key(&node)).then(|| Weigh {
+            round: round.number,
+            theta: round.theta,
+            updates: measurement.updates.clone(),
         })
     }
 

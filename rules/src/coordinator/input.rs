@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use manyhands_proto::message::{Merge, Request, Role};
+use manyhands_proto::message::{LossEffect, Merge, Request, Role};
 use manyhands_proto::{Balance, Digest, NodeId, Round, TokenCount};
 use serde::{Deserialize, Serialize};
 
@@ -184,6 +184,8 @@ pub struct Contribution {
     pub worker: NodeId,
     pub payload: Digest,
     pub tokens: TokenCount,
+    /// If it was measured.
+    pub loss_effect: Option<LossEffect>,
 }
 
 /// Everything needed to take back workers' parts in an earlier merge.

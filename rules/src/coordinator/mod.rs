@@ -22,9 +22,9 @@ use crate::reward::layout;
 use manyhands_proto::message::limits::{ADDRESSES_MAX, VERIFIERS_MAX};
 use manyhands_proto::message::{
     Beat, Evaluation, Join, Merge, Refusal, RefusalCode, ReplayOutcome, Reply, Request, Role,
-    SignedCommitment, Start, Verdict,
+    SignedCommitment, Start, Verdict, Weighing,
 };
-use manyhands_proto::run_file::{ChainKind, RunSpec};
+use manyhands_proto::run_file::{ChainKind, Rule, RunSpec};
 use manyhands_proto::{Digest, NodeId, Round, RunId, Tick, WorkUnits};
 use serde::{Deserialize, Serialize};
 
@@ -40,11 +40,14 @@ pub use status::{EventKind, MemberStatus, RoundStatus, Status};
 use self::audits::{Audits, Ended};
 use self::close::{ClosedRound, PendingFault};
 use self::membership::{Head, Member, Membership, typical_speed};
-use self::round::{OpenRound, Parameters, Upload};
+use self::round::{Measurement, OpenRound, Parameters, Upload};
 use crate::assignment::{Candidate, Opening, plan};
 use crate::draw::Beacon;
 use crate::record::{Check, Draw, Finding, Outcome, Revocation, RoundRecord};
 use crate::{requirements, reward};
+
+/// Verifiers that measure what a round's updates do to held-out loss: a majority of them decides.
+const WEIGHERS_MAX: usize = 3;
 
 /// Why the machine asks to be woken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,6 +239,7 @@ impl Coordinator {
             | Request::Commit(_)
             | Request::Verdict(_)
             | Request::Evaluation(_)
+            | Request::Weighing(_)
             | Request::Leave => None,
         }
     }
@@ -258,6 +262,7 @@ impl Coordinator {
             | Request::Commit(_)
             | Request::Verdict(_)
             | Request::Evaluation(_)
+            | Request::Weighing(_)
             | Request::Leave
             | Request::Status) => self.handle_member(now, from, nonce, request),
         };
@@ -355,6 +360,7 @@ impl Coordinator {
             Request::Commit(signed) => self.handle_commit(now, from, signed),
             Request::Verdict(verdict) => self.handle_verdict(now, from, &verdict),
             Request::Evaluation(evaluation) => self.handle_evaluation(from, evaluation),
+            Request::Weighing(weighing) => self.handle_weighing(from, weighing),
             Request::Leave => {
                 if let Some(member) = self.membership.get_mut(from) {
                     member.present = false;
@@ -543,6 +549,45 @@ impl Coordinator {
         Ok(())
     }
 
+    fn handle_weighing(&mut self, from: NodeId, weighing: Weighing) -> Result<(), Refusal> {
+        let asked = self.weigh_task(from).filter(|asked| {
+            let asked_of = asked.updates.iter().map(|(worker, _)| worker);
+            asked.round == weighing.round
+                && asked_of.eq(weighing.effects.iter().map(|(worker, _)| worker))
+        });
+        if asked.is_none() {
+            let reason = format!("these updates of round {} are not yours to weigh", weighing.round);
+            return refuse(RefusalCode::NotYourTask, reason);
+        }
+        if let Some(measurement) = &mut self.round.measurement {
+            measurement.answers.insert(from, weighing.effects);
+        }
+        Ok(())
+    }
+
+    /// Asks what the updates do to held-out loss, once it is clear which there are.
+    fn ask_weighings(&mut self, entropy: crate::record::Entropy) {
+        let needed = self.spec.aggregation.rules.contains(&Rule::LossGate);
+        let known = self.round.codec_missing().next().is_none();
+        if !needed || !known || self.round.measurement.is_some() {
+            return;
+        }
+        let beacon = Beacon::new(self.round.commit_set().digest(), entropy.value);
+        self.round.measurement = Some(Measurement {
+            verifiers: beacon.verifiers(WEIGHERS_MAX, &self.verifiers()),
+            updates: self.round.weighable(),
+            answers: BTreeMap::new(),
+        });
+    }
+
+    /// Whether everybody who is to weigh, and is still there, has done so.
+    fn is_weighed(&self) -> bool {
+        let Some(measurement) = &self.round.measurement else { return true };
+        let present = self.verifiers();
+        let waits = |verifier| present.contains(verifier) && !measurement.answers.contains_key(verifier);
+        !measurement.verifiers.iter().any(waits)
+    }
+
     fn handle_payload(&mut self, round: Round, worker: NodeId, result: Result<(), String>) {
         let open = &mut self.round;
         if round != open.number || !open.commitments.contains_key(&worker) {
@@ -659,8 +704,9 @@ impl Coordinator {
                     self.round.phase = Phase::Checking { deadline };
                 }
                 self.ask_replays_before_merge(entropy);
+                self.ask_weighings(entropy);
                 let over = deadline.is_some_and(|deadline| now >= deadline);
-                let done = self.round.is_checked() || over;
+                let done = self.round.is_checked() && self.is_weighed() || over;
                 if done {
                     self.close_checks(now);
                 }

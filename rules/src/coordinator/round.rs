@@ -2,14 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use manyhands_proto::message::{Assignment, CommitSet, Role, SignedCommitment, WaitReason};
+use manyhands_proto::message::limits::WEIGHED_MAX;
+use manyhands_proto::message::{
+    Assignment, CommitSet, LossEffect, Role, SignedCommitment, WaitReason,
+};
 use manyhands_proto::{Digest, NodeId, Round, Tick};
 use serde::{Deserialize, Serialize};
 
 use super::input::CodecResult;
 use super::membership::Head;
 use crate::assignment::Candidate;
-use crate::record::{Check, Entropy, Finding, Outcome, commit_set};
+use crate::record::{Check, Entropy, Finding, Outcome, Weighed, commit_set};
 
 /// Where a round stands. A deadline is when the phase ends whoever is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +85,29 @@ pub(super) enum Upload {
     Malformed(String),
 }
 
+/// Verifiers measure what a round's updates do to held-out loss.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Measurement {
+    /// Who was drawn for it.
+    pub(super) verifiers: Vec<NodeId>,
+    /// Workers and their payloads, in the order of the workers.
+    pub(super) updates: Vec<(NodeId, Digest)>,
+    pub(super) answers: BTreeMap<NodeId, Vec<(NodeId, LossEffect)>>,
+}
+
+impl Measurement {
+    /// The answers, if most of the verifiers gave one.
+    pub(super) fn weighed(&self) -> Vec<Weighed> {
+        if 2 * self.answers.len() <= self.verifiers.len() {
+            return Vec::new();
+        }
+        let answers = self.answers.iter();
+        answers
+            .map(|(&verifier, effects)| Weighed { verifier, effects: effects.clone() })
+            .collect()
+    }
+}
+
 /// One round, from its opening until its record is settled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct OpenRound {
@@ -116,6 +142,8 @@ pub(super) struct OpenRound {
     pub(super) probation: Vec<NodeId>,
     /// Those whose replay has been asked for.
     pub(super) replay_asked: BTreeSet<NodeId>,
+    /// What the updates do to held-out loss; none before it is asked for.
+    pub(super) measurement: Option<Measurement>,
     pub(super) commitments_entropy: Option<Entropy>,
     /// Members whose stake is still to be looked up in this round.
     pub(super) stakes_unchecked: Vec<(NodeId, Role)>,
@@ -158,6 +186,7 @@ impl OpenRound {
             replayed: BTreeMap::new(),
             probation: Vec::new(),
             replay_asked: BTreeSet::new(),
+            measurement: None,
             commitments_entropy: None,
             stakes_unchecked: Vec::new(),
         }
@@ -214,6 +243,17 @@ impl OpenRound {
                 .filter(|worker| self.probation.contains(worker))
                 .filter(|worker| self.codec.get(worker) == Some(&CodecResult::Passed))
                 .all(|worker| self.replayed.contains_key(&worker))
+    }
+
+    /// Updates whose effect on held-out loss can be measured: here in time, well-formed and well encoded.
+    pub(super) fn weighable(&self) -> Vec<(NodeId, Digest)> {
+        self.commitments
+            .iter()
+            .filter(|(worker, _)| self.uploads.get(worker) == Some(&Upload::InTime))
+            .filter(|(worker, _)| self.codec.get(worker) == Some(&CodecResult::Passed))
+            .map(|(&worker, signed)| (worker, signed.commitment.payload))
+            .take(WEIGHED_MAX)
+            .collect()
     }
 
     /// What became of `worker`, from all that is known when the checks end.

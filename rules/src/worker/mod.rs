@@ -10,7 +10,7 @@
 use manyhands_proto::message::limits::HEAD_ROUNDS_MAX;
 use manyhands_proto::message::{
     Assignment, Beat, Duty, Evaluate, Evaluation, Join, Possession, Refusal, RefusalCode, Replay,
-    Reply, Request, SignedCommitment, Situation, Sync, Verdict,
+    Reply, Request, SignedCommitment, Situation, Sync, Verdict, Weigh, Weighing,
 };
 use manyhands_proto::{Digest, NodeId, Round, Tick};
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,8 @@ pub enum Effect {
     Replay(Replay),
     /// Answered by [`Input::Evaluated`] or [`Input::Failed`].
     Evaluate(Evaluate),
+    /// Answered by [`Input::Weighed`] or [`Input::Failed`].
+    Weigh(Weigh),
     /// Stop training: the round went on without us.
     Abort { round: Round },
     /// The end, with its reason.
@@ -65,6 +67,7 @@ pub enum Input {
     Trained(Trained),
     Replayed(Verdict),
     Evaluated(Evaluation),
+    Weighed(Weighing),
     /// The running effect could not be done; it is asked for again as long as it is a duty.
     Failed,
     /// The state that the assignment starts from is not on disk any more, or damaged.
@@ -87,6 +90,7 @@ enum Doing {
     Train(Round),
     Replay(u64),
     Evaluate(Round),
+    Weigh(Round),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +124,7 @@ pub struct Worker {
     published: Option<(Round, Vec<NodeId>)>,
     verdicts: Vec<Verdict>,
     evaluations: Vec<Evaluation>,
+    weighing: Option<Weighing>,
     steps_done: u32,
     stopping: bool,
     situation: Option<Situation>,
@@ -146,6 +151,7 @@ impl Worker {
             published: None,
             verdicts: Vec::new(),
             evaluations: Vec::new(),
+            weighing: None,
             steps_done: 0,
             stopping: false,
             situation: None,
@@ -197,6 +203,9 @@ impl Worker {
         }
         if let Some(trained) = self.trained.as_ref().filter(|_| !self.commitment_is_known) {
             return Some(Request::Commit(trained.commitment.clone()));
+        }
+        if let Some(weighing) = &self.weighing {
+            return Some(Request::Weighing(weighing.clone()));
         }
         if let Some(verdict) = self.verdicts.first() {
             return Some(Request::Verdict(verdict.clone()));
@@ -259,6 +268,7 @@ impl Worker {
             Request::Evaluation(evaluation) => {
                 self.evaluations.retain(|kept| kept.round != evaluation.round);
             }
+            Request::Weighing(_) => self.weighing = None,
             Request::Describe
             | Request::Join(_)
             | Request::Beat(_)
@@ -348,8 +358,11 @@ impl Worker {
                 if self.doing != Doing::Nothing {
                     return;
                 }
-                // A merge may wait for a replay; nothing waits for an evaluation.
-                if let Some(replay) = replay {
+                let weigh = tasks.weigh.as_ref().filter(|_| self.weighing.is_none());
+                // A merge waits for what is weighed, and may wait for a replay; nothing waits for an evaluation.
+                if let Some(asked) = weigh {
+                    self.start(Doing::Weigh(asked.round), Effect::Weigh(asked.clone()));
+                } else if let Some(replay) = replay {
                     self.start(Doing::Replay(replay.id), Effect::Replay(replay.clone()));
                 } else if let Some(asked) = evaluation {
                     self.start(Doing::Evaluate(asked.round), Effect::Evaluate(asked.clone()));
@@ -416,6 +429,10 @@ impl Worker {
                 self.evaluations.push(evaluation);
                 self.done(now);
             }
+            Input::Weighed(weighing) => {
+                self.weighing = Some(weighing);
+                self.done(now);
+            }
             Input::Failed => {
                 self.doing = Doing::Nothing;
                 self.next_beat = now.after_ms(self.identity.beat_ms);
@@ -451,8 +468,10 @@ impl Worker {
     /// A worker that asked to stop stays while its evidence is wanted: leaving in the middle would
     /// cost it the round.
     fn may_leave(&self) -> bool {
-        let said =
-            self.commitment_is_known && self.verdicts.is_empty() && self.evaluations.is_empty();
+        let said = self.commitment_is_known
+            && self.verdicts.is_empty()
+            && self.evaluations.is_empty()
+            && self.weighing.is_none();
         self.stopping && self.doing == Doing::Nothing && said && !self.owes_evidence()
     }
 

@@ -50,6 +50,7 @@ impl Screen {
             | WorkerEvent::Committed { .. }
             | WorkerEvent::Replayed { .. }
             | WorkerEvent::Evaluated { .. }
+            | WorkerEvent::Weighed { .. }
             | WorkerEvent::Trouble { .. } => {
                 let (output, role) = (self.output, self.role);
                 self.progress.suspend(|| output.event(event, || line(event, role)));
@@ -131,6 +132,9 @@ fn line(event: &WorkerEvent, role: Role) -> Option<String> {
         }
         WorkerEvent::Evaluated { round, loss } => {
             format!("θ of round {round}: held-out loss {loss:.4}")
+        }
+        WorkerEvent::Weighed { round, updates } => {
+            format!("round {round}: measured what {updates} updates do to held-out loss")
         }
         WorkerEvent::Trouble { text } => format!("trouble: {text}"),
         WorkerEvent::Training { .. }

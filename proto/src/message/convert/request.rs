@@ -2,15 +2,15 @@
 
 use super::MessageError;
 use super::field::{
-    address_texts, addresses, ascending, at_most, check, class, digest, explain, list, reason,
+    address_texts, addresses, ascending, at_most, check, class, digest, explain, list, node, reason,
     required, round, unexpected,
 };
-use crate::message::limits::{COUNT_MAX, HEAD_ROUNDS_MAX, STEPS_MAX};
+use crate::message::limits::{COUNT_MAX, HEAD_ROUNDS_MAX, STEPS_MAX, WEIGHED_MAX};
 use crate::message::wire::request::Kind;
 use crate::message::wire::verdict::Outcome;
 use crate::message::{
-    Beat, Distances, Evaluation, Join, Possession, ReplayOutcome, Request, Role, SignedCommitment,
-    Verdict, wire,
+    Beat, Distances, Evaluation, Join, LossEffect, Possession, ReplayOutcome, Request, Role,
+    SignedCommitment, Verdict, Weighing, wire,
 };
 use crate::{NodeId, Round, RunId};
 
@@ -23,6 +23,7 @@ impl From<&Request> for wire::Request {
             Request::Commit(signed) => Kind::Commit(signed.into()),
             Request::Verdict(verdict) => Kind::Verdict(verdict.into()),
             Request::Evaluation(evaluation) => Kind::Evaluation(evaluation.into()),
+            Request::Weighing(weighing) => Kind::Weighing(weighing.into()),
             Request::Leave => Kind::Leave(wire::Empty {}),
             Request::Status => Kind::Status(wire::Empty {}),
         };
@@ -44,6 +45,7 @@ impl Request {
             Kind::Commit(signed) => Self::Commit(SignedCommitment::parse(signed, run, signer)?),
             Kind::Verdict(verdict) => Self::Verdict(verdict.try_into()?),
             Kind::Evaluation(evaluation) => Self::Evaluation(evaluation.try_into()?),
+            Kind::Weighing(weighing) => Self::Weighing(weighing.try_into()?),
             Kind::Leave(wire::Empty {}) => Self::Leave,
             Kind::Status(wire::Empty {}) => Self::Status,
         })
@@ -189,5 +191,27 @@ impl TryFrom<wire::Evaluation> for Evaluation {
             theta: digest("evaluation.theta", &wire.theta)?,
             loss: check("evaluation.loss", "a finite number", wire.loss, wire.loss.is_finite())?,
         })
+    }
+}
+
+impl From<&Weighing> for wire::Weighing {
+    fn from(weighing: &Weighing) -> Self {
+        let effect = |&(worker, LossEffect(effect)): &(NodeId, LossEffect)| wire::LossEffect {
+            worker: worker.as_bytes().to_vec(),
+            effect,
+        };
+        Self { round: weighing.round.0, effects: weighing.effects.iter().map(effect).collect() }
+    }
+}
+
+impl TryFrom<wire::Weighing> for Weighing {
+    type Error = MessageError;
+
+    fn try_from(wire: wire::Weighing) -> Result<Self, MessageError> {
+        let effects = list("weighing.effects", wire.effects, WEIGHED_MAX, |entry| {
+            Ok((node("weighing.effects.worker", &entry.worker)?, LossEffect(entry.effect)))
+        })?;
+        ascending("weighing.effects", effects.iter().map(|(worker, _)| worker))?;
+        Ok(Self { round: round("weighing.round", wire.round)?, effects })
     }
 }

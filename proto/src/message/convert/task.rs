@@ -4,9 +4,11 @@ use super::MessageError;
 use super::field::{
     ascending, at_most, check, class, count, digest, list, node, required, round, some_at_most,
 };
-use crate::message::limits::{CHUNKS_MAX, COUNT_MAX, SEQUENCES_MAX, STEPS_MAX, TASKS_MAX};
-use crate::message::{Assignment, Commitment, Evaluate, Replay, Start, Tasks, wire};
-use crate::{ChunkIndex, Round};
+use crate::message::limits::{
+    CHUNKS_MAX, COUNT_MAX, SEQUENCES_MAX, STEPS_MAX, TASKS_MAX, WEIGHED_MAX,
+};
+use crate::message::{Assignment, Commitment, Evaluate, Replay, Start, Tasks, Weigh, wire};
+use crate::{ChunkIndex, Digest, NodeId, Round};
 
 impl From<&Start> for wire::Start {
     fn from(start: &Start) -> Self {
@@ -94,6 +96,7 @@ impl From<&Tasks> for wire::Tasks {
         Self {
             replays: tasks.replays.iter().map(Into::into).collect(),
             evaluations: tasks.evaluations.iter().map(Into::into).collect(),
+            weigh: tasks.weigh.as_ref().map(Into::into),
         }
     }
 }
@@ -105,6 +108,7 @@ impl TryFrom<wire::Tasks> for Tasks {
         Ok(Self {
             replays: list("tasks.replays", wire.replays, TASKS_MAX, TryInto::try_into)?,
             evaluations: list("tasks.evaluations", wire.evaluations, TASKS_MAX, TryInto::try_into)?,
+            weigh: wire.weigh.map(TryInto::try_into).transpose()?,
         })
     }
 }
@@ -165,6 +169,37 @@ impl TryFrom<wire::Evaluate> for Evaluate {
         Ok(Self {
             round: round("evaluate.round", wire.round)?,
             theta: digest("evaluate.theta", &wire.theta)?,
+        })
+    }
+}
+
+impl From<&Weigh> for wire::Weigh {
+    fn from(weigh: &Weigh) -> Self {
+        let update = |(worker, payload): &(NodeId, Digest)| wire::SentUpdate {
+            worker: worker.as_bytes().to_vec(),
+            payload: payload.as_bytes().to_vec(),
+        };
+        Self {
+            round: weigh.round.0,
+            theta: weigh.theta.as_bytes().to_vec(),
+            updates: weigh.updates.iter().map(update).collect(),
+        }
+    }
+}
+
+impl TryFrom<wire::Weigh> for Weigh {
+    type Error = MessageError;
+
+    fn try_from(wire: wire::Weigh) -> Result<Self, MessageError> {
+        let updates = list("weigh.updates", wire.updates, WEIGHED_MAX, |update| {
+            let worker = node("weigh.updates.worker", &update.worker)?;
+            Ok((worker, digest("weigh.updates.payload", &update.payload)?))
+        })?;
+        ascending("weigh.updates", updates.iter().map(|(worker, _)| worker))?;
+        Ok(Self {
+            round: round("weigh.round", wire.round)?,
+            theta: digest("weigh.theta", &wire.theta)?,
+            updates,
         })
     }
 }

@@ -36,7 +36,7 @@ fn the_largest_replies_fit() {
     }
     let chunks: Vec<_> = (0..=u32::try_from(CHUNKS_MAX).expect("small")).map(ChunkIndex).collect();
     let replay = Replay { chunks: chunks[1..].to_vec(), ..replay(HEAD) };
-    let tasks = Tasks { replays: vec![replay; 64], evaluations: vec![] };
+    let tasks = Tasks { replays: vec![replay; 64], ..Tasks::default() };
     let reply = duty(Duty::Tasks(tasks));
     let sealed = seal_reply(&coordinator(), heading(1), digest("request"), &reply);
     assert!(matches!(sealed, Err(SealError::TooLarge { .. })), "together they can be too large");
@@ -71,6 +71,13 @@ fn requests_outside_the_limits_are_refused_by_field() {
     }
     let evaluation = Evaluation { round: Round(0), theta: digest("theta"), loss: f64::NAN };
     assert_eq!(refused_request(&Request::Evaluation(evaluation)), "evaluation.loss");
+    let mut effects = effects();
+    effects.reverse();
+    let weighing = Request::Weighing(Weighing { round: Round(0), effects });
+    assert_eq!(refused_request(&weighing), "weighing.effects");
+    let effects = nodes(WEIGHED_MAX + 1).into_iter().map(|node| (node, LossEffect(0))).collect();
+    let weighing = Request::Weighing(Weighing { round: Round(0), effects });
+    assert_eq!(refused_request(&weighing), "weighing.effects");
     let diverged = Commitment { loss: f32::INFINITY, ..commitment() };
     let signed = SignedCommitment::sign(&worker(), RUN, diverged);
     assert_eq!(refused_request(&Request::Commit(signed)), "commitment.loss");
@@ -106,13 +113,16 @@ fn replies_outside_the_limits_are_refused_by_field() {
     assert_eq!(upload(many), "commit_set.entries");
 
     let tasked = |change: fn(&mut Tasks)| {
-        let mut tasks = Tasks { replays: vec![replay(HEAD)], evaluations: vec![] };
+        let mut tasks =
+            Tasks { replays: vec![replay(HEAD)], evaluations: vec![], weigh: Some(weigh()) };
         change(&mut tasks);
         refused_reply(&duty(Duty::Tasks(tasks)))
     };
     assert_eq!(tasked(|tasks| tasks.replays = vec![replay(HEAD); TASKS_MAX + 1]), "tasks.replays");
     let evaluations = |tasks: &mut Tasks| tasks.evaluations = vec![evaluate(); TASKS_MAX + 1];
     assert_eq!(tasked(evaluations), "tasks.evaluations");
+    let unordered = |tasks: &mut Tasks| tasks.weigh.as_mut().expect("some").updates.reverse();
+    assert_eq!(tasked(unordered), "weigh.updates");
     assert_eq!(tasked(|tasks| tasks.replays[0].chunks.reverse()), "replay.chunks");
     let chunks = |tasks: &mut Tasks| {
         tasks.replays[0].chunks = (0..).take(CHUNKS_MAX + 1).map(ChunkIndex).collect();

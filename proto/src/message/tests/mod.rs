@@ -106,6 +106,15 @@ fn distances() -> Distances {
     Distances { delta: 0.001, first_moment: 0.0, second_moment: 3.5, theta: digest("own theta") }
 }
 
+fn effects() -> Vec<(NodeId, LossEffect)> {
+    nodes(2).into_iter().zip([LossEffect(-3), LossEffect(i64::MAX)]).collect()
+}
+
+fn weigh() -> Weigh {
+    let updates = nodes(2).into_iter().map(|node| (node, digest("payload"))).collect();
+    Weigh { round: Round(4), theta: digest("theta"), updates }
+}
+
 fn requests() -> Vec<Request> {
     let possession = Possession::prove(Round(4), worker().node_id(), b"theta");
     vec![
@@ -124,6 +133,8 @@ fn requests() -> Vec<Request> {
         verdict(ReplayOutcome::Withheld("chunk 3 was not opened".to_owned())),
         verdict(ReplayOutcome::Failed(String::new())),
         Request::Evaluation(Evaluation { round: Round(3), theta: digest("theta"), loss: 3.2 }),
+        Request::Weighing(Weighing { round: Round(3), effects: vec![] }),
+        Request::Weighing(Weighing { round: Round(3), effects: effects() }),
         Request::Leave,
         Request::Status,
     ]
@@ -156,6 +167,7 @@ fn replies() -> Vec<Reply> {
         Duty::Tasks(Tasks {
             replays: vec![replay(Start::Fresh), replay(HEAD)],
             evaluations: vec![Evaluate { round: Round(4), theta: digest("theta") }],
+            weigh: Some(weigh()),
         }),
         Duty::Complete { round: Round(9), theta: digest("last") },
         Duty::Dismissed(refusal.clone()),

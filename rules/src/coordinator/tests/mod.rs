@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    Commitment, Distances, Duty, PROTOCOL_VERSION, Possession, Role, Situation,
+    Commitment, Distances, Duty, LossEffect, PROTOCOL_VERSION, Possession, Role, Situation,
 };
 use manyhands_proto::{Balance, TokenCount};
 
@@ -48,6 +48,8 @@ struct World {
     dead: BTreeSet<u8>,
     /// Whose update a replay refutes.
     cheats: BTreeSet<NodeId>,
+    /// Whose updates raise held-out loss.
+    harms: BTreeSet<NodeId>,
     records: Vec<RoundRecord>,
     reports: Vec<NodeId>,
     merges: Vec<MergeOrder>,
@@ -64,6 +66,7 @@ impl World {
             inputs: Vec::new(),
             dead: BTreeSet::new(),
             cheats: BTreeSet::new(),
+            harms: BTreeSet::new(),
             records: Vec::new(),
             reports: Vec::new(),
             merges: Vec::new(),
@@ -132,6 +135,14 @@ impl World {
                         if cheated { Distances { delta: 0.2, ..PASSED } } else { PASSED };
                     let outcome = ReplayOutcome::Compared(distances);
                     self.ask(id, Request::Verdict(Verdict { id: replay.id, outcome }));
+                }
+                if let Some(asked) = tasks.weigh {
+                    let effect = |&(worker, _): &(NodeId, Digest)| {
+                        let harms = self.harms.contains(&worker);
+                        (worker, LossEffect(if harms { 1_000_000 } else { -1_000 }))
+                    };
+                    let effects = asked.updates.iter().map(effect).collect();
+                    self.ask(id, Request::Weighing(Weighing { round: asked.round, effects }));
                 }
                 for asked in tasks.evaluations {
                     let evaluation =
@@ -284,6 +295,65 @@ fn a_fault_found_after_the_merge_is_revoked_and_its_reward_forfeit() {
     assert_eq!(revoked[0].contributions.len(), 2);
     assert!(world.reports.contains(&node(2)));
     assert!(world.records.last().expect("a record").earnings.iter().all(|e| e.account != node(2)));
+}
+
+/// A run whose merges ask for the held-out-loss gate, and in which worker 2 does harm.
+fn gated() -> World {
+    let mut spec = tests_support::spec();
+    spec.aggregation.rules = vec![Rule::LossGate];
+    let mut world = World::new(spec);
+    world.harms.insert(node(2));
+    (1..=3).for_each(|id| world.join(id, Role::Worker));
+    world
+}
+
+#[test]
+fn a_merge_knows_what_each_update_does_to_held_out_loss() {
+    let mut world = gated();
+    (7..=9).for_each(|id| world.join(id, Role::Verifier));
+    world.run(&[1, 2, 3], &[7, 8, 9], 300);
+    let merge = &world.merges[0];
+    let effects: Vec<_> = merge.contributions.iter().map(|it| (it.worker, it.loss_effect)).collect();
+    let expected = |&(worker, _): &(NodeId, _)| {
+        Some(LossEffect(if worker == node(2) { 1_000_000 } else { -1_000 }))
+    };
+    assert_eq!(effects.len(), 3);
+    assert!(effects.iter().all(|effect| effect.1 == expected(effect)), "{effects:?}");
+    let record = &world.records[0];
+    assert_eq!(record.weighings.len(), 3);
+    assert!(record.weighings.iter().map(|weighed| weighed.verifier).is_sorted());
+    assert_eq!(world.outcome(0, 2), &Outcome::Admitted, "the rule, not the door, keeps it out");
+}
+
+#[test]
+fn a_verifier_that_never_weighs_is_waited_for_no_longer_than_checks_last() {
+    let mut world = gated();
+    (7..=9).for_each(|id| world.join(id, Role::Verifier));
+    // Two of three are enough, one is not.
+    world.run(&[1, 2, 3], &[7, 8], 300);
+    assert_eq!(world.records[0].weighings.len(), 2);
+    let mut world = gated();
+    (7..=9).for_each(|id| world.join(id, Role::Verifier));
+    world.run(&[1, 2, 3], &[7], 600);
+    assert_eq!(world.records[0].weighings, []);
+    assert!(world.merges[0].contributions.iter().all(|it| it.loss_effect.is_none()));
+}
+
+#[test]
+fn nobody_weighs_what_it_was_not_asked_to() {
+    let mut world = gated();
+    world.join(9, Role::Verifier);
+    let weighing = |round| {
+        let effects = vec![(node(1), LossEffect(0))];
+        Request::Weighing(Weighing { round: Round(round), effects })
+    };
+    for id in [1, 9] {
+        let reply = world.ask(id, weighing(0));
+        assert!(
+            matches!(&reply, Reply::Refused(refusal) if refusal.code == RefusalCode::NotYourTask),
+            "{reply:?}"
+        );
+    }
 }
 
 #[test]

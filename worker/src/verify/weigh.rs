@@ -1,0 +1,71 @@
+//! What each update of a round does to held-out loss, alone.
+
+use std::sync::Arc;
+
+use manyhands_gradient::codec::{Update, payload_bytes_max};
+use manyhands_gradient::vector;
+use manyhands_model::{Control, EvaluateTask, Transformer, evaluate};
+use manyhands_network::data::FetchRequest;
+use manyhands_proto::NodeId;
+use manyhands_proto::message::{LossEffect, Weigh, Weighing};
+use manyhands_rules::reward::layout;
+
+use crate::context::{Context, WorkerEvent};
+use crate::data::{RunData, progress};
+use crate::sync::borrow_theta;
+
+/// Measures θ_t, then θ_t less each update. One payload at a time is in memory, none on disk: until the round
+/// is merged they are shown to verifiers only.
+pub(crate) async fn weigh(
+    context: Arc<Context>,
+    data: Arc<RunData>,
+    task: Weigh,
+) -> Result<Weighing, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let layout = layout(&context.spec.model);
+    let theta = borrow_theta(&context, task.theta).await.map_err(|error| text(&error))?;
+    let theta = vector::from_bytes(&theta, &layout).map_err(|error| text(&error))?;
+    let before = loss(&context, &data, theta.clone()).await?;
+    let profile = context.spec.codec.profile;
+    let bytes_max = payload_bytes_max(&layout, profile) as u64;
+    let mut effects: Vec<(NodeId, LossEffect)> = Vec::with_capacity(task.updates.len());
+    for &(worker, payload) in &task.updates {
+        let mut request = FetchRequest::new(payload, context.sources(&[]), bytes_max);
+        request.progress = Some(progress(&context, "an update"));
+        let fetched = context.data.fetch_to_memory(request).await;
+        let (bytes, _) = fetched.map_err(|error| format!("the update of {}: {error}", worker.short()))?;
+        let update = Update::parse(&bytes, &layout, profile)
+            .map_err(|error| format!("the update of {}: {error}", worker.short()))?;
+        let mut moved = theta.clone();
+        update.subtract_from(&layout, &mut moved);
+        let after = loss(&context, &data, moved).await?;
+        effects.push((worker, LossEffect::between(before, after)));
+    }
+    context.tell(WorkerEvent::Weighed { round: task.round, updates: effects.len() });
+    Ok(Weighing { round: task.round, effects })
+}
+
+/// Held-out loss at `theta`, in nats per token.
+pub(super) async fn loss(
+    context: &Arc<Context>,
+    data: &RunData,
+    theta: Vec<f32>,
+) -> Result<f64, String> {
+    let sequences = data.held_out_sequences(context).await.map_err(|error| error.to_string())?;
+    let source = data.held_out();
+    let shared = Arc::clone(context);
+    let work = tokio::task::spawn_blocking(move || {
+        let training = &shared.spec.training;
+        let model = Transformer::new(&shared.spec.model, training.precision, &theta, shared.device)
+            .map_err(|error| error.to_string())?;
+        let task = EvaluateTask {
+            sequences: &sequences,
+            batch_sequences: training.micro_batch_sequences,
+            threads: shared.threads,
+        };
+        evaluate(&model, source.as_ref(), task, &mut |_| Control::Continue)
+            .map(|found| found.loss)
+            .map_err(|error| error.to_string())
+    });
+    work.await.expect("an evaluating thread does not panic")
+}
