@@ -92,8 +92,7 @@ fn main() -> anyhow::Result<()> {
     // Anybody who has the payloads comes to the same bits.
     let update = Update::parse(&payload.into_bytes(), &layout, file.codec.profile)?;
     let worker = NodeId::new([1; 32]);
-    let members =
-        [Member { worker, tokens: outcome.tokens, update: &update, loss_effect: None }];
+    let members = [Member { worker, tokens: outcome.tokens, update: &update, loss_effect: None }];
     let admitted = Admitted { members: &members, alpha: 1.0 };
     let (mut next, mut residual) = (theta.clone(), vec![0.0; layout.vector_len()]);
     let state = OuterState { theta: &mut next, residual: &mut residual };

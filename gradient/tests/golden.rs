@@ -3,8 +3,8 @@
 use manyhands_gradient::aggregate::{Member, MergePlan};
 use manyhands_gradient::codec::{Endpoints, Update, UpdateCodec};
 use manyhands_gradient::{Admitted, CHUNK, Layout, OuterState, Revoked, merge};
-use manyhands_proto::{NodeId, TokenCount};
 use manyhands_proto::run_file::{Aggregation, Profile};
+use manyhands_proto::{NodeId, TokenCount};
 use serde_json::Value;
 
 use crate::support::worker;

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use manyhands_proto::message::{CommitSet, Distances, Evaluation, LossEffect, Merge, SignedCommitment};
+use manyhands_proto::message::{
+    CommitSet, Distances, Evaluation, LossEffect, Merge, SignedCommitment,
+};
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, WorkUnits};
 use serde::{Deserialize, Serialize};
 

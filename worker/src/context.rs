@@ -207,7 +207,9 @@ pub(crate) fn describe(situation: &Situation) -> String {
         Duty::Tasks(tasks) => {
             let weigh = tasks.weigh.as_ref().map_or(0, |weigh| weigh.updates.len());
             let (replays, evaluations) = (tasks.replays.len(), tasks.evaluations.len());
-            format!("{replays} replays, {weigh} updates to weigh and {evaluations} evaluations to do")
+            format!(
+                "{replays} replays, {weigh} updates to weigh and {evaluations} evaluations to do"
+            )
         }
         Duty::Complete { round, .. } => format!("the run is complete after {round} rounds"),
         Duty::Dismissed(refusal) => format!("dismissed: {}", refusal.reason),

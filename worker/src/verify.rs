@@ -26,8 +26,8 @@ use crate::data::{RunData, progress};
 use crate::metrics;
 use crate::sync::{borrow_theta, incoming};
 use evidence::{Evidence, EvidenceError, PAUSE_MAX};
-pub(crate) use weigh::weigh;
 use weigh::loss;
+pub(crate) use weigh::weigh;
 
 /// How a replay can end without distances.
 enum Stopped {

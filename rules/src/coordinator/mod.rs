@@ -556,7 +556,8 @@ impl Coordinator {
                 && asked_of.eq(weighing.effects.iter().map(|(worker, _)| worker))
         });
         if asked.is_none() {
-            let reason = format!("these updates of round {} are not yours to weigh", weighing.round);
+            let reason =
+                format!("these updates of round {} are not yours to weigh", weighing.round);
             return refuse(RefusalCode::NotYourTask, reason);
         }
         if let Some(measurement) = &mut self.round.measurement {
@@ -584,7 +585,8 @@ impl Coordinator {
     fn is_weighed(&self) -> bool {
         let Some(measurement) = &self.round.measurement else { return true };
         let present = self.verifiers();
-        let waits = |verifier| present.contains(verifier) && !measurement.answers.contains_key(verifier);
+        let waits =
+            |verifier| present.contains(verifier) && !measurement.answers.contains_key(verifier);
         !measurement.verifiers.iter().any(waits)
     }
 

@@ -102,9 +102,7 @@ impl Measurement {
             return Vec::new();
         }
         let answers = self.answers.iter();
-        answers
-            .map(|(&verifier, effects)| Weighed { verifier, effects: effects.clone() })
-            .collect()
+        answers.map(|(&verifier, effects)| Weighed { verifier, effects: effects.clone() }).collect()
     }
 }
 

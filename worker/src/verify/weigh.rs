@@ -33,7 +33,8 @@ pub(crate) async fn weigh(
         let mut request = FetchRequest::new(payload, context.sources(&[]), bytes_max);
         request.progress = Some(progress(&context, "an update"));
         let fetched = context.data.fetch_to_memory(request).await;
-        let (bytes, _) = fetched.map_err(|error| format!("the update of {}: {error}", worker.short()))?;
+        let (bytes, _) =
+            fetched.map_err(|error| format!("the update of {}: {error}", worker.short()))?;
         let update = Update::parse(&bytes, &layout, profile)
             .map_err(|error| format!("the update of {}: {error}", worker.short()))?;
         let mut moved = theta.clone();

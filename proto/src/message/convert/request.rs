@@ -2,8 +2,8 @@
 
 use super::MessageError;
 use super::field::{
-    address_texts, addresses, ascending, at_most, check, class, digest, explain, list, node, reason,
-    required, round, unexpected,
+    address_texts, addresses, ascending, at_most, check, class, digest, explain, list, node,
+    reason, required, round, unexpected,
 };
 use crate::message::limits::{COUNT_MAX, HEAD_ROUNDS_MAX, STEPS_MAX, WEIGHED_MAX};
 use crate::message::wire::request::Kind;

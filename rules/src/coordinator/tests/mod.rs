@@ -313,7 +313,8 @@ fn a_merge_knows_what_each_update_does_to_held_out_loss() {
     (7..=9).for_each(|id| world.join(id, Role::Verifier));
     world.run(&[1, 2, 3], &[7, 8, 9], 300);
     let merge = &world.merges[0];
-    let effects: Vec<_> = merge.contributions.iter().map(|it| (it.worker, it.loss_effect)).collect();
+    let effects: Vec<_> =
+        merge.contributions.iter().map(|it| (it.worker, it.loss_effect)).collect();
     let expected = |&(worker, _): &(NodeId, _)| {
         Some(LossEffect(if worker == node(2) { 1_000_000 } else { -1_000 }))
     };
