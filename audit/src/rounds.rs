@@ -4,11 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use manyhands_proto::message::{Assignment, Start};
-use manyhands_proto::run_file::RunSpec;
+use manyhands_proto::run_file::{Rule, RunSpec};
 use manyhands_proto::{Digest, NodeId, Round, RunId};
 use manyhands_rules::assignment::{Opening, plan};
-use manyhands_rules::coordinator::within;
-use manyhands_rules::record::{Check, Finding, Outcome, RoundRecord};
+use manyhands_rules::coordinator::{WEIGHERS_MAX, within};
+use manyhands_rules::record::{Check, Finding, Outcome, RoundRecord, Weighed};
 
 use crate::records::{Records, early_checks, late_checks};
 use crate::report::{Findings, Link};
@@ -64,6 +64,7 @@ impl<'a> Walker<'a> {
         self.check_starts(record, findings);
         self.check_commitments(record, &assignments, findings);
         check_outcomes(self.spec, record, findings);
+        check_weighings(self.spec, record, findings);
         check_late_checks(records, record, self.spec, findings);
         self.check_once(record, findings);
         self.theta = record.theta_next;
@@ -241,6 +242,27 @@ fn plan_within(spec: &RunSpec, opening: Opening, record: &RoundRecord) -> Option
     let sequences_max = u64::from(u32::MAX).checked_mul(record.candidates.len() as u64)?;
     opening.first_sequence.checked_add(sequences_max)?;
     Some(plan(spec, opening, &record.candidates))
+}
+
+/// What updates do to held-out loss is measured where a rule asks for it, by up to three verifiers, of workers
+/// that committed. Whether they measured well cannot be told from a record.
+fn check_weighings(spec: &RunSpec, record: &RoundRecord, findings: &mut Findings) {
+    let weighings = &record.weighings;
+    let asked = spec.aggregation.rules.contains(&Rule::LossGate) && record.verified;
+    let verifiers_max = if asked { WEIGHERS_MAX } else { 0 };
+    let committed = |worker: &NodeId| record.commitments.iter().any(|it| it.worker == *worker);
+    let is_sound = |weighed: &Weighed| {
+        weighed.effects.is_sorted_by(|left, right| left.0 < right.0)
+            && weighed.effects.iter().all(|(worker, _)| committed(worker))
+    };
+    findings.require(
+        Link::Outcomes.at(record.round),
+        weighings.len() <= verifiers_max
+            && weighings.is_sorted_by(|left, right| left.verifier < right.verifier)
+            && weighings.iter().all(is_sound),
+        || format!("updates of committed workers, weighed by at most {verifiers_max} verifiers"),
+        || format!("{} weighings, or of others", weighings.len()),
+    );
 }
 
 /// The outcomes that the recorded checks allow.

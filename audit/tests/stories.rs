@@ -60,6 +60,22 @@ fn an_honest_run_is_ok_link_by_link() {
     assert_eq!(json["links"][0]["link"], "specification");
 }
 
+/// Whose updates raise held-out loss is for three verifiers to say, and worker 2's do.
+pub(crate) fn gated() -> World {
+    let mut world = World::new(spec("[aggregation]\nrules = [\"median_norm\", \"loss_gate\"]"));
+    world.harms.insert(2);
+    world.run_to_the_end(5, true);
+    world
+}
+
+#[test]
+fn a_merge_that_left_out_who_does_harm_is_recomputed() {
+    let world = gated();
+    assert!(world.records.iter().any(|record| !record.weighings.is_empty()));
+    let report = world.audit();
+    assert!(report.ok(), "{report}");
+}
+
 #[test]
 fn a_fault_found_after_the_merge_is_followed_through_revocation_forfeit_and_slash() {
     let world = with_a_late_fault();

@@ -3,13 +3,13 @@
 
 use manyhands_audit::{AuditOptions, AuditReport, Link, Status, Subject, Verdict, audit_run};
 use manyhands_chain_client::types::Stage;
-use manyhands_proto::message::Start;
+use manyhands_proto::message::{LossEffect, Start};
 use manyhands_proto::{Balance, Digest, NodeId, Round, TokenCount};
 use manyhands_rules::record::{
-    Check, Earning, Finding, Outcome, Revocation, RoundRecord, WorkerResult,
+    Check, Earning, Finding, Outcome, Revocation, RoundRecord, Weighed, WorkerResult,
 };
 
-use crate::stories::{honest, with_a_late_fault};
+use crate::stories::{gated, honest, with_a_late_fault};
 use crate::world::{Report, World, block_on, node};
 
 fn other(digest: Digest) -> Digest {
@@ -167,6 +167,28 @@ fn a_verdict_against_its_distances_and_a_dropped_fault_are_found() {
     let mut changed = clone(&world);
     changed.rewrite(revoking, |record| record.revocations.clear());
     assert_broken(&changed.audit(), Link::Revocations, Some(revoking as u32));
+}
+
+#[test]
+fn what_verifiers_weighed_is_bound_to_the_merge() {
+    let world = gated();
+    let weighed = world.records.iter().position(|record| !record.weighings.is_empty());
+    let at = weighed.expect("some");
+    // The harmful update is let through.
+    let mut changed = clone(&world);
+    changed.rewrite(at, |record| record.weighings.clear());
+    assert_broken(&changed.audit(), Link::Aggregate, Some(at as u32));
+    // One verifier's word is counted twice.
+    let mut changed = clone(&world);
+    changed.rewrite(at, |record| record.weighings.push(record.weighings[0].clone()));
+    assert_broken(&changed.audit(), Link::Outcomes, Some(at as u32));
+    // In a run that never asked for it, someone is weighed out.
+    let mut changed = honest();
+    changed.rewrite(0, |record| {
+        let effects = vec![(record.results[0].worker, LossEffect(i64::MAX))];
+        record.weighings.push(Weighed { verifier: node(9), effects });
+    });
+    assert_broken(&changed.audit(), Link::Outcomes, Some(0));
 }
 
 /// Lists a check of record 0 once more, and pays its verifier for it in this record and in all later

@@ -19,9 +19,9 @@ use manyhands_network::data::{
 use manyhands_network::invitation::Invitation;
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    Assignment, Commitment, Distances, Evaluation, Heading, Join, PROTOCOL_VERSION, Possession,
-    ReplayOutcome, Reply, Request, Role, SignedCommitment, Start, Sync, Verdict, open_reply,
-    request_digest, seal_request,
+    Assignment, Commitment, Distances, Evaluation, Heading, Join, LossEffect, PROTOCOL_VERSION,
+    Possession, ReplayOutcome, Reply, Request, Role, SignedCommitment, Start, Sync, Verdict,
+    Weighing, open_reply, request_digest, seal_request,
 };
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, Tick, TokenCount};
@@ -231,6 +231,11 @@ impl Peer {
                 let loss = 5.0 - f64::from(asked.round.0);
                 let evaluation = Evaluation { round: asked.round, theta: asked.theta, loss };
                 Some(Input::Evaluated(evaluation))
+            }
+            Effect::Weigh(asked) => {
+                let effects =
+                    asked.updates.iter().map(|(worker, _)| (*worker, LossEffect(-1))).collect();
+                Some(Input::Weighed(Weighing { round: asked.round, effects }))
             }
             Effect::Abort { .. } | Effect::Exit(_) => None,
         }

@@ -33,6 +33,9 @@ pub const TASKS_MAX: usize = 1_024;
 pub const WEIGHED_MAX: usize = 1_024;
 pub const VERIFIERS_MAX: usize = 64;
 
+/// α: far above what training wants, and small enough that no merge overflows.
+pub const OUTER_LEARNING_RATE_MAX: f32 = 10.0;
+
 /// Far from where a round's successor would overflow.
 pub const ROUND_MAX: u32 = 1 << 30;
 pub const STEPS_MAX: u32 = 100_000;

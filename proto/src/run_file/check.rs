@@ -8,6 +8,7 @@ use super::{
     Aggregation, Architecture, Chain, Codec, Precision, Profile, RoundTimes, Run, RunFile, RunSpec,
     Training, Verification,
 };
+use crate::message::limits::OUTER_LEARNING_RATE_MAX;
 
 /// One thing to change in a run file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -324,12 +325,17 @@ fn check_merge(codec: &Codec, aggregation: &Aggregation, findings: &mut Findings
         "name each rule once",
     );
     findings.share("codec.error_decay", codec.error_decay.into(), false);
-    findings.share("aggregation.outer_learning_rate", aggregation.outer_learning_rate.into(), true);
-    findings.share(
-        "aggregation.outer_learning_rate_final",
-        aggregation.outer_learning_rate_final.into(),
-        true,
-    );
+    for (field, rate) in [
+        ("aggregation.outer_learning_rate", aggregation.outer_learning_rate),
+        ("aggregation.outer_learning_rate_final", aggregation.outer_learning_rate_final),
+    ] {
+        findings.require(
+            rate > 0.0 && rate <= OUTER_LEARNING_RATE_MAX,
+            field,
+            format!("{rate} is no outer learning rate"),
+            &format!("choose a number above 0 and at most {OUTER_LEARNING_RATE_MAX}"),
+        );
+    }
 }
 
 fn check_round(round: &RoundTimes, findings: &mut Findings) {

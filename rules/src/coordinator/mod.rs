@@ -47,7 +47,7 @@ use crate::record::{Check, Draw, Finding, Outcome, Revocation, RoundRecord};
 use crate::{requirements, reward};
 
 /// Verifiers that measure what a round's updates do to held-out loss: a majority of them decides.
-const WEIGHERS_MAX: usize = 3;
+pub const WEIGHERS_MAX: usize = 3;
 
 /// Why the machine asks to be woken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

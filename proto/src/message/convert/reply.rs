@@ -6,8 +6,8 @@ use super::field::{
     round, unexpected,
 };
 use crate::message::limits::{
-    BLOB_BYTES_MAX, COMMIT_SET_ENTRIES_MAX, SOURCES_MAX, SPEC_BYTES_MAX, STATUS_BYTES_MAX,
-    VERIFIERS_MAX,
+    BLOB_BYTES_MAX, COMMIT_SET_ENTRIES_MAX, OUTER_LEARNING_RATE_MAX, SOURCES_MAX, SPEC_BYTES_MAX,
+    STATUS_BYTES_MAX, VERIFIERS_MAX,
 };
 use crate::message::wire::reply::Kind;
 use crate::message::wire::situation::Kind as DutyKind;
@@ -203,7 +203,7 @@ impl TryFrom<wire::Merge> for Merge {
     fn try_from(wire: wire::Merge) -> Result<Self, MessageError> {
         let rate = wire.outer_learning_rate;
         // A number that is not one fails both comparisons.
-        let holds = rate > 0.0 && rate <= 1.0;
+        let holds = rate > 0.0 && rate <= OUTER_LEARNING_RATE_MAX;
         Ok(Self {
             aggregate: digest("merge.aggregate", &wire.aggregate)?,
             aggregate_bytes: at_most(
@@ -214,7 +214,7 @@ impl TryFrom<wire::Merge> for Merge {
             residual: digest("merge.residual", &wire.residual)?,
             outer_learning_rate: check(
                 "merge.outer_learning_rate",
-                "more than 0 and at most 1",
+                "more than 0 and at most 10",
                 rate,
                 holds,
             )?,

@@ -4,7 +4,7 @@ use super::*;
 use crate::message::limits::{
     ADDRESSES_MAX, CHUNKS_MAX, COMMIT_SET_ENTRIES_MAX, HEAD_ROUNDS_MAX, REASON_BYTES_MAX,
     REPLY_BYTES_MAX, REQUEST_BYTES_MAX, ROUND_MAX, SOURCES_MAX, SPEC_BYTES_MAX, STATUS_BYTES_MAX,
-    STEPS_MAX, TASKS_MAX, VERIFIERS_MAX,
+    STEPS_MAX, TASKS_MAX, VERIFIERS_MAX, WEIGHED_MAX,
 };
 
 #[test]
@@ -136,7 +136,7 @@ fn replies_outside_the_limits_are_refused_by_field() {
         let (round, theta) = (Round(1), digest("theta"));
         refused_reply(&duty(Duty::Sync(Sync { round, theta, theta_bytes: 4, merge, sources })))
     };
-    for outer_learning_rate in [0.0, -0.5, 1.5, f32::NAN] {
+    for outer_learning_rate in [0.0, -0.5, 10.5, f32::NAN] {
         let (aggregate, residual) = (digest("a"), digest("r"));
         let merge = Merge { aggregate, aggregate_bytes: 4, residual, outer_learning_rate };
         assert_eq!(synced(Some(merge), vec![]), "merge.outer_learning_rate");

@@ -301,16 +301,22 @@ fn a_fault_found_after_the_merge_is_revoked_and_its_reward_forfeit() {
 fn gated() -> World {
     let mut spec = tests_support::spec();
     spec.aggregation.rules = vec![Rule::LossGate];
+    spec.round.silence_ms = 1_000;
+    spec.round.check_ms = 2_000;
     let mut world = World::new(spec);
     world.harms.insert(node(2));
-    (1..=3).for_each(|id| world.join(id, Role::Worker));
+    for id in 1..=3 {
+        world.join(id, Role::Worker);
+    }
     world
 }
 
 #[test]
 fn a_merge_knows_what_each_update_does_to_held_out_loss() {
     let mut world = gated();
-    (7..=9).for_each(|id| world.join(id, Role::Verifier));
+    for id in 7..=9 {
+        world.join(id, Role::Verifier);
+    }
     world.run(&[1, 2, 3], &[7, 8, 9], 300);
     let merge = &world.merges[0];
     let effects: Vec<_> =
@@ -327,14 +333,18 @@ fn a_merge_knows_what_each_update_does_to_held_out_loss() {
 }
 
 #[test]
-fn a_verifier_that_never_weighs_is_waited_for_no_longer_than_checks_last() {
+fn who_never_weighs_holds_no_merge_up() {
     let mut world = gated();
-    (7..=9).for_each(|id| world.join(id, Role::Verifier));
+    for id in 7..=9 {
+        world.join(id, Role::Verifier);
+    }
     // Two of three are enough, one is not.
     world.run(&[1, 2, 3], &[7, 8], 300);
     assert_eq!(world.records[0].weighings.len(), 2);
     let mut world = gated();
-    (7..=9).for_each(|id| world.join(id, Role::Verifier));
+    for id in 7..=9 {
+        world.join(id, Role::Verifier);
+    }
     world.run(&[1, 2, 3], &[7], 600);
     assert_eq!(world.records[0].weighings, []);
     assert!(world.merges[0].contributions.iter().all(|it| it.loss_effect.is_none()));
