@@ -60,9 +60,10 @@ bench-train: build ## tokens per second of a worker, against PyTorch, into runs/
 bench: bench-gradient bench-train ## all benchmarks
 
 FUZZ_SECONDS ?= 600
-fuzz: ## made-up bytes against the decoder of updates (`cargo install cargo-fuzz` first; FUZZ_SECONDS=3600 for longer)
-	cd fuzz && CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none update -- \
-		-max_total_time=$(FUZZ_SECONDS) -max_len=2048 -timeout=5 -rss_limit_mb=600 -malloc_limit_mb=64
+fuzz: ## made-up bytes against the decoders (`cargo install cargo-fuzz` first; FUZZ_SECONDS=3600 for longer)
+	cd fuzz && for target in update moments; do \
+		CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -max_len=2048 -timeout=5 || exit 1; done
 
 check-transformers: build ## an exported model gives the same logits in Hugging Face transformers (fetches about 6 GB once)
 	scripts/check-transformers

@@ -8,8 +8,9 @@
 //! | v | 0 … 255 | s·(q/255)⁴ | of √v: .8 % where √v is the block's largest, 8 % at a hundredth of it |
 //!
 //! An update divides m by √v, so √v is coded as m is: by the square of an even grid. That keeps nine
-//! decades of v. What is under one code becomes one code, 2.4·10⁻¹⁰·s, so a v that is not 0 does not become 0 (unless a
-//! whole block is under 3·10⁻³⁶, where f32 ends and Adam's ε is all that counts).
+//! decades of v. What is under one code becomes one code, 2.4·10⁻¹⁰·s, so a v that is not 0 does not become 0
+//! (unless a whole block is under 2⁻⁹⁰, where Adam's ε is all that counts: it becomes 0, or its smallest codes would
+//! be where f32 ends).
 //!
 //! m goes to the nearest code. v changes by little in a round (at β₂ = .999 and thirty steps by 3 %), less than
 //! half a code of small values, and would stay where it is for ever; so it goes to one of its two neighbours by
@@ -25,6 +26,9 @@ use crate::layout::{CHUNK, Layout};
 
 /// Values that share a scale. 16 blocks make a chunk, so no block spans tensors.
 pub const BLOCK: usize = 256;
+
+/// No block's scale is smaller, unless it is 0: 2⁻⁹⁰.
+const SCALE_MIN: f32 = 8.077_935_7e-28;
 
 /// Bytes of a block: its scale, little-endian, then its codes.
 const BLOCK_BYTES: usize = 4 + BLOCK;
@@ -69,7 +73,7 @@ pub enum ParseMomentsError {
     Length { expected: usize, got: usize },
     #[error("expected moments version {VERSION}, got {got}")]
     Version { got: u8 },
-    #[error("block {block}: expected a finite scale of at least 0, got {got}")]
+    #[error("block {block}: expected a finite scale of at least {SCALE_MIN}, or 0, got {got}")]
     Scale { block: usize, got: f32 },
     #[error("block {block}: expected a largest code that fits its scale, got {got}")]
     Code { block: usize, got: u8 },
@@ -194,9 +198,10 @@ fn check_block(kind: Kind, values: &[f32], block: usize) -> Result<(), QuantiseE
     Ok(())
 }
 
-/// The largest magnitude, which it writes down; `None` if all is 0, and then so are the codes.
+/// The largest magnitude, which it writes down; `None` if all is (nearly) 0, and then so are the codes.
 fn write_scale(values: &[f32], bytes: &mut [u8]) -> Option<f32> {
-    let scale = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    let largest = values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    let scale = if largest < SCALE_MIN { 0.0 } else { largest };
     bytes[..4].copy_from_slice(&scale.to_le_bytes());
     if scale == 0.0 {
         bytes[4..].fill(0);
@@ -289,7 +294,8 @@ fn scale_of(block: &[u8]) -> f32 {
 fn check_all(kind: Kind, bytes: &[u8], layout: &Layout) -> Result<(), ParseMomentsError> {
     for (index, block) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
         let scale = scale_of(block);
-        if !scale.is_finite() || scale.is_sign_negative() {
+        let is_written = scale.to_bits() == 0 || scale >= SCALE_MIN;
+        if !scale.is_finite() || !is_written {
             return Err(ParseMomentsError::Scale { block: index, got: scale });
         }
         // The largest value's code is the largest there is; without a scale there is no code.
