@@ -19,7 +19,7 @@ use manyhands_proto::{NodeId, Round};
 use rayon::prelude::*;
 
 use crate::aggregate::{ChunkSums, Member, PlanError, Term};
-use crate::codec::{ChunkScratch, GROUP_CHUNKS, GroupWriter, Payload, frame};
+use crate::codec::{ChunkReader, ChunkScratch, GROUP, GROUP_CHUNKS, GroupWriter, Payload, frame};
 use crate::ieee::assert_ieee;
 use crate::layout::{CHUNK, Layout};
 
@@ -73,9 +73,6 @@ pub struct OuterStep<'a> {
     broadcast: Profile,
     terms: Vec<Term<'a>>,
 }
-
-/// Values of a group of chunks.
-const GROUP: usize = GROUP_CHUNKS * CHUNK;
 
 /// The broadcast's bytes of a slice.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,8 +134,7 @@ impl<'a> OuterStep<'a> {
         room: &mut Room,
     ) -> Vec<u8> {
         assert_ieee();
-        let mut readers: Vec<_> =
-            self.terms.iter().map(|term| term.readers(self.layout, first)).collect();
+        let mut readers = self.readers(first);
         let mut writer = GroupWriter::new(self.broadcast);
         let chunks = theta.chunks_exact_mut(CHUNK).zip(residual.chunks_exact_mut(CHUNK));
         for (chunk, (theta, residual)) in (first..).zip(chunks) {
@@ -164,8 +160,7 @@ impl<'a> OuterStep<'a> {
             |sums, (group, theta)| {
                 assert_ieee();
                 let first = slice.start + group * GROUP_CHUNKS;
-                let mut readers: Vec<_> =
-                    self.terms.iter().map(|term| term.readers(self.layout, first)).collect();
+                let mut readers = self.readers(first);
                 for (chunk, theta) in (first..).zip(theta.chunks_exact_mut(CHUNK)) {
                     let tensor = self.layout.places()[chunk].tensor;
                     for (term, readers) in self.terms.iter().zip(&mut readers) {
@@ -174,6 +169,11 @@ impl<'a> OuterStep<'a> {
                 }
             },
         );
+    }
+
+    /// Of each term's updates, from a chunk on.
+    fn readers(&self, first: usize) -> Vec<Vec<ChunkReader<'_>>> {
+        self.terms.iter().map(|term| term.readers(self.layout, first)).collect()
     }
 
     fn check(&self, slice: &Range<usize>, values: &[f32]) {

@@ -36,6 +36,9 @@ use symbols::SignedIndex;
 /// byte vanish (a third of a bit per chunk), few enough to find one chunk quickly.
 pub const GROUP_CHUNKS: usize = 64;
 
+/// Values of a whole group.
+pub(crate) const GROUP: usize = GROUP_CHUNKS * CHUNK;
+
 /// How a profile writes a chunk.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Coding {
@@ -179,7 +182,6 @@ impl UpdateCodec {
         layout.assert_covers(error, "the error buffer");
         layout.assert_covers(ends.start, "the start");
         layout.assert_covers(ends.end, "the end");
-        const GROUP: usize = GROUP_CHUNKS * CHUNK;
         let mut pieces = error
             .par_chunks_mut(GROUP)
             .zip(ends.start.par_chunks(GROUP).zip(ends.end.par_chunks(GROUP)))

@@ -16,7 +16,7 @@ use super::dense::{self, DenseBody};
 use super::flat12::{self, ListedBody};
 use super::sparse::{ChunkError, SparseShape};
 use super::symbols::{ChunkScratch, ChunkSymbols, Symbols};
-use super::{Coding, GROUP_CHUNKS, coding, profile_number};
+use super::{Coding, GROUP, GROUP_CHUNKS, coding, profile_number};
 use crate::aggregate::{TensorNorms, squared};
 use crate::bits::BitReader;
 use crate::ieee::assert_ieee;
@@ -212,7 +212,7 @@ impl Update {
         visit: impl Fn(Symbols<'_>, &mut [f32]) + Sync,
     ) {
         layout.assert_covers(vector, "the vector");
-        vector.par_chunks_mut(GROUP_CHUNKS * CHUNK).enumerate().for_each_init(
+        vector.par_chunks_mut(GROUP).enumerate().for_each_init(
             ChunkScratch::default,
             |scratch, (group, values)| {
                 assert_ieee();
