@@ -29,14 +29,14 @@ pub(crate) fn defences() -> Vec<(&'static str, Aggregation)> {
     let with = |rules: &[Rule], denominator| Aggregation {
         rules: rules.to_vec(),
         denominator,
-        ..ours().aggregation
+        ..ours_midway().aggregation
     };
     let contributors = Denominator::Contributors;
     vec![
         ("mean", with(&[], contributors)),
         ("median_norm", with(&[Rule::MedianNorm], contributors)),
         ("cosine_trust", with(&[Rule::MedianNorm, Rule::CosineTrust], contributors)),
-        ("geometric_median", with(&[Rule::MedianNorm, Rule::GeometricMedian], contributors)),
+        ("loss_gate", with(&[Rule::MedianNorm, Rule::LossGate], contributors)),
         ("floor", with(&[Rule::MedianNorm], Denominator::Floor)),
     ]
 }
@@ -119,9 +119,16 @@ fn compare(plan: &mut Vec<Experiment>) {
     }
 }
 
+/// Ours in the middle of a run, where the outer learning rate does not rise yet.
+fn ours_midway() -> Sparse {
+    let mut method = ours();
+    method.aggregation.outer_learning_rate_final = method.aggregation.outer_learning_rate;
+    method
+}
+
 /// A run in its middle; its data come in another order than of those who start there.
 fn checkpoint() -> Experiment {
-    let mut experiment = base("checkpoint", 100, Method::Sparse(ours()));
+    let mut experiment = base("checkpoint", 100, Method::Sparse(ours_midway()));
     experiment.rounds = CHECKPOINT_ROUNDS;
     experiment.training.learning_rate_final_share = 1.0;
     experiment
@@ -135,14 +142,14 @@ fn robust(plan: &mut Vec<Experiment>) {
         ("1_of_3", 1, 3, defences()[..2].to_vec()),
     ] {
         for (defence, aggregation) in defences {
-            let is_default = aggregation == ours().aggregation;
+            let is_default = aggregation == ours_midway().aggregation;
             let lies = lies().into_iter().map(|(name, lie)| (name, Some(lie)));
             for (name, lie) in std::iter::once(("none", None)).chain(lies) {
                 if lie.is_some() && workers != WORKERS && !is_default {
                     continue;
                 }
                 let aggregation = aggregation.clone();
-                let method = Method::Sparse(Sparse { aggregation, ..ours() });
+                let method = Method::Sparse(Sparse { aggregation, ..ours_midway() });
                 let name = format!("robust/{group}/{name}/{defence}");
                 let mut experiment = base(&name, 1, method);
                 experiment.start = Some(Box::new(checkpoint()));
@@ -157,20 +164,19 @@ fn robust(plan: &mut Vec<Experiment>) {
 
 /// Equal grids: three inner learning rates, and two of what a method has of its own.
 fn tune(plan: &mut Vec<Experiment>) {
-    let with_alpha = |mut method: Sparse, alpha: f32| {
-        method.aggregation.outer_learning_rate = alpha;
+    let rising_to = |mut method: Sparse, alpha: f32| {
         method.aggregation.outer_learning_rate_final = alpha;
         Method::Sparse(method)
     };
     let grids: [(&str, [(&str, Method); 2]); 4] = [
-        ("ours", [("alpha_1", with_alpha(ours(), 1.0)), ("alpha_0.7", with_alpha(ours(), 0.7))]),
+        ("ours", [("alpha_1", rising_to(ours(), 1.0)), ("alpha_3", rising_to(ours(), 3.0))]),
         ("dense_diloco", [("0.7_0.9", dense(0.7, 0.9)), ("1_0.6", dense(1.0, 0.6))]),
         ("synchronous", [("clip_1", Method::Synchronous), ("clip_0.3", Method::Synchronous)]),
         (
             "sparse_loco",
             [
-                ("alpha_1", with_alpha(sparse_loco(), 1.0)),
-                ("alpha_0.7", with_alpha(sparse_loco(), 0.7)),
+                ("alpha_1", rising_to(sparse_loco(), 1.0)),
+                ("alpha_3", rising_to(sparse_loco(), 3.0)),
             ],
         ),
     ];
@@ -211,17 +217,18 @@ fn ablate(plan: &mut Vec<Experiment>) {
     add("beta_0.95", &|it| it.codec.error_decay = 0.95);
     add("beta_1", &|it| it.codec.error_decay = 1.0);
     for (name, denominator, alpha) in [
-        ("contributors_0.7", Denominator::Contributors, 0.7),
-        ("floor_1", Denominator::Floor, 1.0),
-        ("workers_1", Denominator::Workers, 1.0),
+        ("alpha_to_0.4", Denominator::Contributors, 0.4),
+        ("alpha_to_1", Denominator::Contributors, 1.0),
+        ("alpha_to_5", Denominator::Contributors, 5.0),
+        ("floor_to_1", Denominator::Floor, 1.0),
+        ("floor_to_3", Denominator::Floor, 3.0),
+        ("workers_to_3", Denominator::Workers, 3.0),
     ] {
         add(name, &|it| {
             it.aggregation.denominator = denominator;
-            it.aggregation.outer_learning_rate = alpha;
             it.aggregation.outer_learning_rate_final = alpha;
         });
     }
-    add("alpha_falls", &|it| it.aggregation.outer_learning_rate_final = 0.4);
     add("moments_unrounded", &|it| it.moments = Carrying::Unrounded);
     add("moments_reset", &|it| it.moments = Carrying::Reset);
     add("no_clip", &|it| it.aggregation.rules = vec![]);
@@ -284,7 +291,7 @@ fn ours() -> Sparse {
             rules: vec![Rule::MedianNorm],
             broadcast: Profile::Wide,
             outer_learning_rate: 1.0,
-            outer_learning_rate_final: 1.0,
+            outer_learning_rate_final: 3.0,
         },
         moments: Carrying::Rounded,
         download: Download::Broadcast,
@@ -297,6 +304,7 @@ fn sparse_loco() -> Sparse {
     let mut method = ours();
     method.codec = Codec { profile: Profile::Flat12, error_decay: 0.95 };
     method.aggregation.rules = vec![];
+    method.aggregation.outer_learning_rate_final = 1.0;
     method.moments = Carrying::Unrounded;
     method.download = Download::AllPayloads;
     method

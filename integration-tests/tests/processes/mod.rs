@@ -40,6 +40,9 @@ learning_rate = 3e-3
 dataset = "data"
 held_out_sequences = 8
 
+[aggregation]
+rules = ["median_norm", "loss_gate"]
+
 [round]
 commit_ms = 60_000
 upload_ms = 20_000
@@ -243,6 +246,8 @@ fn a_run_by_hand_from_the_chain_to_the_sample() {
     assert_same_parameters(&[&workers[0], &workers[1]]);
     let replays = verifier.heard("replayed");
     assert!(!replays.is_empty() && replays.iter().all(|replayed| replayed["passed"] == true));
+    let weighed = verifier.heard("weighed");
+    assert_eq!(weighed.len(), 3, "what updates do to held-out loss, once a round: {weighed:?}");
 
     bench.audit(&invitation);
     bench.claim("first", &invitation);
