@@ -60,9 +60,11 @@ fn an_honest_run_is_ok_link_by_link() {
     assert_eq!(json["links"][0]["link"], "specification");
 }
 
-/// Whose updates raise held-out loss is for three verifiers to say, and worker 2's do.
+const GATED: &str = "[aggregation]\nrules = [\"median_norm\", \"loss_gate\"]";
+
+/// Worker 2's updates raise held-out loss.
 pub(crate) fn gated() -> World {
-    let mut world = World::new(spec("[aggregation]\nrules = [\"median_norm\", \"loss_gate\"]"));
+    let mut world = World::new(spec(GATED));
     world.harms.insert(2);
     world.run_to_the_end(5, true);
     world
@@ -72,6 +74,38 @@ pub(crate) fn gated() -> World {
 fn a_merge_that_left_out_who_does_harm_is_recomputed() {
     let world = gated();
     assert!(world.records.iter().any(|record| !record.weighings.is_empty()));
+    let report = world.audit();
+    assert!(report.ok(), "{report}");
+}
+
+#[test]
+fn a_verifier_that_came_after_a_round_had_opened_weighs_nothing_of_it() {
+    let mut world = World::new(spec(GATED));
+    (1..=3).for_each(|id| world.join(id, Role::Worker));
+    while !world.is_training() {
+        world.turn(&[1, 2]);
+    }
+    world.join(9, Role::Verifier);
+    world.go_on_to_the_end(&[1, 2, 3, 9]);
+    assert!(!world.records[0].verified && world.records[0].weighings.is_empty());
+    assert!(world.records.iter().any(|record| !record.weighings.is_empty()));
+    let report = world.audit();
+    assert!(report.ok(), "{report}");
+}
+
+#[test]
+fn colluders_found_one_after_the_other_are_taken_back_in_merges_that_can_be_recomputed() {
+    let mut world = World::new(spec(VERIFIED));
+    world.cheats.extend((2..=4).flat_map(|id| (1..5).map(move |round| (id, round))));
+    world.replays_at_once = 1;
+    world.run_to_the_end(5, true);
+    let merges_that_take_back = |round| {
+        let of_round =
+            |record: &&RoundRecord| record.revocations.iter().any(|it| it.round == round);
+        world.records.iter().filter(of_round).count()
+    };
+    let found_in_turn = (0..5).map(Round).any(|round| merges_that_take_back(round) > 1);
+    assert!(found_in_turn, "one round is corrected more than once");
     let report = world.audit();
     assert!(report.ok(), "{report}");
 }

@@ -142,6 +142,8 @@ pub(crate) struct World {
     pub(crate) cheats: BTreeSet<(u8, u32)>,
     /// Whose updates verifiers find to raise held-out loss.
     pub(crate) harms: BTreeSet<u8>,
+    /// Replays that a verifier ends before the world goes on.
+    pub(crate) replays_at_once: usize,
     pub(crate) evidence: Blobs,
     pub(crate) chain: TestChain,
     /// None: the run settles on no chain.
@@ -178,6 +180,7 @@ impl World {
             unsent: BTreeSet::new(),
             cheats: BTreeSet::new(),
             harms: BTreeSet::new(),
+            replays_at_once: usize::MAX,
             evidence: Blobs::default(),
             chain: TestChain::new(run, owner(), &spec),
             settles,
@@ -215,16 +218,24 @@ impl World {
             self.join(9, Role::Verifier);
         }
         let everybody: Vec<u8> = (1..=workers).chain(verified.then_some(9)).collect();
+        self.go_on_to_the_end(&everybody);
+    }
+
+    pub(crate) fn go_on_to_the_end(&mut self, everybody: &[u8]) {
         for _ in 0..500 {
             if self.machine.phase() == Phase::Complete {
                 return;
             }
-            self.turn(&everybody);
+            self.turn(everybody);
         }
         panic!("the run ends, it is in {:?}", self.machine.phase());
     }
 
-    fn turn(&mut self, everybody: &[u8]) {
+    pub(crate) fn is_training(&self) -> bool {
+        matches!(self.machine.phase(), Phase::Training { .. })
+    }
+
+    pub(crate) fn turn(&mut self, everybody: &[u8]) {
         for &id in everybody {
             self.obey(id);
         }
@@ -257,7 +268,7 @@ impl World {
                 self.ask(id, Request::Commit(signed));
             }
             Duty::Tasks(tasks) => {
-                for replay in tasks.replays {
+                for replay in tasks.replays.into_iter().take(self.replays_at_once) {
                     let round = replay.assignment.round.0;
                     let cheated = self
                         .cheats

@@ -195,6 +195,8 @@ def aggregate(admitted, denominator, chunks, without=()):
     for r, (sent, w, factor) in enumerate(zip(*admitted)):
         everyone = f32(everyone + w)
         for i, v in sent.items() if r not in without else ():
+            if factor[chunks[i // CHUNK][0]] == 0:
+                continue
             scaled = f32(f32(w * (factor[chunks[i // CHUNK][0]] / UNIT)) * v)
             num[i] = f32(num.get(i, 0.0) + scaled)
             contrib[i] = f32(contrib.get(i, 0.0) + w)

@@ -111,6 +111,9 @@ fn by_formula(
     for member in members {
         let weight = weight(member.worker);
         let factor = plan.factors(&member.worker).expect("in the plan")[tensor];
+        if factor == Factor::NOTHING {
+            continue;
+        }
         let factor = factor.units() as f32 / 16_777_216.0;
         member.update.dequantised_chunk(layout, ChunkIndex(chunk as u32), &mut values);
         for (index, &value) in values.iter().enumerate().filter(|(_, value)| **value != 0.0) {
@@ -326,6 +329,7 @@ fn a_revocation_is_the_difference_of_two_merges_with_frozen_weights() {
     };
     let stranger = PlanError::NotMember { worker: worker(99) };
     assert_eq!(refusal(&[worker(99)], &[]), stranger.to_string());
+    assert_eq!(refusal(&[], &[worker(1)]), PlanError::NothingRevoked.to_string());
     let twice = PlanError::RevokedTwice { worker: worker(1) };
     assert_eq!(refusal(&[worker(1)], &[worker(1)]), twice.to_string());
 }
@@ -522,6 +526,10 @@ fn who_raises_held_out_loss_is_left_out_whole() {
     let plan = MergePlan::new(&layout, &config, &members).expect("a valid set");
     let passes = plan.workers().map(|id| plan.factors(&id).expect("in the plan")[0] == Factor::ONE);
     assert_eq!(passes.collect::<Vec<_>>(), [true, true, true, false, false, true]);
+    // And the merge is that of the others.
+    let others: Vec<_> = [0, 1, 2, 5].map(|at| members[at]).into();
+    let merge = |members: &[Member<'_>]| merged(&layout, &config, members, &[]).digests();
+    assert_eq!(merge(&members), merge(&others));
 }
 
 #[test]

@@ -44,10 +44,10 @@ pub struct RoundRecord {
     /// Draws made since the previous record, of earlier rounds.
     pub draws: Vec<Draw>,
     /// Held-out losses measured since the previous record.
+    pub evaluations: Vec<Evaluation>,
     /// What verifiers found the updates to do to held-out loss, in the order of their ids; none if the run does
     /// not ask for it, or not enough of them answered.
     pub weighings: Vec<Weighed>,
-    pub evaluations: Vec<Evaluation>,
     /// Every account that ever earned, in account order.
     pub earnings: Vec<Earning>,
 }

@@ -31,12 +31,13 @@ impl Gram {
     /// The part that a slice (an interval of chunks that begins with a group) contributes.
     ///
     /// # Panics
-    /// When an update belongs to another layout or the slice ends past it.
+    /// When there is no update, one belongs to another layout, or the slice ends past it.
     pub fn of_slice(layout: &Layout, updates: &[&Update], slice: Range<usize>) -> Self {
         assert!(slice.end <= layout.chunk_count(), "a slice of the layout");
         let mut gram = Self::zero(layout, updates.len());
         // Integers: whatever order the threads finish in, the sums are the same.
-        let pairs = gram.pairs().max(1);
+        assert!(!updates.is_empty(), "products of somebody's updates");
+        let pairs = gram.pairs();
         let rows: Vec<_> = gram.products.chunks_mut(pairs).map(Mutex::new).collect();
         let firsts: Vec<usize> = slice.clone().step_by(GROUP_CHUNKS).collect();
         firsts.into_par_iter().for_each_init(Room::default, |room, first| {

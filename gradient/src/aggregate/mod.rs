@@ -5,8 +5,8 @@
 //! ```text
 //! num_i = Σ over workers, in the order of their ids, of fl(fl(w_r · c_r) · v̂_ri)
 //! den_i = contributors: Σ of w_r over those who sent i
-//!         floor:        max(that, 2, 2 · the largest of them), so that nobody makes up more than half of
-//!                       what a coordinate moves by, however unpopular it is; with one worker that, or 1
+//!         floor:        max(that, 2, 2 · the largest of them), so that nobody moves a coordinate by more than
+//!                       half of what it sent there, however unpopular it is; with one worker that, or 1
 //!         workers:      Σ of all w_r
 //! aggregate_i = num_i / den_i; where nobody sent i, nothing
 //! ```
@@ -53,6 +53,8 @@ pub struct Factor(u32);
 impl Factor {
     /// All of it.
     pub const ONE: Self = Self(1 << 24);
+    /// None of it: as if the worker had sent nothing of the tensor.
+    pub const NOTHING: Self = Self(0);
 
     /// `units` of 2⁻²⁴, at most 1.
     pub const fn from_units(units: u32) -> Self {
@@ -151,6 +153,8 @@ pub enum PlanError {
     Layout { worker: NodeId, expected: usize, got: usize },
     #[error("expected {worker} to be in the set that it is taken out of")]
     NotMember { worker: NodeId },
+    #[error("expected somebody to be taken out of the set, got nobody")]
+    NothingRevoked,
     #[error("expected {worker} to be taken out of the set once, got it twice")]
     RevokedTwice { worker: NodeId },
 }
@@ -255,7 +259,7 @@ impl MergePlan {
         }
     }
 
-    /// Whether nobody may make up more than half of a coordinate.
+    /// Whether nobody moves a coordinate by more than half of what it sent there.
     fn is_capped(&self) -> bool {
         self.denominator == Denominator::Floor && self.shares.len() > 1
     }

@@ -3,7 +3,7 @@
 use manyhands_proto::run_file::Aggregation;
 use multiversion::multiversion;
 
-use super::{MergePlan, PlanError};
+use super::{Factor, MergePlan, PlanError};
 use crate::codec::{ChunkReader, ChunkScratch, Symbols, Update};
 use crate::layout::{CHUNK, Layout};
 use crate::outer::{Admitted, Revoked};
@@ -52,6 +52,9 @@ impl<'a> Term<'a> {
         config: &Aggregation,
         revoked: Revoked<'a>,
     ) -> Result<Self, PlanError> {
+        if revoked.workers.is_empty() {
+            return Err(PlanError::NothingRevoked);
+        }
         let mut term = Self::merging(layout, config, revoked.from)?;
         let earlier = revoked.earlier.iter().map(|&worker| (worker, Standing::Gone));
         let now = revoked.workers.iter().map(|&worker| (worker, Standing::Goes));
@@ -147,12 +150,15 @@ impl ChunkSums {
         let is_capped = term.plan.is_capped();
         for ((share, standing), reader) in term.plan.shares.iter().zip(&term.standings).zip(readers)
         {
-            let weight = share.weight;
-            let part = Part { weight, clipped: weight * share.factors[tensor].value(), is_capped };
             let symbols = reader.next(&mut self.scratch);
-            if *standing != Standing::Gone {
-                self.all.add(symbols, part);
+            let factor = share.factors[tensor];
+            // Who is held back whole does not dilute what others send either.
+            if *standing == Standing::Gone || factor == Factor::NOTHING {
+                continue;
             }
+            let weight = share.weight;
+            let part = Part { weight, clipped: weight * factor.value(), is_capped };
+            self.all.add(symbols, part);
             if *standing == Standing::Stays && revokes {
                 self.staying.add(symbols, part);
             }

@@ -5,7 +5,7 @@
 //! own some tens of times that, of a coordinator's memory at a time; a reply is decoded only when
 //! it is from the one coordinator that was asked.
 
-/// A whole sealed request. The largest that means anything is a few KiB.
+/// A whole sealed request. The largest that means anything has 48 KiB.
 pub const REQUEST_BYTES_MAX: usize = 1 << 16;
 /// A whole sealed reply: room for a commit set of 65,536 entries of 70 bytes.
 pub const REPLY_BYTES_MAX: usize = 5 << 20;
@@ -28,8 +28,8 @@ pub const COMMIT_SET_ENTRIES_MAX: usize = 65_536;
 pub const SOURCES_MAX: usize = 64;
 pub const CHUNKS_MAX: usize = 65_536;
 pub const TASKS_MAX: usize = 1_024;
-/// Updates whose effect on held-out loss a verifier measures in a round: an answer of 44 bytes each fits a
-/// request.
+/// Updates whose effect on held-out loss a verifier measures in a round: an answer of at most 47 bytes each
+/// fits a request.
 pub const WEIGHED_MAX: usize = 1_024;
 pub const VERIFIERS_MAX: usize = 64;
 

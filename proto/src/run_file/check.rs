@@ -5,10 +5,10 @@ use std::fmt;
 use toml_edit::{Document, Item};
 
 use super::{
-    Aggregation, Architecture, Chain, Codec, Precision, Profile, RoundTimes, Run, RunFile, RunSpec,
-    Training, Verification,
+    Aggregation, Architecture, Chain, Codec, Precision, Profile, RoundTimes, Rule, Run, RunFile,
+    RunSpec, Training, Verification,
 };
-use crate::message::limits::OUTER_LEARNING_RATE_MAX;
+use crate::message::limits::{OUTER_LEARNING_RATE_MAX, WEIGHED_MAX};
 
 /// One thing to change in a run file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -199,6 +199,13 @@ fn contradictions(sections: &Sections<'_>) -> Vec<Contradiction> {
     check_model(sections.model, &mut findings);
     check_training(sections.training, &mut findings);
     check_merge(sections.codec, sections.aggregation, &mut findings);
+    findings.require(
+        !sections.aggregation.rules.contains(&Rule::LossGate)
+            || sections.run.workers_max as usize <= WEIGHED_MAX,
+        "run.workers_max",
+        format!("verifiers weigh at most {WEIGHED_MAX} updates a round"),
+        &format!("choose at most {WEIGHED_MAX}, or leave loss_gate out of aggregation.rules"),
+    );
     check_round(sections.round, &mut findings);
     check_verification(sections.verification, sections.training.precision, &mut findings);
     check_chain(sections.chain, sections.run, &mut findings);

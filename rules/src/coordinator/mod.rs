@@ -169,7 +169,7 @@ impl Coordinator {
             }
             Input::CodecChecked { round, worker, result } => {
                 if round == self.round.number && self.round.commitments.contains_key(&worker) {
-                    self.round.codec.insert(worker, result);
+                    self.round.note_codec(worker, result);
                 }
                 None
             }
@@ -566,19 +566,29 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Asks what the updates do to held-out loss, once it is clear which there are.
-    fn ask_weighings(&mut self, entropy: crate::record::Entropy) {
-        let needed = self.spec.aggregation.rules.contains(&Rule::LossGate);
-        let known = self.round.codec_missing().next().is_none();
+    /// Asks what the updates do to held-out loss, once it is clear which there are, or when half of the time that
+    /// checks have is over: a worker that opens nothing must not end the measurement for all.
+    fn ask_weighings(&mut self, now: Tick, entropy: crate::record::Entropy) {
+        let needed = self.round.verified && self.spec.aggregation.rules.contains(&Rule::LossGate);
+        let known = self.round.codec_missing().next().is_none()
+            || self.weighing_time().is_some_and(|time| now >= time);
         if !needed || !known || self.round.measurement.is_some() {
             return;
         }
+        let updates = self.round.weighable();
+        // Whoever committed is judged, in whatever role it comes back.
+        let able = |verifier: &NodeId| !self.round.commitments.contains_key(verifier);
+        let able: Vec<NodeId> = self.round.verifiers.iter().copied().filter(able).collect();
         let beacon = Beacon::new(self.round.commit_set().digest(), entropy.value);
-        self.round.measurement = Some(Measurement {
-            verifiers: beacon.verifiers(WEIGHERS_MAX, &self.verifiers()),
-            updates: self.round.weighable(),
-            answers: BTreeMap::new(),
-        });
+        let count = if updates.is_empty() { 0 } else { WEIGHERS_MAX };
+        let verifiers = beacon.verifiers(count, &able);
+        self.round.measurement = Some(Measurement { verifiers, updates, answers: BTreeMap::new() });
+    }
+
+    /// When updates are weighed at the latest.
+    fn weighing_time(&self) -> Option<Tick> {
+        let Phase::Checking { deadline: Some(deadline) } = self.round.phase else { return None };
+        Some(Tick(deadline.0.saturating_sub(self.spec.round.check_ms / 2)))
     }
 
     /// Whether everybody who is to weigh, and is still there, has done so.
@@ -706,7 +716,7 @@ impl Coordinator {
                     self.round.phase = Phase::Checking { deadline };
                 }
                 self.ask_replays_before_merge(entropy);
-                self.ask_weighings(entropy);
+                self.ask_weighings(now, entropy);
                 let over = deadline.is_some_and(|deadline| now >= deadline);
                 let done = self.round.is_checked() && self.is_weighed() || over;
                 if done {
@@ -789,6 +799,7 @@ impl Coordinator {
 
     /// From here on a commitment is a worker's head, whatever becomes of its update.
     fn close_commitments(&mut self) {
+        self.round.verifiers = self.verifiers();
         for (worker, signed) in &self.round.commitments {
             let Some(member) = self.membership.get_mut(*worker) else { continue };
             let assignment = &self.round.assignments[worker];
@@ -831,6 +842,7 @@ impl Coordinator {
             (self.round.phase.deadline(), WakeReason::PhaseDeadline),
             (self.membership.next_expiry(times.silence_ms), WakeReason::SilentMember),
             (self.audits.next_timeout(times.check_ms), WakeReason::VerifierPatience),
+            (self.weighing_time(), WakeReason::PhaseDeadline),
         ];
         // A deadline that has passed and still waits for somebody is no reason to wake again.
         wakes

@@ -140,6 +140,8 @@ pub(super) struct OpenRound {
     pub(super) probation: Vec<NodeId>,
     /// Those whose replay has been asked for.
     pub(super) replay_asked: BTreeSet<NodeId>,
+    /// Verifiers that were there when the commitments were closed, before anything was drawn.
+    pub(super) verifiers: Vec<NodeId>,
     /// What the updates do to held-out loss; none before it is asked for.
     pub(super) measurement: Option<Measurement>,
     pub(super) commitments_entropy: Option<Entropy>,
@@ -184,6 +186,7 @@ impl OpenRound {
             replayed: BTreeMap::new(),
             probation: Vec::new(),
             replay_asked: BTreeSet::new(),
+            verifiers: Vec::new(),
             measurement: None,
             commitments_entropy: None,
             stakes_unchecked: Vec::new(),
@@ -241,6 +244,22 @@ impl OpenRound {
                 .filter(|worker| self.probation.contains(worker))
                 .filter(|worker| self.codec.get(worker) == Some(&CodecResult::Passed))
                 .all(|worker| self.replayed.contains_key(&worker))
+    }
+
+    /// What came of the codec check. Whoever opens its chunks only when updates are being weighed would be the one
+    /// that nobody weighed.
+    pub(super) fn note_codec(&mut self, worker: NodeId, result: CodecResult) {
+        let unweighed = self.uploads.get(&worker) == Some(&Upload::InTime)
+            && self.measurement.as_ref().is_some_and(|measurement| {
+                measurement.updates.iter().all(|(weighed, _)| *weighed != worker)
+            });
+        let result = match result {
+            CodecResult::Passed if unweighed => CodecResult::Withheld(
+                "opened the drawn chunks when updates were weighed".to_owned(),
+            ),
+            result => result,
+        };
+        self.codec.insert(worker, result);
     }
 
     /// Updates whose effect on held-out loss can be measured: here in time, well-formed and well encoded.

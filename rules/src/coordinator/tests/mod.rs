@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    Commitment, Distances, Duty, LossEffect, PROTOCOL_VERSION, Possession, Role, Situation,
+    Commitment, Distances, Duty, LossEffect, PROTOCOL_VERSION, Possession, Role, Situation, Weigh,
 };
 use manyhands_proto::{Balance, TokenCount};
 
@@ -50,6 +50,8 @@ struct World {
     cheats: BTreeSet<NodeId>,
     /// Whose updates raise held-out loss.
     harms: BTreeSet<NodeId>,
+    /// Who never opens the chunks that are drawn.
+    unopened: BTreeSet<NodeId>,
     records: Vec<RoundRecord>,
     reports: Vec<NodeId>,
     merges: Vec<MergeOrder>,
@@ -67,6 +69,7 @@ impl World {
             dead: BTreeSet::new(),
             cheats: BTreeSet::new(),
             harms: BTreeSet::new(),
+            unopened: BTreeSet::new(),
             records: Vec::new(),
             reports: Vec::new(),
             merges: Vec::new(),
@@ -164,6 +167,9 @@ impl World {
         let input = match effect {
             Effect::FetchPayload { round, worker, .. } => {
                 Input::PayloadArrived { round, worker, result: Ok(()) }
+            }
+            Effect::CheckCodec(CodecCheck { worker, .. }) if self.unopened.contains(&worker) => {
+                return;
             }
             Effect::CheckCodec(CodecCheck { round, worker, .. }) => {
                 Input::CodecChecked { round, worker, result: CodecResult::Passed }
@@ -350,21 +356,77 @@ fn who_never_weighs_holds_no_merge_up() {
     assert!(world.merges[0].contributions.iter().all(|it| it.loss_effect.is_none()));
 }
 
+/// Turns until verifiers are asked to weigh; nobody has answered then.
+fn until_weighing(world: &mut World) -> Weigh {
+    for _ in 0..200 {
+        if let Some(asked) = world.machine.weigh_task(node(7)) {
+            return asked;
+        }
+        world.turn(&[1, 2, 3], &[]);
+        for id in [7, 8, 9] {
+            world.ask(id, Request::Beat(Beat { theta: None, steps_done: 0, leaving: false }));
+        }
+    }
+    panic!("nothing is to be weighed");
+}
+
 #[test]
 fn nobody_weighs_what_it_was_not_asked_to() {
     let mut world = gated();
-    world.join(9, Role::Verifier);
-    let weighing = |round| {
-        let effects = vec![(node(1), LossEffect(0))];
-        Request::Weighing(Weighing { round: Round(round), effects })
-    };
-    for id in [1, 9] {
-        let reply = world.ask(id, weighing(0));
-        assert!(
-            matches!(&reply, Reply::Refused(refusal) if refusal.code == RefusalCode::NotYourTask),
-            "{reply:?}"
-        );
+    world.machine.spec.verification.probation_checks = 0;
+    for id in [7, 8, 9] {
+        world.join(id, Role::Verifier);
     }
+    let asked = until_weighing(&mut world);
+    let honest: Vec<_> =
+        asked.updates.iter().map(|(worker, _)| (*worker, LossEffect(-1))).collect();
+    let mut refused = |id, round, effects: &[(NodeId, LossEffect)]| {
+        let effects = effects.to_vec();
+        let reply = world.ask(id, Request::Weighing(Weighing { round: Round(round), effects }));
+        matches!(&reply, Reply::Refused(refusal) if refusal.code == RefusalCode::NotYourTask)
+    };
+    assert!(refused(1, 0, &honest), "a worker");
+    assert!(refused(7, 1, &honest), "another round");
+    assert!(refused(7, 0, &honest[1..]), "not all of them");
+    assert!(!refused(7, 0, &honest));
+    assert!(refused(7, 0, &honest), "once");
+}
+
+#[test]
+fn who_opens_nothing_ends_no_measurement() {
+    let mut world = gated();
+    world.machine.spec.verification.probation_checks = 0;
+    world.machine.spec.round.check_ms = 4_000;
+    world.machine.spec.round.silence_ms = 60_000;
+    world.unopened.insert(node(3));
+    for id in [7, 8, 9] {
+        world.join(id, Role::Verifier);
+    }
+    world.run(&[1, 2, 3], &[7, 8, 9], 400);
+    let weighed = &world.records[0].weighings;
+    assert_eq!(weighed.len(), 3);
+    let of: Vec<_> = weighed[0].effects.iter().map(|(worker, _)| *worker).collect();
+    assert_eq!(of.len(), 2);
+    assert!(!of.contains(&node(3)));
+    assert!(matches!(world.outcome(0, 3), Outcome::Withheld(_)));
+}
+
+#[test]
+fn a_worker_that_came_back_as_a_verifier_does_not_weigh_its_own_update() {
+    let mut world = gated();
+    world.join(7, Role::Verifier);
+    let committed = |world: &World| world.machine.round.commitments.len();
+    for _ in 0..50 {
+        if committed(&world) == 2 {
+            break;
+        }
+        world.turn(&[1, 2], &[7]);
+    }
+    assert_eq!(committed(&world), 2);
+    world.join(2, Role::Verifier);
+    world.run(&[1, 3], &[2, 7], 300);
+    assert!(world.records[0].weighings.iter().all(|weighed| weighed.verifier == node(7)));
+    assert_eq!(world.records[0].weighings.len(), 1);
 }
 
 #[test]
