@@ -96,7 +96,7 @@ pub(crate) struct Cluster {
 const F32_BITS: f64 = 32.0;
 
 /// Held-out sequences that a round's updates are measured with, where a rule asks for it.
-const GATE_SEQUENCES: u64 = 32;
+const GATE_SEQUENCES: u64 = 16;
 
 impl Cluster {
     /// Begins with θ and the moments of `start`, its workers' in turn, but with nothing that waits to be sent;

@@ -34,9 +34,9 @@ pub(crate) fn defences() -> Vec<(&'static str, Aggregation)> {
     let contributors = Denominator::Contributors;
     vec![
         ("mean", with(&[], contributors)),
+        ("loss_gate", with(&[Rule::MedianNorm, Rule::LossGate], contributors)),
         ("median_norm", with(&[Rule::MedianNorm], contributors)),
         ("cosine_trust", with(&[Rule::MedianNorm, Rule::CosineTrust], contributors)),
-        ("loss_gate", with(&[Rule::MedianNorm, Rule::LossGate], contributors)),
         ("floor", with(&[Rule::MedianNorm], Denominator::Floor)),
     ]
 }
@@ -231,7 +231,8 @@ fn ablate(plan: &mut Vec<Experiment>) {
     }
     add("moments_unrounded", &|it| it.moments = Carrying::Unrounded);
     add("moments_reset", &|it| it.moments = Carrying::Reset);
-    add("no_clip", &|it| it.aggregation.rules = vec![]);
+    add("no_rules", &|it| it.aggregation.rules = vec![]);
+    add("no_gate", &|it| it.aggregation.rules = vec![Rule::MedianNorm]);
     add("broadcast_quality", &|it| it.aggregation.broadcast = Profile::Quality);
     add("broadcast_dense_fp16", &|it| it.aggregation.broadcast = Profile::DenseFp16);
 }
@@ -288,7 +289,7 @@ fn ours() -> Sparse {
         codec: Codec { profile: Profile::Standard, error_decay: 0.9 },
         aggregation: Aggregation {
             denominator: Denominator::Contributors,
-            rules: vec![Rule::MedianNorm],
+            rules: vec![Rule::MedianNorm, Rule::LossGate],
             broadcast: Profile::Wide,
             outer_learning_rate: 1.0,
             outer_learning_rate_final: 3.0,

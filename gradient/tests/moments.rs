@@ -19,7 +19,7 @@ fn moments_never_change_a_bit_and_come_back_within_their_bounds() {
     let layout = layout();
     let Moments { first, second } = moments(&layout);
     let coded = Moments8::quantise(&layout, &moments(&layout), 30).expect("they are finite");
-    assert_eq!(Digest::of(coded.as_bytes()).short(), "b4f8655f");
+    assert_eq!(Digest::of(coded.as_bytes()).short(), "99eb0997");
     let back = coded.dequantise();
     let blocks = |values: &[f32]| -> Vec<Vec<f64>> {
         values.chunks(BLOCK).map(|block| block.iter().map(|v| f64::from(*v)).collect()).collect()

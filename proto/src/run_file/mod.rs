@@ -450,11 +450,11 @@ mod default {
         held_out_sequences: u32 = 64;
         profile: Profile = Profile::Standard;
         broadcast: Profile = Profile::Wide;
-        error_decay: f32 = 0.95;
-        denominator: Denominator = Denominator::Floor;
-        rules: Vec<Rule> = vec![Rule::MedianNorm];
+        error_decay: f32 = 0.9;
+        denominator: Denominator = Denominator::Contributors;
+        rules: Vec<Rule> = vec![Rule::MedianNorm, Rule::LossGate];
         outer_learning_rate: f32 = 1.0;
-        outer_learning_rate_final: f32 = 0.4;
+        outer_learning_rate_final: f32 = 3.0;
         commit_ms: u64 = 120_000;
         upload_ms: u64 = 60_000;
         check_ms: u64 = 120_000;

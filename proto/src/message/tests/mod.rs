@@ -299,8 +299,9 @@ fn no_signed_field_can_be_changed() {
     signature(|envelope| {
         envelope.body = wire::Request::from(&Request::Describe).encode_to_vec();
     });
-    let versioned = forged(&sealed, |envelope| envelope.version = 2);
-    assert_eq!(open_request(&versioned), Err(OpenError::Version { expected: 1, got: 2 }));
+    let versioned = forged(&sealed, |envelope| envelope.version = PROTOCOL_VERSION + 1);
+    let (expected, got) = (PROTOCOL_VERSION, PROTOCOL_VERSION + 1);
+    assert_eq!(open_request(&versioned), Err(OpenError::Version { expected, got }));
 }
 
 #[test]
