@@ -28,7 +28,7 @@ use crate::layout::{CHUNK, Layout};
 pub const BLOCK: usize = 256;
 
 /// No block's scale is smaller, unless it is 0: 2⁻⁹⁰.
-const SCALE_MIN: f32 = 8.077_935_7e-28;
+const SCALE_MIN: f32 = f32::from_bits((127 - 90) << 23);
 
 /// Bytes of a block: its scale, little-endian, then its codes.
 const BLOCK_BYTES: usize = 4 + BLOCK;

@@ -253,11 +253,10 @@ impl OpenRound {
             && self.measurement.as_ref().is_some_and(|measurement| {
                 measurement.updates.iter().all(|(weighed, _)| *weighed != worker)
             });
-        let result = match result {
-            CodecResult::Passed if unweighed => CodecResult::Withheld(
-                "opened the drawn chunks when updates were weighed".to_owned(),
-            ),
-            result => result,
+        let result = if unweighed && result == CodecResult::Passed {
+            CodecResult::Withheld("opened the drawn chunks when updates were weighed".to_owned())
+        } else {
+            result
         };
         self.codec.insert(worker, result);
     }
