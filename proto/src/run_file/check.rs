@@ -504,6 +504,23 @@ dataset = "data"
     }
 
     #[test]
+    fn a_merge_that_cannot_be_is_refused() {
+        let refused = |section: &str, run: &str| {
+            let text = GOOD.replace("rounds = 3", &format!("rounds = 3\n{run}"));
+            let error = RunFile::parse(&(text + section)).expect_err("it cannot be merged");
+            error.problems[0].field.clone()
+        };
+        let aggregation = |field: &str| refused(&format!("\n[aggregation]\n{field}\n"), "");
+        assert_eq!(aggregation("outer_learning_rate = 0.0"), "aggregation.outer_learning_rate");
+        let rate = aggregation("outer_learning_rate_final = 10.5");
+        assert_eq!(rate, "aggregation.outer_learning_rate_final");
+        assert_eq!(aggregation("broadcast = \"flat12\""), "aggregation.broadcast");
+        assert_eq!(refused("", "workers_max = 1_025"), "run.workers_max");
+        let without = GOOD.replace("rounds = 3", "rounds = 3\nworkers_max = 1_025");
+        assert!(RunFile::parse(&(without + "\n[aggregation]\nrules = []\n")).is_ok());
+    }
+
+    #[test]
     fn a_specification_from_a_peer_is_checked_like_a_file() {
         let mut spec = RunFile::parse(GOOD).expect("a good file").resolve(data());
         spec.training.micro_batch_sequences = 0;
