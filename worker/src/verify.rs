@@ -11,7 +11,8 @@ use manyhands_chain_client::types::FaultKind;
 use manyhands_gradient::moments8::Moments8;
 use manyhands_gradient::{CHUNK, Layout, vector};
 use manyhands_model::{
-    ClaimedChunk, Control, EndState, TrainError, TrainTask, compare as compare_chunks,
+    ClaimedChunk, Control, EndState, EvaluateTask, TrainError, TrainTask, Transformer,
+    compare as compare_chunks, evaluate,
 };
 use manyhands_network::data::{GROUPS_PER_REQUEST_MAX, Source};
 use manyhands_proto::message::{
@@ -26,7 +27,6 @@ use crate::data::{RunData, progress};
 use crate::metrics;
 use crate::sync::{borrow_theta, incoming};
 use evidence::{Evidence, EvidenceError, PAUSE_MAX};
-use weigh::loss;
 pub(crate) use weigh::weigh;
 
 /// How a replay can end without distances.
@@ -277,6 +277,27 @@ pub(crate) async fn evaluation(
     let loss = loss(&context, &data, theta).await?;
     context.tell(WorkerEvent::Evaluated { round: task.round, loss });
     Ok(Evaluation { round: task.round, theta: task.theta, loss })
+}
+
+/// Held-out loss at `theta`, in nats per token.
+async fn loss(context: &Arc<Context>, data: &RunData, theta: Vec<f32>) -> Result<f64, String> {
+    let sequences = data.held_out_sequences(context).await.map_err(|error| error.to_string())?;
+    let source = data.held_out();
+    let shared = Arc::clone(context);
+    let work = tokio::task::spawn_blocking(move || {
+        let training = &shared.spec.training;
+        let model = Transformer::new(&shared.spec.model, training.precision, &theta, shared.device)
+            .map_err(|error| error.to_string())?;
+        let task = EvaluateTask {
+            sequences: &sequences,
+            batch_sequences: training.micro_batch_sequences,
+            threads: shared.threads,
+        };
+        evaluate(&model, source.as_ref(), task, &mut |_| Control::Continue)
+            .map(|found| found.loss)
+            .map_err(|error| error.to_string())
+    });
+    work.await.expect("an evaluating thread does not panic")
 }
 
 #[cfg(test)]

@@ -15,8 +15,9 @@ use super::input::{
     RevocationOrder, Stage,
 };
 use super::membership::Head;
-use super::round::{Measurement, OpenRound, Parameters, Phase};
+use super::round::{OpenRound, Parameters, Phase};
 use super::status::EventKind;
+use super::weighing::Measurement;
 use crate::draw::Beacon;
 use crate::record::{
     Draw, Earning, Entropy, Outcome, Revocation, RoundRecord, Weighed, WorkerResult, admitted_set,

@@ -3,7 +3,7 @@
 use crate::reward::layout;
 use manyhands_gradient::CHUNK;
 use manyhands_proto::message::{
-    Duty, Refusal, RefusalCode, Reply, Role, Situation, Source, Sync, Tasks, Weigh,
+    Duty, Refusal, RefusalCode, Reply, Role, Situation, Source, Sync, Tasks,
 };
 use manyhands_proto::{NodeId, Round};
 
@@ -64,19 +64,6 @@ impl Coordinator {
             replays: self.audits.replays_of(node),
             evaluations: if evaluates { self.audits.evaluations() } else { Vec::new() },
             weigh: self.weigh_task(node),
-        })
-    }
-
-    /// What a drawn verifier still has to measure before the merge.
-    pub(super) fn weigh_task(&self, node: NodeId) -> Option<Weigh> {
-        let round = &self.round;
-        let measurement = round.measurement.as_ref()?;
-        let drawn = measurement.verifiers.contains(&node);
-        let waits = matches!(round.phase, Phase::Checking { .. });
-        (drawn && waits && !measurement.answers.contains_key(&node)).then(|| Weigh {
-            round: round.number,
-            theta: round.theta,
-            updates: measurement.updates.clone(),
         })
     }
 

@@ -14,6 +14,7 @@ mod input;
 mod membership;
 mod round;
 mod status;
+mod weighing;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -22,9 +23,9 @@ use crate::reward::layout;
 use manyhands_proto::message::limits::{ADDRESSES_MAX, VERIFIERS_MAX};
 use manyhands_proto::message::{
     Beat, Evaluation, Join, Merge, Refusal, RefusalCode, ReplayOutcome, Reply, Request, Role,
-    SignedCommitment, Start, Verdict, Weighing,
+    SignedCommitment, Start, Verdict,
 };
-use manyhands_proto::run_file::{ChainKind, Rule, RunSpec};
+use manyhands_proto::run_file::{ChainKind, RunSpec};
 use manyhands_proto::{Digest, NodeId, Round, RunId, Tick, WorkUnits};
 use serde::{Deserialize, Serialize};
 
@@ -36,18 +37,16 @@ pub use input::{
 };
 pub use round::Phase;
 pub use status::{EventKind, MemberStatus, RoundStatus, Status};
+pub use weighing::WEIGHERS_MAX;
 
 use self::audits::{Audits, Ended};
 use self::close::{ClosedRound, PendingFault};
 use self::membership::{Head, Member, Membership, typical_speed};
-use self::round::{Measurement, OpenRound, Parameters, Upload};
+use self::round::{OpenRound, Parameters, Upload};
 use crate::assignment::{Candidate, Opening, plan};
 use crate::draw::Beacon;
 use crate::record::{Check, Draw, Finding, Outcome, Revocation, RoundRecord};
 use crate::{requirements, reward};
-
-/// Verifiers that measure what a round's updates do to held-out loss: a majority of them decides.
-pub const WEIGHERS_MAX: usize = 3;
 
 /// Why the machine asks to be woken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -547,57 +546,6 @@ impl Coordinator {
         self.history.note_loss(evaluation.round, evaluation.loss);
         self.evaluations.push(evaluation);
         Ok(())
-    }
-
-    fn handle_weighing(&mut self, from: NodeId, weighing: Weighing) -> Result<(), Refusal> {
-        let asked = self.weigh_task(from).filter(|asked| {
-            let asked_of = asked.updates.iter().map(|(worker, _)| worker);
-            asked.round == weighing.round
-                && asked_of.eq(weighing.effects.iter().map(|(worker, _)| worker))
-        });
-        if asked.is_none() {
-            let reason =
-                format!("these updates of round {} are not yours to weigh", weighing.round);
-            return refuse(RefusalCode::NotYourTask, reason);
-        }
-        if let Some(measurement) = &mut self.round.measurement {
-            measurement.answers.insert(from, weighing.effects);
-        }
-        Ok(())
-    }
-
-    /// Asks what the updates do to held-out loss, once it is clear which there are, or when half of the time that
-    /// checks have is over: a worker that opens nothing must not end the measurement for all.
-    fn ask_weighings(&mut self, now: Tick, entropy: crate::record::Entropy) {
-        let needed = self.round.verified && self.spec.aggregation.rules.contains(&Rule::LossGate);
-        let known = self.round.codec_missing().next().is_none()
-            || self.weighing_time().is_some_and(|time| now >= time);
-        if !needed || !known || self.round.measurement.is_some() {
-            return;
-        }
-        let updates = self.round.weighable();
-        // Whoever committed is judged, in whatever role it comes back.
-        let able = |verifier: &NodeId| !self.round.commitments.contains_key(verifier);
-        let able: Vec<NodeId> = self.round.verifiers.iter().copied().filter(able).collect();
-        let beacon = Beacon::new(self.round.commit_set().digest(), entropy.value);
-        let count = if updates.is_empty() { 0 } else { WEIGHERS_MAX };
-        let verifiers = beacon.verifiers(count, &able);
-        self.round.measurement = Some(Measurement { verifiers, updates, answers: BTreeMap::new() });
-    }
-
-    /// When updates are weighed at the latest.
-    fn weighing_time(&self) -> Option<Tick> {
-        let Phase::Checking { deadline: Some(deadline) } = self.round.phase else { return None };
-        Some(Tick(deadline.0.saturating_sub(self.spec.round.check_ms / 2)))
-    }
-
-    /// Whether everybody who is to weigh, and is still there, has done so.
-    fn is_weighed(&self) -> bool {
-        let Some(measurement) = &self.round.measurement else { return true };
-        let present = self.verifiers();
-        let waits =
-            |verifier| present.contains(verifier) && !measurement.answers.contains_key(verifier);
-        !measurement.verifiers.iter().any(waits)
     }
 
     fn handle_payload(&mut self, round: Round, worker: NodeId, result: Result<(), String>) {

@@ -2,17 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use manyhands_proto::message::limits::WEIGHED_MAX;
-use manyhands_proto::message::{
-    Assignment, CommitSet, LossEffect, Role, SignedCommitment, WaitReason,
-};
+use manyhands_proto::message::{Assignment, CommitSet, Role, SignedCommitment, WaitReason};
 use manyhands_proto::{Digest, NodeId, Round, Tick};
 use serde::{Deserialize, Serialize};
 
 use super::input::CodecResult;
 use super::membership::Head;
+use super::weighing::Measurement;
 use crate::assignment::Candidate;
-use crate::record::{Check, Entropy, Finding, Outcome, Weighed, commit_set};
+use crate::record::{Check, Entropy, Finding, Outcome, commit_set};
 
 /// Where a round stands. A deadline is when the phase ends whoever is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,27 +81,6 @@ pub(super) enum Upload {
     InTime,
     Late,
     Malformed(String),
-}
-
-/// Verifiers measure what a round's updates do to held-out loss.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Measurement {
-    /// Who was drawn for it.
-    pub(super) verifiers: Vec<NodeId>,
-    /// Workers and their payloads, in the order of the workers.
-    pub(super) updates: Vec<(NodeId, Digest)>,
-    pub(super) answers: BTreeMap<NodeId, Vec<(NodeId, LossEffect)>>,
-}
-
-impl Measurement {
-    /// The answers, if most of the verifiers gave one.
-    pub(super) fn weighed(&self) -> Vec<Weighed> {
-        if 2 * self.answers.len() <= self.verifiers.len() {
-            return Vec::new();
-        }
-        let answers = self.answers.iter();
-        answers.map(|(&verifier, effects)| Weighed { verifier, effects: effects.clone() }).collect()
-    }
 }
 
 /// One round, from its opening until its record is settled.
@@ -244,32 +221,6 @@ impl OpenRound {
                 .filter(|worker| self.probation.contains(worker))
                 .filter(|worker| self.codec.get(worker) == Some(&CodecResult::Passed))
                 .all(|worker| self.replayed.contains_key(&worker))
-    }
-
-    /// What came of the codec check. Whoever opens its chunks only when updates are being weighed would be the one
-    /// that nobody weighed.
-    pub(super) fn note_codec(&mut self, worker: NodeId, result: CodecResult) {
-        let unweighed = self.uploads.get(&worker) == Some(&Upload::InTime)
-            && self.measurement.as_ref().is_some_and(|measurement| {
-                measurement.updates.iter().all(|(weighed, _)| *weighed != worker)
-            });
-        let result = if unweighed && result == CodecResult::Passed {
-            CodecResult::Withheld("opened the drawn chunks when updates were weighed".to_owned())
-        } else {
-            result
-        };
-        self.codec.insert(worker, result);
-    }
-
-    /// Updates whose effect on held-out loss can be measured: here in time, well-formed and well encoded.
-    pub(super) fn weighable(&self) -> Vec<(NodeId, Digest)> {
-        self.commitments
-            .iter()
-            .filter(|(worker, _)| self.uploads.get(worker) == Some(&Upload::InTime))
-            .filter(|(worker, _)| self.codec.get(worker) == Some(&CodecResult::Passed))
-            .map(|(&worker, signed)| (worker, signed.commitment.payload))
-            .take(WEIGHED_MAX)
-            .collect()
     }
 
     /// What became of `worker`, from all that is known when the checks end.

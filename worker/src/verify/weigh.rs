@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use manyhands_gradient::codec::{Update, payload_bytes_max};
 use manyhands_gradient::vector;
-use manyhands_model::{Control, EvaluateTask, Transformer, evaluate};
 use manyhands_network::data::FetchRequest;
 use manyhands_proto::NodeId;
 use manyhands_proto::message::{LossEffect, Weigh, Weighing};
 use manyhands_rules::reward::layout;
 
+use super::loss;
 use crate::context::{Context, WorkerEvent};
 use crate::data::{RunData, progress};
 use crate::sync::borrow_theta;
@@ -44,29 +44,4 @@ pub(crate) async fn weigh(
     }
     context.tell(WorkerEvent::Weighed { round: task.round, updates: effects.len() });
     Ok(Weighing { round: task.round, effects })
-}
-
-/// Held-out loss at `theta`, in nats per token.
-pub(super) async fn loss(
-    context: &Arc<Context>,
-    data: &RunData,
-    theta: Vec<f32>,
-) -> Result<f64, String> {
-    let sequences = data.held_out_sequences(context).await.map_err(|error| error.to_string())?;
-    let source = data.held_out();
-    let shared = Arc::clone(context);
-    let work = tokio::task::spawn_blocking(move || {
-        let training = &shared.spec.training;
-        let model = Transformer::new(&shared.spec.model, training.precision, &theta, shared.device)
-            .map_err(|error| error.to_string())?;
-        let task = EvaluateTask {
-            sequences: &sequences,
-            batch_sequences: training.micro_batch_sequences,
-            threads: shared.threads,
-        };
-        evaluate(&model, source.as_ref(), task, &mut |_| Control::Continue)
-            .map(|found| found.loss)
-            .map_err(|error| error.to_string())
-    });
-    work.await.expect("an evaluating thread does not panic")
 }

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
     Commitment, Distances, Duty, LossEffect, PROTOCOL_VERSION, Possession, Role, Situation, Weigh,
+    Weighing,
 };
+use manyhands_proto::run_file::Rule;
 use manyhands_proto::{Balance, TokenCount};
 
 mod hostile;
@@ -339,7 +341,7 @@ fn a_merge_knows_what_each_update_does_to_held_out_loss() {
 }
 
 #[test]
-fn who_never_weighs_holds_no_merge_up() {
+fn a_silent_verifier_holds_no_merge_up() {
     let mut world = gated();
     for id in 7..=9 {
         world.join(id, Role::Verifier);
