@@ -201,7 +201,7 @@ def aggregate(admitted, denominator, chunks, without=()):
             num[i] = f32(num.get(i, 0.0) + scaled)
             contrib[i] = f32(contrib.get(i, 0.0) + w)
             heaviest[i] = max(heaviest.get(i, 0.0), w)
-    least = {"contributors": lambda i: 0.0, "workers": lambda i: everyone,
+    least = {"contributors": lambda i: 1.0, "workers": lambda i: everyone,
              "floor": lambda i: max(2, 2 * heaviest[i]) if n > 1 else 1}[denominator]
     return {i: f32(num[i] / max(contrib[i], least(i))) for i in num}
 

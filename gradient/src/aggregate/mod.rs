@@ -4,9 +4,10 @@
 //!
 //! ```text
 //! num_i = Σ over workers, in the order of their ids, of fl(fl(w_r · c_r) · v̂_ri)
-//! den_i = contributors: Σ of w_r over those who sent i
+//! den_i = contributors: max(Σ of w_r over those who sent i, 1), 1 being the mean weight: who trained on little
+//!                       does not move a coordinate as far as it likes only because nobody else sent it
 //!         floor:        max(that, 2, 2 · the largest of them), so that nobody moves a coordinate by more than
-//!                       half of what it sent there, however unpopular it is; with one worker that, or 1
+//!                       half of what it sent there, however unpopular it is; with one worker, as contributors
 //!         workers:      Σ of all w_r
 //! aggregate_i = num_i / den_i; where nobody sent i, nothing
 //! ```
@@ -253,7 +254,7 @@ impl MergePlan {
     /// denominator `workers` this is all there is to it.
     fn denominator_min(&self) -> f32 {
         match self.denominator {
-            Denominator::Contributors => 0.0,
+            Denominator::Contributors => 1.0,
             Denominator::Floor => self.shares.len().min(2) as f32,
             Denominator::Workers => self.shares.iter().fold(0.0, |sum, share| sum + share.weight),
         }

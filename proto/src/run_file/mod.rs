@@ -196,9 +196,9 @@ pub struct Codec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Denominator {
-    /// The weights of those who sent the parameter.
+    /// The weights of those who sent the parameter, or the mean worker's weight if that is more.
     Contributors,
-    /// The same, but at least min(2, workers).
+    /// The same, but at least twice the mean weight and twice the heaviest of theirs.
     Floor,
     /// The weights of all.
     Workers,
