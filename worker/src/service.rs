@@ -622,9 +622,11 @@ impl Service {
                     });
                 }
                 Effect::Weigh(task) => {
+                    self.reins = Arc::new(Reins::default());
                     let (context, data) = (Arc::clone(&self.context), Arc::clone(&self.data));
+                    let reins = Arc::clone(&self.reins);
                     self.spawn(async move {
-                        let weighed = weigh(context, data, task).await;
+                        let weighed = weigh(context, data, task, reins).await;
                         weighed
                             .map(|weighing| Done::Input(Input::Weighed(weighing)))
                             .map_err(Undone::Passing)

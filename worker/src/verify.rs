@@ -4,6 +4,7 @@ mod evidence;
 mod weigh;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use manyhands_chain_client::FaultReport;
@@ -26,6 +27,7 @@ use crate::context::{Context, WorkerEvent};
 use crate::data::{RunData, progress};
 use crate::metrics;
 use crate::sync::{borrow_theta, incoming};
+use crate::train::Reins;
 use evidence::{Evidence, EvidenceError, PAUSE_MAX};
 pub(crate) use weigh::weigh;
 
@@ -274,16 +276,21 @@ pub(crate) async fn evaluation(
     let bytes = borrow_theta(&context, task.theta).await.map_err(|error| error.to_string())?;
     let theta = vector::from_bytes(&bytes, &layout(&context.spec.model))
         .map_err(|error| error.to_string())?;
-    let loss = loss(&context, &data, theta).await?;
+    let loss = loss(&context, &data, theta, &Arc::default()).await?;
     context.tell(WorkerEvent::Evaluated { round: task.round, loss });
     Ok(Evaluation { round: task.round, theta: task.theta, loss })
 }
 
 /// Held-out loss at `theta`, in nats per token.
-async fn loss(context: &Arc<Context>, data: &RunData, theta: Vec<f32>) -> Result<f64, String> {
+async fn loss(
+    context: &Arc<Context>,
+    data: &RunData,
+    theta: Vec<f32>,
+    reins: &Arc<Reins>,
+) -> Result<f64, String> {
     let sequences = data.held_out_sequences(context).await.map_err(|error| error.to_string())?;
     let source = data.held_out();
-    let shared = Arc::clone(context);
+    let (shared, reins) = (Arc::clone(context), Arc::clone(reins));
     let work = tokio::task::spawn_blocking(move || {
         let training = &shared.spec.training;
         let model = Transformer::new(&shared.spec.model, training.precision, &theta, shared.device)
@@ -293,7 +300,10 @@ async fn loss(context: &Arc<Context>, data: &RunData, theta: Vec<f32>) -> Result
             batch_sequences: training.micro_batch_sequences,
             threads: shared.threads,
         };
-        evaluate(&model, source.as_ref(), task, &mut |_| Control::Continue)
+        let mut control = |_| {
+            if reins.stop.load(Ordering::Relaxed) { Control::Stop } else { Control::Continue }
+        };
+        evaluate(&model, source.as_ref(), task, &mut control)
             .map(|found| found.loss)
             .map_err(|error| error.to_string())
     });

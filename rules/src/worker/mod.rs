@@ -10,7 +10,7 @@
 use manyhands_proto::message::limits::HEAD_ROUNDS_MAX;
 use manyhands_proto::message::{
     Assignment, Beat, Duty, Evaluate, Evaluation, Join, Possession, Refusal, RefusalCode, Replay,
-    Reply, Request, SignedCommitment, Situation, Sync, Verdict, Weigh, Weighing,
+    Reply, Request, SignedCommitment, Situation, Sync, Tasks, Verdict, Weigh, Weighing,
 };
 use manyhands_proto::{Digest, NodeId, Round, Tick};
 use serde::{Deserialize, Serialize};
@@ -44,7 +44,8 @@ pub enum Effect {
     Evaluate(Evaluate),
     /// Answered by [`Input::Weighed`] or [`Input::Failed`].
     Weigh(Weigh),
-    /// Stop training: the round went on without us.
+    /// Stop training, or weighing: the round went on without us. Answered by [`Input::Failed`], or by what was
+    /// done before.
     Abort { round: Round },
     /// The end, with its reason.
     Exit(Exit),
@@ -315,12 +316,21 @@ impl Worker {
     }
 
     fn follow(&mut self, duty: &Duty, verifiers: Vec<NodeId>) {
-        if let Doing::Train(round) = self.doing {
+        match self.doing {
             // A round that opened again may ask for other work.
-            let still = matches!(duty, Duty::Train(assignment) if Some(assignment) == self.at_work.as_ref());
-            if !still {
-                self.effects.push(Effect::Abort { round });
+            Doing::Train(round) => {
+                if !matches!(duty, Duty::Train(assignment) if Some(assignment) == self.at_work.as_ref())
+                {
+                    self.effects.push(Effect::Abort { round });
+                }
             }
+            Doing::Weigh(round) => {
+                let asked = |tasks: &Tasks| tasks.weigh.as_ref().map(|asked| asked.round);
+                if !matches!(duty, Duty::Tasks(tasks) if asked(tasks) == Some(round)) {
+                    self.effects.push(Effect::Abort { round });
+                }
+            }
+            Doing::Nothing | Doing::Sync | Doing::Replay(_) | Doing::Evaluate(_) => {}
         }
         // A verifier that came later may be the one that has to open a past round.
         if let Some((round, _)) = self.published
@@ -449,7 +459,7 @@ impl Worker {
             Input::Stop => {
                 self.stopping = true;
                 self.next_beat = now;
-                if let Doing::Train(round) = self.doing {
+                if let Doing::Train(round) | Doing::Weigh(round) = self.doing {
                     self.effects.push(Effect::Abort { round });
                 }
                 if self.membership == Membership::Outside {

@@ -2,7 +2,7 @@
 
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    CommitSet, Commitment, Merge, PROTOCOL_VERSION, Role, Start, WaitReason,
+    CommitSet, Commitment, Merge, PROTOCOL_VERSION, Role, Start, Tasks, WaitReason, Weigh,
 };
 use manyhands_proto::{RunId, TokenCount};
 
@@ -136,6 +136,25 @@ fn training_is_aborted_when_the_round_goes_on_without_us() {
     let wait = Duty::Wait { round: Round(0), reason: WaitReason::Checks };
     let (_, effects) = tell(&mut worker, 200, wait);
     assert_eq!(effects, [Effect::Abort { round: Round(0) }]);
+}
+
+#[test]
+fn weighing_is_aborted_when_the_merge_does_not_wait_for_it_any_more() {
+    let mut worker = worker(None);
+    let weigh = Weigh { round: Round(0), theta: Digest::of(b"theta"), updates: Vec::new() };
+    let tasks = |weigh: Option<Weigh>| {
+        Duty::Tasks(Tasks { replays: Vec::new(), evaluations: Vec::new(), weigh })
+    };
+    let (_, effects) = tell(&mut worker, 0, tasks(Some(weigh.clone())));
+    assert_eq!(effects, [Effect::Weigh(weigh.clone())]);
+    let (_, effects) = tell(&mut worker, 200, tasks(Some(weigh.clone())));
+    assert!(effects.is_empty(), "it is under way");
+    let (_, effects) = tell(&mut worker, 400, tasks(None));
+    assert_eq!(effects, [Effect::Abort { round: Round(0) }]);
+    worker.handle(Tick(450), Input::Failed);
+    let next = Weigh { round: Round(1), ..weigh };
+    let (_, effects) = tell(&mut worker, 600, tasks(Some(next.clone())));
+    assert_eq!(effects, [Effect::Weigh(next)]);
 }
 
 #[test]
