@@ -45,13 +45,14 @@ EXPERIMENTS := runs/experiments
 $(EXPERIMENTS)/text: | build
 	$(BINARIES)/manyhands prepare --dependencies 24000000 --vocabulary 2048 --held-out-per-mille 40 --shard-tokens 262144 --out $@
 
-experiments: build $(EXPERIMENTS)/text ## what codec and merge do to learning: hours, goes on where it stood (ONLY=ablate for a part)
-	$(BINARIES)/manyhands-experiments run --only "$(ONLY)"
+HOURS ?= 6
+experiments: build $(EXPERIMENTS)/text ## what codec and merge do to learning: begins none after 6 hours, goes on where it stood (ONLY=ablate HOURS=12)
+	$(BINARIES)/manyhands-experiments run --only "$(ONLY)" --hours $(HOURS)
 
 experiments-report: build ## docs/experiments/RESULTS.md and its plots, from the results that are there
 	$(BINARIES)/manyhands-experiments report
 
-bench-gradient: build $(EXPERIMENTS)/text ## sizes and speeds of codec and merge, against memory and PyTorch, into runs/bench/report.json
+bench-gradient: build $(EXPERIMENTS)/text ## sizes and speeds of codec and merge, against memory and PyTorch (fetches about 6 GB once), into runs/bench/report.json
 	$(BINARIES)/manyhands-experiments bench-gradient --torch-python scripts/torch-python
 
 bench-train: build ## tokens per second of a worker, against PyTorch, into runs/bench/report.json

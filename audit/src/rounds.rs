@@ -164,6 +164,8 @@ impl<'a> Walker<'a> {
                 u64::from(assignment.sequences) * u64::from(self.spec.model.context_length);
             findings.same(at, "run", (self.run, signed.run));
             findings.same(at, "round", (record.round, commitment.round));
+            let first = (assignment.first_sequence, commitment.first_sequence);
+            findings.same(at, "first sequence", first);
             findings.same(at, "tokens", (tokens, commitment.tokens.0));
             findings.require(at, signed.verify(), || "the worker's signature", || "another");
         }
@@ -251,16 +253,23 @@ fn check_weighings(spec: &RunSpec, record: &RoundRecord, findings: &mut Findings
     let asked = spec.aggregation.rules.contains(&Rule::LossGate) && record.verified;
     let verifiers_max = if asked { WEIGHERS_MAX } else { 0 };
     let committed = |worker: &NodeId| record.commitments.iter().any(|it| it.worker == *worker);
+    let admitted: Vec<NodeId> = record
+        .results
+        .iter()
+        .filter(|result| result.outcome == Outcome::Admitted)
+        .map(|result| result.worker)
+        .collect();
     let is_sound = |weighed: &Weighed| {
         weighed.effects.is_sorted_by(|left, right| left.0 < right.0)
             && weighed.effects.iter().all(|(worker, _)| committed(worker))
+            && admitted.iter().all(|worker| weighed.effects.iter().any(|it| it.0 == *worker))
     };
     findings.require(
         Link::Outcomes.at(record.round),
         weighings.len() <= verifiers_max
             && weighings.is_sorted_by(|left, right| left.verifier < right.verifier)
             && weighings.iter().all(is_sound),
-        || format!("updates of committed workers, weighed by at most {verifiers_max} verifiers"),
+        || format!("all that was merged, weighed by at most {verifiers_max} verifiers"),
         || format!("{} weighings, or of others", weighings.len()),
     );
 }

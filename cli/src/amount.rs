@@ -1,12 +1,10 @@
 //! Amounts of money as people write them, in tokens.
 
-use std::fmt;
 use std::str::FromStr;
 
 use manyhands_proto::Balance;
 
-/// The chain's smallest unit is 10⁻¹² of a token.
-const DECIMALS: usize = 12;
+const DECIMALS: usize = Balance::DECIMALS;
 
 /// An amount on the command line: `100`, `0.25`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,23 +31,6 @@ impl FromStr for Amount {
     }
 }
 
-impl fmt::Display for Amount {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = 10_u128.pow(DECIMALS as u32);
-        let (whole, part) = (self.0.0 / unit, self.0.0 % unit);
-        if part == 0 {
-            return write!(f, "{whole}");
-        }
-        let part = format!("{part:0>DECIMALS$}");
-        write!(f, "{whole}.{}", part.trim_end_matches('0'))
-    }
-}
-
-/// An amount in words.
-pub(crate) fn tokens(amount: Balance) -> String {
-    format!("{} tokens", Amount(amount))
-}
-
 /// What part of the machine's time training may take: `25%`, above 0 and at most 1.
 pub(crate) fn parse_load(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text);
@@ -67,9 +48,10 @@ mod tests {
     fn amounts_are_read_as_they_are_written() {
         for text in ["100", "0.25", "0.000000000001", "7"] {
             let amount: Amount = text.parse().expect(text);
-            assert_eq!(amount.to_string(), text);
+            assert_eq!(amount.0.to_string(), format!("{text} tokens"));
         }
-        assert_eq!("1.50".parse::<Amount>().expect("decimals").to_string(), "1.5");
+        assert_eq!("1.50".parse::<Amount>().expect("decimals").0.to_string(), "1.5 tokens");
+        assert_eq!(Balance(10_u128.pow(12)).to_string(), "1 token");
         for text in ["", "-1", ".5", "1e3", "0.0000000000001", "99999999999999999999999999999999"] {
             assert!(text.parse::<Amount>().is_err(), "{text}");
         }

@@ -182,6 +182,10 @@ impl Driver {
         for mut note in blobs {
             if let Some(known) = self.blobs.get(&note.digest) {
                 note.round = note.round.max(known.round);
+                // A worker may send what is a record or an aggregate already: it stays that.
+                if note.kind == BlobKind::Payload {
+                    note.kind = known.kind;
+                }
             }
             self.blobs.insert(note.digest, note);
             batch.blobs.push(note);

@@ -1,10 +1,10 @@
 //! What the codec and the merge do to learning, and how fast they are.
 //!
 //! ```text
-//! experiments run                 everything that has no result yet
-//! experiments run --only ablate   only names that begin so
-//! experiments list
-//! experiments report              one page with plots from the results that are there
+//! manyhands-experiments run                 everything that has no result yet
+//! manyhands-experiments run --only ablate   only names that begin so
+//! manyhands-experiments list
+//! manyhands-experiments report              one page with plots from the results that are there
 //! ```
 
 mod bench;
@@ -129,7 +129,9 @@ fn main() -> anyhow::Result<()> {
             let mut chosen = if short { plan::short() } else { plan::all() };
             chosen.retain(|experiment| experiment.name.starts_with(&only));
             if chosen.is_empty() {
-                bail!("no experiment's name begins with {only:?}; `experiments list` names them");
+                bail!(
+                    "no experiment's name begins with {only:?}; `manyhands-experiments list` names them"
+                );
             }
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             let limits = Limits {
@@ -148,7 +150,7 @@ fn named(name: &str) -> anyhow::Result<Experiment> {
         return serde_json::from_str(&text).with_context(|| format!("{name} is no experiment"));
     }
     let all = plan::all().into_iter().chain(plan::short());
-    all.into_iter()
-        .find(|experiment| experiment.name == name)
-        .with_context(|| format!("there is no experiment {name}; `experiments list` names them"))
+    all.into_iter().find(|experiment| experiment.name == name).with_context(|| {
+        format!("there is no experiment {name}; `manyhands-experiments list` names them")
+    })
 }

@@ -102,7 +102,7 @@ pub(crate) fn short() -> Vec<Experiment> {
     plan
 }
 
-/// The methods that are compared, each at the learning rate that its tuning chose.
+/// The methods that are compared, each at the learning rate that was best for it in single runs of the small model.
 pub(crate) fn methods() -> Vec<(&'static str, Method, f64)> {
     vec![
         ("ours", Method::Sparse(ours()), 1e-3),

@@ -194,7 +194,8 @@ fn robustness(page: &mut String, results: &Results) -> anyhow::Result<()> {
     writeln!(
         page,
         "## Liars that nobody checks\n\n![what lies cost](robustness.svg)\n\n\
-         All from one warm checkpoint, audits off. What a lie costs: held-out loss above that of honest workers \
+         223,552 parameters, one seed, all from one warm checkpoint, audits off; the gate weighs with sixteen \
+         held-out sequences, others in each round. What a lie costs: held-out loss above that of honest workers \
          merged by the plain mean, in nats.\n"
     )?;
     let names: Vec<&str> = plan::defences().iter().map(|(name, _)| *name).collect();

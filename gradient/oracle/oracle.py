@@ -172,7 +172,12 @@ def weight(tokens, n, total):
     exponent = math.frexp(tokens * n / total)[1] - 24
     return round(Fraction(tokens * n, total) / Fraction(2) ** exponent) * 2.0 ** exponent
 
-def admit(payloads, tokens, rule, chunks):
+def counted(factors):
+    """Who is not left out whole; all, if everybody is."""
+    those = [any(factor.values()) for factor in factors]
+    return those if any(those) else [True] * len(those)
+
+def admit(payloads, tokens, rule, chunks, effects=()):
     """A frozen round: each worker's values, weight, and {tensor: factor in 2^-24}."""
     n, norms = len(tokens), []
     values = [decode(payload, chunks) for payload in payloads]
@@ -187,13 +192,21 @@ def admit(payloads, tokens, rule, chunks):
             if rule == "median_norm" and norm[tensor] > median:
                 ratio = float(median) / float(norm[tensor])  # two roundings, then the ratio's
                 factor[tensor] = min(UNIT, math.floor(math.sqrt(ratio) * UNIT))
-    return values, [weight(t, n, sum(tokens)) for t in tokens], factors
+    if rule == "loss_gate":
+        median = sorted(effects)[(n - 1) // 2]
+        deviation = sorted(abs(effect - median) for effect in effects)[n // 2]
+        for effect, factor in zip(effects, factors):
+            if effect > max(0, median + 6 * deviation):
+                factor.update((tensor, 0) for tensor in factor)
+    merged = [t for t, counts in zip(tokens, counted(factors)) if counts]
+    return values, [weight(t, len(merged), sum(merged)) for t in tokens], factors
 
 def aggregate(admitted, denominator, chunks, without=()):
-    """{index: agg} where anybody sent; floor and W still count those left out."""
-    num, contrib, heaviest, everyone, n = {}, {}, {}, 0.0, len(admitted[1])
+    """{index: agg} where anybody sent; floor and W still count those taken back."""
+    counts = counted(admitted[2])
+    num, contrib, heaviest, everyone, n = {}, {}, {}, 0.0, sum(counts)
     for r, (sent, w, factor) in enumerate(zip(*admitted)):
-        everyone = f32(everyone + w)
+        everyone = f32(everyone + w) if counts[r] else everyone
         for i, v in sent.items() if r not in without else ():
             if factor[chunks[i // CHUNK][0]] == 0:
                 continue
@@ -263,6 +276,12 @@ def golden():
             admitted = admit(five, tokens, rule, small)
             after = merge(theta, residual, admitted, denominator, f32(0.7), small)
             add_round({"kind": "merge", "denominator": denominator, "rule": rule}, admitted, after)
+    effects = [-3, 90, -5, -4, -2]
+    for denominator in "contributors", "floor", "workers":
+        admitted = admit(five, tokens, "loss_gate", small, effects)
+        after = merge(theta, residual, admitted, denominator, f32(0.7), small)
+        add_round({"kind": "merge", "denominator": denominator, "rule": "loss_gate",
+                   "effects": effects}, admitted, after)
     earlier = admit(five, tokens, "median_norm", small)
     now = admit(three, [9, 9, 9], "median_norm", small)
     for applied, gone, going in (False, [], [1]), (True, [], [1]), (True, [1], [3]), (True, [], [1, 3]):

@@ -3,6 +3,7 @@
 use manyhands_gradient::aggregate::{Member, MergePlan};
 use manyhands_gradient::codec::{Endpoints, Update, UpdateCodec};
 use manyhands_gradient::{Admitted, CHUNK, Layout, OuterState, Revoked, merge};
+use manyhands_proto::message::LossEffect;
 use manyhands_proto::run_file::{Aggregation, Profile};
 use manyhands_proto::{NodeId, TokenCount};
 use serde_json::Value;
@@ -184,7 +185,12 @@ fn merges_and_revocations_are_the_oracles() {
             let admitted = Admitted { members, alpha };
             merge(&layout, &config, admitted, revoked, state).expect("they fit").into_bytes()
         };
-        let five = members(&five, &TOKENS);
+        let mut five = members(&five, &TOKENS);
+        if let Some(effects) = case["effects"].as_array() {
+            for (member, effect) in five.iter_mut().zip(effects) {
+                member.loss_effect = Some(LossEffect(effect.as_i64().expect("a number")));
+            }
+        }
         let broadcast = if text(&case, "kind") == "merge" {
             check_weights(&case, &layout, &config, &five);
             step(&five, 0.7, &[])

@@ -43,9 +43,33 @@ unit! {
     /// Verified training tokens × the model's floating-point operations per token, in 10⁶ operations.
     WorkUnits(u64)
 }
-unit! {
-    /// An amount in the chain's smallest unit (10⁻¹² of a token).
-    Balance(u128)
+
+/// An amount in the chain's smallest unit (10⁻¹² of a token); printed in tokens.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Balance(pub u128);
+
+impl Balance {
+    /// A token has 10¹² of the smallest unit.
+    pub const DECIMALS: usize = 12;
+}
+
+impl fmt::Display for Balance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = 10_u128.pow(Self::DECIMALS as u32);
+        let (whole, mut part) = (self.0 / unit, self.0 % unit);
+        write!(f, "{whole}")?;
+        if part > 0 {
+            let mut digits = Self::DECIMALS;
+            while part.is_multiple_of(10) {
+                (part, digits) = (part / 10, digits - 1);
+            }
+            write!(f, ".{part:0digits$}")?;
+        }
+        f.write_str(if self.0 == unit { " token" } else { " tokens" })
+    }
 }
 
 impl Round {

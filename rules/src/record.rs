@@ -157,7 +157,7 @@ impl fmt::Display for Outcome {
             }
             Self::ReplayFault(distances) if distances.delta < 1_000.0 => write!(
                 f,
-                "the replay came out {:.3} of the update's length elsewhere",
+                "a replay differs from what was sent by {:.3} of the update's length",
                 distances.delta
             ),
             Self::ReplayFault(_) => f.write_str("the replay came out beyond any distance"),

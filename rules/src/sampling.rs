@@ -1,15 +1,34 @@
-//! Which training sequence stands at which position of the run's order.
+//! Which training sequence stands at which position of the run's order, and which held-out ones updates are
+//! weighed with.
 //!
 //! Every epoch is a permutation of all training sequences that follows from the run's seed, so
 //! whoever knows an assignment knows its samples, and no sequence is seen twice in an epoch.
 
 use manyhands_proto::Digest;
+use manyhands_proto::message::Weigh;
 
 /// The sequence at `position` of the run's endless order over `sequences` (> 0) training sequences.
 pub fn sequence_at(seed: u64, position: u64, sequences: u64) -> u64 {
     assert!(sequences > 0, "a run has at least one training sequence");
     let (epoch, within) = (position / sequences, position % sequences);
     Permutation { seed, epoch, sequences }.apply(within)
+}
+
+/// Held-out sequences that a round's updates are weighed with. What is compared is the same text before and
+/// after an update, so few are enough.
+pub const WEIGHED_SEQUENCES: u64 = 16;
+
+/// So many different ones of `there`, or all. They follow from all the commitments, so nobody knows them while it
+/// can still choose what it sends.
+pub fn weighed_sequences(task: &Weigh, there: u64) -> Vec<u64> {
+    let mut material = task.round.0.to_le_bytes().to_vec();
+    material.extend_from_slice(task.theta.as_bytes());
+    for (worker, payload) in &task.updates {
+        material.extend_from_slice(worker.as_bytes());
+        material.extend_from_slice(payload.as_bytes());
+    }
+    let seed = first_u64(&Digest::derive("manyhands 2026 weighed sequences", &material));
+    (0..WEIGHED_SEQUENCES.min(there)).map(|at| sequence_at(seed, at, there)).collect()
 }
 
 /// A pseudo-random permutation of `0..sequences`: a balanced Feistel network over the next even
@@ -61,8 +80,11 @@ pub(crate) fn first_u64(digest: &Digest) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::collections::BTreeSet;
+
+    use manyhands_proto::{NodeId, Round};
+
+    use super::*;
 
     #[test]
     fn an_epoch_visits_every_sequence_once_in_an_order_of_its_own() {
@@ -83,5 +105,21 @@ mod tests {
         let order = |seed| (0..50).map(|at| sequence_at(seed, at, 1000)).collect::<Vec<_>>();
         assert_eq!(order(1), order(1));
         assert_ne!(order(1), order(2));
+    }
+
+    #[test]
+    fn what_updates_are_weighed_with_follows_from_all_of_them() {
+        let task = |payload: &[u8]| Weigh {
+            round: Round(3),
+            theta: Digest::of(b"theta"),
+            updates: vec![(NodeId::new([1; 32]), Digest::of(payload))],
+        };
+        let drawn = weighed_sequences(&task(b"payload"), 1000);
+        assert_eq!(drawn, weighed_sequences(&task(b"payload"), 1000));
+        assert_ne!(drawn, weighed_sequences(&task(b"another"), 1000));
+        let different: BTreeSet<_> = drawn.into_iter().filter(|&at| at < 1000).collect();
+        assert_eq!(different.len() as u64, WEIGHED_SEQUENCES);
+        let all: BTreeSet<_> = weighed_sequences(&task(b"payload"), 5).into_iter().collect();
+        assert_eq!(all, (0..5).collect());
     }
 }

@@ -211,7 +211,7 @@ pub(crate) fn describe(situation: &Situation) -> String {
                 "{replays} replays, {weigh} updates to weigh and {evaluations} evaluations to do"
             )
         }
-        Duty::Complete { round, .. } => format!("the run is complete after {round} rounds"),
+        Duty::Complete { .. } => "the run is complete".to_owned(),
         Duty::Dismissed(refusal) => format!("dismissed: {}", refusal.reason),
     }
 }

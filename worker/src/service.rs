@@ -590,7 +590,7 @@ impl Service {
         for effect in self.machine.poll_effects() {
             match effect {
                 Effect::Exit(exit) => return Some(exit),
-                Effect::Abort { .. } => self.reins.stop.store(true, Ordering::Relaxed),
+                Effect::Abort => self.reins.pull(),
                 Effect::Publish { round, verifiers } => {
                     let (context, done) = (Arc::clone(&self.context), self.done.clone());
                     if let Err(error) = publish(&context, round, &verifiers) {
@@ -617,15 +617,14 @@ impl Service {
                 }
                 Effect::Replay(task) => {
                     let (context, data) = (Arc::clone(&self.context), Arc::clone(&self.data));
-                    self.spawn(async move {
-                        Ok(Done::Input(Input::Replayed(replay(context, data, task).await)))
+                    self.spawn_on_reins(|reins| async move {
+                        let verdict = replay(context, data, task, reins).await;
+                        Ok(Done::Input(Input::Replayed(verdict)))
                     });
                 }
                 Effect::Weigh(task) => {
-                    self.reins = Arc::new(Reins::default());
                     let (context, data) = (Arc::clone(&self.context), Arc::clone(&self.data));
-                    let reins = Arc::clone(&self.reins);
-                    self.spawn(async move {
+                    self.spawn_on_reins(|reins| async move {
                         let weighed = weigh(context, data, task, reins).await;
                         weighed
                             .map(|weighing| Done::Input(Input::Weighed(weighing)))
@@ -634,8 +633,8 @@ impl Service {
                 }
                 Effect::Evaluate(task) => {
                     let (context, data) = (Arc::clone(&self.context), Arc::clone(&self.data));
-                    self.spawn(async move {
-                        let evaluated = evaluation(context, data, task).await;
+                    self.spawn_on_reins(|reins| async move {
+                        let evaluated = evaluation(context, data, task, reins).await;
                         evaluated
                             .map(|evaluation| Done::Input(Input::Evaluated(evaluation)))
                             .map_err(Undone::Passing)
@@ -644,6 +643,24 @@ impl Service {
             }
         }
         None
+    }
+
+    /// Work that ends at once, without a result, when its reins are pulled.
+    fn spawn_on_reins<Work>(&mut self, work: impl FnOnce(Arc<Reins>) -> Work)
+    where
+        Work: Future<Output = Result<Done, Undone>> + Send + 'static,
+    {
+        let reins = Arc::new(Reins::default());
+        self.reins = Arc::clone(&reins);
+        let work = work(Arc::clone(&reins));
+        self.spawn(async move {
+            tokio::select! {
+                // What was stopped has failed at nothing.
+                biased;
+                () = reins.stopped() => Ok(Done::Input(Input::Failed)),
+                outcome = work => outcome,
+            }
+        });
     }
 
     fn spawn(&self, work: impl Future<Output = Result<Done, Undone>> + Send + 'static) {

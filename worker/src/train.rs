@@ -16,6 +16,7 @@ use manyhands_proto::Digest;
 use manyhands_proto::message::{Assignment, Commitment, SignedCommitment, Start};
 use manyhands_rules::reward::layout;
 use manyhands_rules::worker::Trained;
+use tokio::sync::Notify;
 
 use crate::context::{Context, WorkerEvent};
 use crate::data::{DataError, RunData};
@@ -44,11 +45,28 @@ pub(crate) enum RoundError {
     Disk(#[from] DiskError),
 }
 
-/// How a running round is watched and stopped, from outside its thread.
+/// How heavy work is watched and stopped, from outside its thread.
 #[derive(Debug, Default)]
 pub(crate) struct Reins {
-    pub(crate) stop: AtomicBool,
+    stop: AtomicBool,
+    stopped: Notify,
     pub(crate) steps_done: AtomicU32,
+}
+
+impl Reins {
+    pub(crate) fn pull(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.stopped.notify_one();
+    }
+
+    pub(crate) fn control(&self) -> Control {
+        if self.stop.load(Ordering::Relaxed) { Control::Stop } else { Control::Continue }
+    }
+
+    /// Ends when they are pulled. For one to wait.
+    pub(crate) async fn stopped(&self) {
+        self.stopped.notified().await;
+    }
 }
 
 /// What a round starts from beside θ.
@@ -138,7 +156,7 @@ fn run(
             let (step, steps, loss) = (progress.steps_done, progress.steps, progress.loss);
             context.tell(WorkerEvent::Training { round, step, steps, loss });
         }
-        if reins.stop.load(Ordering::Relaxed) {
+        if reins.control() == Control::Stop {
             return Control::Stop;
         }
         let pause = pause_for_load(busy_since.elapsed(), context.load_max);

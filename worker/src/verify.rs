@@ -4,20 +4,20 @@ mod evidence;
 mod weigh;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use manyhands_chain_client::FaultReport;
 use manyhands_chain_client::types::FaultKind;
 use manyhands_gradient::moments8::Moments8;
 use manyhands_gradient::{CHUNK, Layout, vector};
+use manyhands_model::data::SequenceId;
 use manyhands_model::{
-    ClaimedChunk, Control, EndState, EvaluateTask, TrainError, TrainTask, Transformer,
+    ClaimedChunk, EndState, EvaluateTask, TrainError, TrainTask, Transformer,
     compare as compare_chunks, evaluate,
 };
 use manyhands_network::data::{GROUPS_PER_REQUEST_MAX, Source};
 use manyhands_proto::message::{
-    Distances, Evaluate, Evaluation, Replay, ReplayOutcome, Start, Verdict,
+    Assignment, Distances, Evaluate, Evaluation, Replay, ReplayOutcome, Start, Verdict,
 };
 use manyhands_proto::{ChunkIndex, Digest};
 use manyhands_rules::coordinator::within;
@@ -52,9 +52,14 @@ impl Stopped {
 }
 
 /// Does a replay task and forms the verdict; a fault is also reported on the chain.
-pub(crate) async fn replay(context: Arc<Context>, data: Arc<RunData>, task: Replay) -> Verdict {
+pub(crate) async fn replay(
+    context: Arc<Context>,
+    data: Arc<RunData>,
+    task: Replay,
+    reins: Arc<Reins>,
+) -> Verdict {
     let (round, worker) = (task.assignment.round, task.assignment.worker);
-    let outcome = match compare(&context, &data, &task).await {
+    let outcome = match compare(&context, &data, &task, &reins).await {
         Ok(distances) => {
             let passed = within(&distances, &context.spec.verification);
             metrics::replayed(if passed { "passed" } else { "fault" });
@@ -88,6 +93,7 @@ async fn compare(
     context: &Arc<Context>,
     data: &RunData,
     task: &Replay,
+    reins: &Arc<Reins>,
 ) -> Result<Distances, Stopped> {
     let assignment = &task.assignment;
     let layout = layout(&context.spec.model);
@@ -105,7 +111,8 @@ async fn compare(
     };
     let batches = data.batches(context, assignment).await.map_err(Stopped::failed)?;
     let from_own_moments = moments.is_some();
-    let replayed = match run(context, data, task, theta, moments, batches).await {
+    let beginning = Beginning { theta, moments, batches };
+    let replayed = match run(context, data, &task.assignment, beginning, Arc::clone(reins)).await {
         Ok(replayed) => replayed,
         Err(error) if from_own_moments && is_not_finite(&error) => {
             let (round, worker) = (assignment.round, assignment.worker.short());
@@ -186,18 +193,25 @@ struct Replayed {
     moments: Moments8,
 }
 
+/// What our own repetition starts from.
+struct Beginning {
+    theta: Vec<f32>,
+    moments: Option<Moments8>,
+    batches: Vec<Vec<SequenceId>>,
+}
+
 async fn run(
     context: &Arc<Context>,
     data: &RunData,
-    task: &Replay,
-    start: Vec<f32>,
-    moments: Option<Moments8>,
-    batches: Vec<Vec<manyhands_model::data::SequenceId>>,
+    assignment: &Assignment,
+    beginning: Beginning,
+    reins: Arc<Reins>,
 ) -> Result<Replayed, TrainError> {
     let mut trainer = context.honest_trainer(data.train());
     let context = Arc::clone(context);
-    let assignment = task.assignment.clone();
+    let assignment = assignment.clone();
     let work = tokio::task::spawn_blocking(move || {
+        let Beginning { theta: start, moments, batches } = beginning;
         let train = TrainTask {
             theta: &start,
             moments: moments.as_ref(),
@@ -215,7 +229,7 @@ async fn run(
         let outcome = trainer.train(&train, &mut |progress| {
             let (step, steps) = (progress.steps_done, progress.steps);
             context.tell(WorkerEvent::Replaying { round, worker, step, steps });
-            Control::Continue
+            reins.control()
         });
         outcome.map(|outcome| Replayed { theta: outcome.theta, moments: outcome.moments, start })
     });
@@ -272,23 +286,25 @@ pub(crate) async fn evaluation(
     context: Arc<Context>,
     data: Arc<RunData>,
     task: Evaluate,
+    reins: Arc<Reins>,
 ) -> Result<Evaluation, String> {
     let bytes = borrow_theta(&context, task.theta).await.map_err(|error| error.to_string())?;
     let theta = vector::from_bytes(&bytes, &layout(&context.spec.model))
         .map_err(|error| error.to_string())?;
-    let loss = loss(&context, &data, theta, &Arc::default()).await?;
+    let sequences = data.held_out_sequences(&context).await.map_err(|error| error.to_string())?;
+    let loss = loss(&context, &data, theta, sequences, &reins).await?;
     context.tell(WorkerEvent::Evaluated { round: task.round, loss });
     Ok(Evaluation { round: task.round, theta: task.theta, loss })
 }
 
-/// Held-out loss at `theta`, in nats per token.
+/// Loss of held-out sequences at `theta`, in nats per token.
 async fn loss(
     context: &Arc<Context>,
     data: &RunData,
     theta: Vec<f32>,
+    sequences: Vec<SequenceId>,
     reins: &Arc<Reins>,
 ) -> Result<f64, String> {
-    let sequences = data.held_out_sequences(context).await.map_err(|error| error.to_string())?;
     let source = data.held_out();
     let (shared, reins) = (Arc::clone(context), Arc::clone(reins));
     let work = tokio::task::spawn_blocking(move || {
@@ -300,10 +316,7 @@ async fn loss(
             batch_sequences: training.micro_batch_sequences,
             threads: shared.threads,
         };
-        let mut control = |_| {
-            if reins.stop.load(Ordering::Relaxed) { Control::Stop } else { Control::Continue }
-        };
-        evaluate(&model, source.as_ref(), task, &mut control)
+        evaluate(&model, source.as_ref(), task, &mut |_| reins.control())
             .map(|found| found.loss)
             .map_err(|error| error.to_string())
     });

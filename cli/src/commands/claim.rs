@@ -20,7 +20,6 @@ use serde::Serialize;
 
 use self::leave::{Left, leave};
 use super::ChainArg;
-use crate::amount::tokens;
 use crate::failure::{Explain, Failure};
 use crate::folder;
 use crate::output::Output;
@@ -106,11 +105,7 @@ impl Claimed {
     fn words(&self) -> String {
         let mut text = format!(
             "{} paid for the rounds up to {}, in block {}\nbefore {}\nafter  {}",
-            tokens(self.paid),
-            self.round,
-            self.block,
-            tokens(self.before),
-            tokens(self.after)
+            self.paid, self.round, self.block, self.before, self.after
         );
         if let Some(barred) = self.barred {
             text += &format!("\nnot paid: {}", barred.words());

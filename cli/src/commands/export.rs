@@ -50,7 +50,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
     });
     output.document(&document, || {
         format!(
-            "{}: {parameters} parameters after {round} rounds, θ {theta}\n\
+            "{}: {parameters} parameters, θ {theta}\n\
              transformers opens it with AutoModelForCausalLM.from_pretrained; \
              `manyhands generate {}` samples from it",
             args.to.display(),

@@ -10,7 +10,7 @@ use manyhands_proto::keys::NodeKey;
 use serde::Serialize;
 
 use super::ChainArg;
-use crate::amount::{Amount, tokens};
+use crate::amount::Amount;
 use crate::failure::Failure;
 use crate::folder;
 use crate::output::Output;
@@ -150,11 +150,10 @@ fn print(folder: &Path, key: &NodeKey, chain: Option<Account>, output: Output) {
             } else {
                 ""
             };
-            text += &format!("\nfree     {}", tokens(account.free));
+            text += &format!("\nfree     {}", account.free);
             text += &format!(
                 "\nheld     {} (stakes and bonds)\nchain    {}{kind}",
-                tokens(account.held),
-                account.url
+                account.held, account.url
             );
         }
         text

@@ -16,7 +16,6 @@ use tokio::sync::watch::Receiver;
 
 use self::dataset::Resolved;
 use super::{ChainArg, DEVNET_URL};
-use crate::amount::tokens;
 use crate::failure::{Explain, Failure};
 use crate::output::Output;
 use crate::remote::control_addresses;
@@ -43,6 +42,9 @@ pub(crate) struct Args {
     /// An address under which others reach this machine, if it is not its own (a forwarded port).
     #[arg(long, value_name = "IP")]
     reachable_at: Vec<IpAddr>,
+    /// This machine can be reached from everywhere: relay for workers that cannot, and tell them so.
+    #[arg(long)]
+    public: bool,
     /// Announce the run on the local network.
     #[arg(long)]
     mdns: bool,
@@ -103,7 +105,7 @@ async fn start(args: Args, output: Output) -> Result<Handle, Failure> {
     config.data_listen = data_address(args.listen)?;
     config.page_listen = (Ipv4Addr::LOCALHOST, args.page_port).into();
     config.reachable_at = args.reachable_at;
-    config.mdns = args.mdns;
+    (config.public, config.mdns) = (args.public, args.mdns);
     let handle = service::start(config).await.map_err(failures::start)?;
     let invitation = handle.invitation();
     write_invitation(&folder, &invitation)?;
@@ -166,15 +168,11 @@ fn introduction(started: &Started<'_>) -> String {
         text += &format!("\nkey     made in this folder; account 0x{account}");
     }
     if let Some(amount) = started.funded {
-        text += &format!(
-            "\nmoney   {} of play money from the development chain's faucet",
-            tokens(amount)
-        );
+        text += &format!("\nmoney   {amount} of play money from the development chain's faucet");
     }
     if let Some(amount) = started.refilled {
         text += &format!(
-            "\nescrow  {} added: the run stood still for want of money, and goes on",
-            tokens(amount)
+            "\nescrow  {amount} added: the run stood still for want of money, and goes on"
         );
     }
     text + &format!(

@@ -7,7 +7,6 @@ use std::time::Duration;
 use manyhands_proto::message::Role;
 use manyhands_rules::coordinator::{MemberStatus, RoundStatus, Status};
 
-use crate::amount::tokens;
 use crate::failure::Failure;
 use crate::output::{Output, table};
 use crate::remote::Remote;
@@ -84,7 +83,7 @@ fn screen(status: &Status) -> String {
     for fault in &status.faults {
         let slashed = fault
             .slashed
-            .map_or("not settled yet".to_owned(), |amount| format!("slashed {}", tokens(amount)));
+            .map_or("not settled yet".to_owned(), |amount| format!("slashed {amount}"));
         let _ = write!(
             text,
             "\nfault: {} in round {}: {} ({slashed})",
@@ -131,7 +130,7 @@ fn member_row(member: &MemberStatus) -> Vec<String> {
         member.tokens_per_second.to_string(),
         format!("{}/{}", member.steps_done, member.steps),
         member.rounds_admitted.to_string(),
-        tokens(member.earned),
+        member.earned.to_string(),
         member.credibility.to_string(),
         if worker {
             state

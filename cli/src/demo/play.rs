@@ -15,7 +15,6 @@ use tokio::sync::mpsc::Receiver;
 use super::process::{Happening, Process, Stage};
 use super::report::{OnChain, Recorded, Report, records};
 use super::{Teller, baseline};
-use crate::amount::tokens;
 use crate::failure::{Explain, Failure};
 use crate::folder;
 use crate::progress::Progress;
@@ -162,7 +161,7 @@ impl Play {
             scene.workers.push(scene.stage.start(&name, program, &arguments)?);
         }
         self.teller.tell(format!(
-            "a verifier and {WORKERS} workers come in, the last at {SLOW_LOAD} of its speed, and {} foreign ones",
+            "a verifier and {WORKERS} workers come in, the last at {SLOW_LOAD} of its speed; foreign workers: {}",
             self.extra_workers.len()
         ));
         Ok(chain_url)
@@ -431,9 +430,9 @@ impl Play {
                     paid += amount("paid").0;
                     self.teller.tell(format!(
                         "{name} claimed {}; its account went from {} to {}",
-                        tokens(amount("paid")),
-                        tokens(amount("before")),
-                        tokens(amount("after"))
+                        amount("paid"),
+                        amount("before"),
+                        amount("after")
                     ));
                 }
                 Err(failure) if failure.code == "nothing_to_claim" => {
@@ -519,7 +518,7 @@ impl Play {
                     report.waiting_share_max * 100.0
                 ),
             ),
-            ("paid", tokens(report.rewards_paid)),
+            ("paid", report.rewards_paid.to_string()),
             ("audit", report.audit.clone()),
         ]);
         for (what, found) in summary {
@@ -529,7 +528,7 @@ impl Play {
             self.teller.tell(format!(
                 "cheater {} lost {} of its stake: {}",
                 cheater.worker.short(),
-                tokens(cheater.amount_slashed),
+                cheater.amount_slashed,
                 cheater.reason
             ));
         }

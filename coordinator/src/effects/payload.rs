@@ -57,7 +57,10 @@ pub(super) async fn fetch(
     };
     let (context, kept) = (context.clone(), bytes.clone());
     let result = blocking(move || {
-        context.store.insert(&kept, Access::Nobody)?;
+        // What others have the right to read stays theirs.
+        if !context.store.contains(payload) {
+            context.store.insert(&kept, Access::Nobody)?;
+        }
         Ok::<_, EffectError>(judge(&context, &kept, payload_bytes))
     })
     .await??;

@@ -237,7 +237,7 @@ impl Peer {
                     asked.updates.iter().map(|(worker, _)| (*worker, LossEffect(-1))).collect();
                 Some(Input::Weighed(Weighing { round: asked.round, effects }))
             }
-            Effect::Abort { .. } | Effect::Exit(_) => None,
+            Effect::Abort | Effect::Exit(_) => None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Merging updates: token weights, a robust rule's factors, an explicit denominator.
 //!
-//! With w_r = T_r · N / ΣT over the admitted set and c_r the rule's factor for worker r and the tensor:
+//! With c_r the rule's factor for worker r and the tensor, and w_r = T_r · N / ΣT over those of the admitted set whom
+//! the rule does not leave out whole (whose weight then makes others' no lighter):
 //!
 //! ```text
 //! num_i = Σ over workers, in the order of their ids, of fl(fl(w_r · c_r) · v̂_ri)
@@ -176,6 +177,10 @@ pub struct MergePlan {
     /// In the order of the workers' ids.
     shares: Vec<Share>,
     denominator: Denominator,
+    /// Workers that are not left out whole; all, if everybody is.
+    count: usize,
+    /// Of their weights.
+    weight_sum: f32,
 }
 
 impl MergePlan {
@@ -205,7 +210,7 @@ impl MergePlan {
             let (worker, got) = (foreign.worker, foreign.update.chunk_count());
             return Err(PlanError::Layout { worker, expected, got });
         }
-        let total = members
+        members
             .iter()
             .try_fold(0_u64, |sum, member| sum.checked_add(member.tokens.0))
             .ok_or(PlanError::TooManyTokens)?;
@@ -217,17 +222,23 @@ impl MergePlan {
         let statistics =
             Statistics { norms: &norms, gram: gram.as_ref(), loss_effects: &loss_effects };
         let factors = factors(&config.rules, statistics);
-        let count = members.len() as u128;
-        let shares = members
+        let all_out = factors.iter().all(|factors| is_out(factors));
+        let counts = |factors: &[Factor]| all_out || !is_out(factors);
+        let counted = members.iter().zip(&factors).filter(|(_, factors)| counts(factors));
+        let tokens: Vec<u64> = counted.map(|(member, _)| member.tokens.0).collect();
+        let (count, total) = (tokens.len(), tokens.iter().sum());
+        let shares: Vec<Share> = members
             .iter()
             .zip(factors)
             .map(|(member, factors)| Share {
                 worker: member.worker,
-                weight: nearest_ratio(u128::from(member.tokens.0) * count, total),
+                weight: nearest_ratio(u128::from(member.tokens.0) * count as u128, total),
                 factors,
             })
             .collect();
-        Ok(Self { shares, denominator: config.denominator })
+        let weights = shares.iter().filter(|share| counts(&share.factors)).map(|it| it.weight);
+        let weight_sum = weights.fold(0.0, |sum, weight| sum + weight);
+        Ok(Self { shares, denominator: config.denominator, count, weight_sum })
     }
 
     /// The workers, in the order in which they are summed.
@@ -255,15 +266,20 @@ impl MergePlan {
     fn denominator_min(&self) -> f32 {
         match self.denominator {
             Denominator::Contributors => 1.0,
-            Denominator::Floor => self.shares.len().min(2) as f32,
-            Denominator::Workers => self.shares.iter().fold(0.0, |sum, share| sum + share.weight),
+            Denominator::Floor => self.count.min(2) as f32,
+            Denominator::Workers => self.weight_sum,
         }
     }
 
     /// Whether nobody moves a coordinate by more than half of what it sent there.
     fn is_capped(&self) -> bool {
-        self.denominator == Denominator::Floor && self.shares.len() > 1
+        self.denominator == Denominator::Floor && self.count > 1
     }
+}
+
+/// Whether a worker is left out whole.
+fn is_out(factors: &[Factor]) -> bool {
+    factors.iter().all(|factor| *factor == Factor::NOTHING)
 }
 
 /// The f32 nearest to numerator / denominator (ties to even), of a numerator above 0.

@@ -65,7 +65,8 @@ impl Behaviour {
         Ok(Self {
             gate: Gate::new(limits.connections_per_ip),
             connection_limits: connection_limits::Behaviour::new(connection_limits(limits)),
-            memory_limits: memory_limits(limits),
+            // The process as a whole nears the machine's memory: no newcomers.
+            memory_limits: memory_connection_limits::Behaviour::with_max_percentage(0.9),
             blocked: allow_block_list::Behaviour::default(),
             requests: requests(limits, config.request_timeout),
             gossip: gossip(keypair, limits)?,
@@ -97,14 +98,6 @@ fn connection_limits(limits: &ControlLimits) -> ConnectionLimits {
         // An eighth is left for those that this node dials: strangers must not keep it from them.
         .with_max_established_incoming(Some(limits.connections - limits.connections / 8))
         .with_max_established_per_peer(Some(limits.connections_per_peer))
-}
-
-fn memory_limits(limits: &ControlLimits) -> memory_connection_limits::Behaviour {
-    match limits.process_memory_bytes {
-        Some(bytes) => memory_connection_limits::Behaviour::with_max_bytes(bytes),
-        // The process as a whole nears the machine's memory: no newcomers.
-        None => memory_connection_limits::Behaviour::with_max_percentage(0.9),
-    }
 }
 
 fn requests(

@@ -98,8 +98,6 @@ pub struct ControlLimits {
     pub pending_connections: u32,
     /// Gossip messages that wait for a slow peer.
     pub gossip_queue: usize,
-    /// No new connections while the process uses more; `None` is 90 % of the machine's memory.
-    pub process_memory_bytes: Option<usize>,
 }
 
 impl Default for ControlLimits {
@@ -125,7 +123,6 @@ impl Default for ControlLimits {
             connections_per_ip: 64,
             pending_connections: 128,
             gossip_queue: 256,
-            process_memory_bytes: None,
         }
     }
 }

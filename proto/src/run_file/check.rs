@@ -89,6 +89,8 @@ fn syntax(text: &str, error: &toml::de::Error) -> RunFileError {
         .unwrap_or_default();
     let remedy = if message.starts_with("unknown field") {
         "remove it or correct its name"
+    } else if message.starts_with("missing field") && start.is_none_or(|at| at == 0) {
+        "add a section of that name"
     } else if message.starts_with("missing field") {
         "add it to this section"
     } else {
@@ -183,7 +185,7 @@ impl Findings {
     fn share(&mut self, field: &'static str, value: f64, positive: bool) {
         let holds = (0.0..=1.0).contains(&value) && (!positive || value > 0.0);
         let least = if positive { "above 0" } else { "0 or more" };
-        let problem = format!("{value} is not a share");
+        let problem = format!("{value} is not between 0 and 1");
         self.require(holds, field, problem, &format!("choose a number {least} and at most 1"));
     }
 
@@ -206,6 +208,14 @@ fn contradictions(sections: &Sections<'_>) -> Vec<Contradiction> {
         format!("verifiers weigh at most {WEIGHED_MAX} updates a round"),
         &format!("choose at most {WEIGHED_MAX}, or leave loss_gate out of aggregation.rules"),
     );
+    let allowed = sections.run.allow.len();
+    let needed = sections.run.workers_min.saturating_add(sections.verification.verifiers_min);
+    findings.require(
+        allowed == 0 || allowed >= needed as usize,
+        "run.allow",
+        format!("{allowed} nodes are allowed, workers_min and verifiers_min ask for {needed}"),
+        "allow more nodes, verifiers too, or remove the list to admit anybody",
+    );
     check_round(sections.round, &mut findings);
     check_verification(sections.verification, sections.training.precision, &mut findings);
     check_chain(sections.chain, sections.run, &mut findings);
@@ -227,12 +237,6 @@ fn check_run(run: &Run, held_out_sequences: u32, findings: &mut Findings) {
         "run.workers_min",
         format!("{} is not between 1 and workers_max = {}", run.workers_min, run.workers_max),
         "lower workers_min or raise workers_max",
-    );
-    findings.require(
-        run.allow.is_empty() || run.allow.len() >= run.workers_min as usize,
-        "run.allow",
-        format!("{} nodes are allowed, fewer than workers_min", run.allow.len()),
-        "allow more nodes, or remove the list to admit anybody",
     );
     findings.within("run.evidence_rounds", run.evidence_rounds.into(), 2, 100_000);
     findings.within("data.held_out_sequences", held_out_sequences.into(), 1, 1 << 20);
@@ -297,7 +301,7 @@ fn check_training(training: &Training, findings: &mut Findings) {
         training.decay_steps == 0 || training.decay_steps > training.warmup_steps,
         "training.decay_steps",
         format!("{} ends before warmup_steps = {}", training.decay_steps, training.warmup_steps),
-        "raise decay_steps, or 0 to decay over the whole run",
+        "raise decay_steps, or set it to 0 to decay over the whole run",
     );
     for (field, beta) in [("training.beta1", training.beta1), ("training.beta2", training.beta2)] {
         let problem = format!("{beta} is not below 1");
@@ -307,9 +311,6 @@ fn check_training(training: &Training, findings: &mut Findings) {
     findings.share("training.weight_decay", training.weight_decay, false);
     findings.positive("training.gradient_clip", training.gradient_clip);
 }
-
-/// As many as there are.
-const RULES_MAX: usize = 6;
 
 fn check_merge(codec: &Codec, aggregation: &Aggregation, findings: &mut Findings) {
     findings.require(
@@ -325,10 +326,12 @@ fn check_merge(codec: &Codec, aggregation: &Aggregation, findings: &mut Findings
         "flat12 cannot be merged slice by slice".to_owned(),
         "choose wide",
     );
+    let rules = &aggregation.rules;
+    let is_named_twice = rules.iter().enumerate().any(|(at, rule)| rules[..at].contains(rule));
     findings.require(
-        aggregation.rules.len() <= RULES_MAX,
+        !is_named_twice,
         "aggregation.rules",
-        format!("{} rules are more than {RULES_MAX}", aggregation.rules.len()),
+        "a rule is named twice, and would hold everybody back twice".to_owned(),
         "name each rule once",
     );
     findings.share("codec.error_decay", codec.error_decay.into(), false);
@@ -339,7 +342,7 @@ fn check_merge(codec: &Codec, aggregation: &Aggregation, findings: &mut Findings
         findings.require(
             rate > 0.0 && rate <= OUTER_LEARNING_RATE_MAX,
             field,
-            format!("{rate} is no outer learning rate"),
+            format!("{rate} is out of range"),
             &format!("choose a number above 0 and at most {OUTER_LEARNING_RATE_MAX}"),
         );
     }

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 /// A verifier that could not do a task is not asked again for it; after so many the task ends.
 const VERIFIERS_PER_TASK_MAX: usize = 3;
 
-/// A verifier does one at a time; more than this would only make each reply longer.
-const TASKS_AT_ONCE: usize = 16;
+/// More evaluations than this would only make each reply longer.
+const EVALUATIONS_AT_ONCE: usize = 16;
 
 /// A replay that somebody has to do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -73,8 +73,9 @@ impl Audits {
         self.replays.is_empty() && self.evaluations.is_empty()
     }
 
-    /// Gives waiting tasks to verifiers that are there, fewest tasks first, lower id first; takes
-    /// back those of verifiers that are gone or had longer than `patience_ms`.
+    /// Gives waiting tasks to verifiers that are there and have none, those that a merge waits for first, then
+    /// the oldest; takes back those of verifiers that are gone or had longer than `patience_ms`. One at a time:
+    /// waiting behind others is no verifier's failure.
     pub(super) fn distribute(&mut self, now: Tick, present: &[NodeId], patience_ms: u64) {
         for task in self.replays.values_mut() {
             if let Some((verifier, since)) = task.given_to {
@@ -86,18 +87,19 @@ impl Audits {
                 }
             }
         }
-        let mut load: BTreeMap<NodeId, usize> = present.iter().map(|&node| (node, 0)).collect();
-        for (verifier, _) in self.replays.values().filter_map(|task| task.given_to) {
-            *load.entry(verifier).or_default() += 1;
-        }
-        for task in self.replays.values_mut().filter(|task| task.given_to.is_none()) {
+        let busy: Vec<NodeId> =
+            self.replays.values().filter_map(|task| task.given_to).map(|(node, _)| node).collect();
+        let mut idle: Vec<NodeId> =
+            present.iter().copied().filter(|node| !busy.contains(node)).collect();
+        let mut waiting: Vec<_> =
+            self.replays.values_mut().filter(|task| task.given_to.is_none()).collect();
+        waiting.sort_by_key(|task| (!task.before_merge, task.replay.id));
+        for task in waiting {
             // Nobody judges itself, in whatever role it comes back.
             let judged = task.replay.assignment.worker;
-            let able =
-                load.iter().filter(|(node, _)| **node != judged && !task.failed_by.contains(node));
-            if let Some((&verifier, _)) = able.min_by_key(|&(&node, &tasks)| (tasks, node)) {
-                task.given_to = Some((verifier, now));
-                *load.entry(verifier).or_default() += 1;
+            let able = |node: &NodeId| *node != judged && !task.failed_by.contains(node);
+            if let Some(at) = idle.iter().position(able) {
+                task.given_to = Some((idle.remove(at), now));
             }
         }
     }
@@ -138,13 +140,13 @@ impl Audits {
 
     pub(super) fn replays_of(&self, verifier: NodeId) -> Vec<Replay> {
         let given = |task: &&ReplayTask| task.given_to.is_some_and(|(node, _)| node == verifier);
-        self.replays.values().filter(given).take(TASKS_AT_ONCE).map(|t| t.replay.clone()).collect()
+        self.replays.values().filter(given).map(|task| task.replay.clone()).collect()
     }
 
     /// Everything is evaluated by the first verifier that is there, the newest first: that is what
     /// people wait for.
     pub(super) fn evaluations(&self) -> Vec<Evaluate> {
-        let newest = self.evaluations.iter().rev().take(TASKS_AT_ONCE);
+        let newest = self.evaluations.iter().rev().take(EVALUATIONS_AT_ONCE);
         newest.map(|(&round, &theta)| Evaluate { round, theta }).collect()
     }
 

@@ -121,6 +121,14 @@ impl Coordinator {
             weighings: round.measurement.as_ref().map(Measurement::weighed).unwrap_or_default(),
             results,
         };
+        let asked = round.measurement.as_ref().is_some_and(|it| !it.updates.is_empty());
+        if asked && closed.weighings.is_empty() {
+            let text = format!(
+                "round {} is merged without loss_gate: too few verifiers answered in time",
+                round.number
+            );
+            self.history.note(now, EventKind::Round, text);
+        }
         self.closed.insert(round.number, closed);
         self.enter_merge(now);
     }
@@ -155,7 +163,13 @@ impl Coordinator {
     /// What an outcome means for the worker: its pay, its trust and the state it goes on from.
     fn settle_member(&mut self, now: Tick, result: &WorkerResult) {
         let number = self.round.number;
+        let shown = self.shown_speed(result);
         let Some(member) = self.membership.get_mut(result.worker) else { return };
+        match shown {
+            Some((assumed, Some(speed))) => member.note_speed(assumed, speed),
+            Some((assumed, None)) => member.note_nothing_done(assumed),
+            None => {}
+        }
         member.work.0 += result.work.0;
         member.earned.0 += result.reward.0;
         match &result.outcome {
@@ -176,6 +190,27 @@ impl Coordinator {
             }
         }
         self.history.note_outcome(now, number, result);
+    }
+
+    /// The speed that a worker's share followed from, and the one that it showed: that of a commitment which
+    /// came to something. None where the round says nothing about it.
+    fn shown_speed(&self, result: &WorkerResult) -> Option<(u64, Option<u64>)> {
+        let worker = result.worker;
+        let assumed =
+            self.round.candidates.iter().find(|it| it.worker == worker)?.tokens_per_second;
+        match result.outcome {
+            Outcome::Admitted | Outcome::Late => {
+                let tokens = self.round.commitments.get(&worker)?.commitment.tokens.0;
+                let elapsed_ms = self.round.committed_ms.get(&worker)?;
+                Some((assumed, Some(tokens.saturating_mul(1_000) / elapsed_ms)))
+            }
+            Outcome::NotCommitted | Outcome::NotUploaded => Some((assumed, None)),
+            Outcome::Malformed(_)
+            | Outcome::CodecFault(_)
+            | Outcome::ReplayFault(_)
+            | Outcome::Withheld(_)
+            | Outcome::Unverified => None,
+        }
     }
 
     fn bar(&mut self, now: Tick, round: Round, worker: NodeId, outcome: &Outcome) {

@@ -45,6 +45,8 @@ pub(super) struct Member {
     pub(super) claimed: Option<Possession>,
     /// Its last proof was wrong; said once, with the next reply.
     pub(super) wrong_theta: bool,
+    /// Wrong proofs of the θ of a round.
+    pub(super) wrong_proofs: (Round, u32),
     pub(super) credibility: Credibility,
     pub(super) head: Option<Head>,
     pub(super) barred: Option<Refusal>,
@@ -61,7 +63,7 @@ impl Member {
 
     /// Whether work can be expected of it.
     pub(super) fn is_at_work(&self) -> bool {
-        self.present && !self.leaving
+        self.present && !self.leaving && self.barred.is_none()
     }
 
     /// The speed that its share of a round follows. A newcomer's own word counts up to what is
@@ -70,13 +72,19 @@ impl Member {
         if self.is_measured { self.tokens_per_second } else { self.tokens_per_second.min(typical) }
     }
 
-    /// Notes what a round showed of its speed.
-    pub(super) fn note_speed(&mut self, tokens_per_second: u64) {
-        let before = if self.is_measured { self.tokens_per_second } else { tokens_per_second };
+    /// Notes what a round showed of its speed, whose share followed from `assumed`.
+    pub(super) fn note_speed(&mut self, assumed: u64, tokens_per_second: u64) {
         // Half old, half new: one busy minute must not decide the next round. At most twice the
         // old: a commitment made out of nothing comes at once.
-        let shown = tokens_per_second.min(before.saturating_mul(2));
-        self.tokens_per_second = (before / 2 + shown.div_ceil(2)).max(1);
+        let shown = tokens_per_second.min(assumed.saturating_mul(2));
+        self.tokens_per_second = (assumed / 2 + shown.div_ceil(2)).max(1);
+        self.is_measured = true;
+    }
+
+    /// It was given a share and nothing came of it: it gets a smaller one, or it could keep others from work
+    /// for ever.
+    pub(super) fn note_nothing_done(&mut self, assumed: u64) {
+        self.tokens_per_second = (assumed / 2).max(1);
         self.is_measured = true;
     }
 
@@ -126,7 +134,9 @@ impl Membership {
     }
 
     pub(super) fn present_verifiers(&self) -> impl Iterator<Item = (NodeId, &Member)> {
-        self.iter().filter(|(_, member)| member.present && member.role == Role::Verifier)
+        self.iter().filter(|(_, member)| {
+            member.present && member.barred.is_none() && member.role == Role::Verifier
+        })
     }
 
     /// Workers that are there and proved θ of `round`.
@@ -185,6 +195,7 @@ impl Membership {
             theta: None,
             claimed: None,
             wrong_theta: false,
+            wrong_proofs: earlier.as_ref().map_or((Round(0), 0), |member| member.wrong_proofs),
             credibility: earlier
                 .as_ref()
                 .map_or(Credibility::on_probation(probation), |member| member.credibility),

@@ -48,6 +48,9 @@ use crate::draw::Beacon;
 use crate::record::{Check, Draw, Finding, Outcome, Revocation, RoundRecord};
 use crate::{requirements, reward};
 
+/// Of one member and θ; its word is not looked at any more until the next round.
+const WRONG_PROOFS_MAX: u32 = 3;
+
 /// Why the machine asks to be woken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WakeReason {
@@ -375,15 +378,18 @@ impl Coordinator {
         let Some((member, claim)) = self.membership.get(from).zip(beat.theta) else { return false };
         claim.round == self.round.number
             && member.theta != Some(claim.round)
-            // One at a time: each costs a pass over θ.
+            // One at a time, and not for ever: each costs a pass over θ.
             && member.claimed.is_none_or(|earlier| earlier.round != claim.round)
+            && !member.wrong_theta
+            && (member.wrong_proofs.0 != claim.round || member.wrong_proofs.1 < WRONG_PROOFS_MAX)
     }
 
     fn handle_beat(&mut self, from: NodeId, beat: &Beat) -> Result<(), Refusal> {
         let is_new = self.is_new_claim(from, beat);
         let Some(member) = self.membership.get_mut(from) else { return Ok(()) };
         member.steps_done = beat.steps_done;
-        member.leaving = beat.leaving;
+        // For good: its place may be somebody else's by now.
+        member.leaving |= beat.leaving;
         if is_new {
             member.claimed = beat.theta;
         }
@@ -401,6 +407,10 @@ impl Coordinator {
         signed: SignedCommitment,
     ) -> Result<(), Refusal> {
         let commitment = &signed.commitment;
+        let barred = self.membership.get(from).and_then(|member| member.barred.clone());
+        if let Some(refusal) = barred {
+            return Err(refusal);
+        }
         let round = &mut self.round;
         if signed.worker != from || signed.run != self.run {
             return refuse(RefusalCode::Malformed, "the commitment is not the sender's".to_owned());
@@ -452,9 +462,6 @@ impl Coordinator {
             return refuse(RefusalCode::Malformed, reason);
         }
         let elapsed_ms = now.since(round.phase_since).max(1);
-        if let Some(member) = self.membership.get_mut(from) {
-            member.note_speed(expected.saturating_mul(1_000) / elapsed_ms);
-        }
         round.committed_ms.insert(from, elapsed_ms);
         round.commitments.insert(from, signed);
         Ok(())
@@ -569,6 +576,8 @@ impl Coordinator {
                 member.theta = Some(round);
             } else {
                 member.wrong_theta = true;
+                let before = if member.wrong_proofs.0 == round { member.wrong_proofs.1 } else { 0 };
+                member.wrong_proofs = (round, before + 1);
             }
         }
     }

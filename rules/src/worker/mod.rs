@@ -10,7 +10,7 @@
 use manyhands_proto::message::limits::HEAD_ROUNDS_MAX;
 use manyhands_proto::message::{
     Assignment, Beat, Duty, Evaluate, Evaluation, Join, Possession, Refusal, RefusalCode, Replay,
-    Reply, Request, SignedCommitment, Situation, Sync, Tasks, Verdict, Weigh, Weighing,
+    Reply, Request, SignedCommitment, Situation, Sync, Verdict, Weigh, Weighing,
 };
 use manyhands_proto::{Digest, NodeId, Round, Tick};
 use serde::{Deserialize, Serialize};
@@ -44,9 +44,9 @@ pub enum Effect {
     Evaluate(Evaluate),
     /// Answered by [`Input::Weighed`] or [`Input::Failed`].
     Weigh(Weigh),
-    /// Stop training, or weighing: the round went on without us. Answered by [`Input::Failed`], or by what was
-    /// done before.
-    Abort { round: Round },
+    /// Stop what is being done: the round went on without us, or something waits that is more urgent. Answered by
+    /// [`Input::Failed`], or by what was done before.
+    Abort,
     /// The end, with its reason.
     Exit(Exit),
 }
@@ -316,21 +316,8 @@ impl Worker {
     }
 
     fn follow(&mut self, duty: &Duty, verifiers: Vec<NodeId>) {
-        match self.doing {
-            // A round that opened again may ask for other work.
-            Doing::Train(round) => {
-                if !matches!(duty, Duty::Train(assignment) if Some(assignment) == self.at_work.as_ref())
-                {
-                    self.effects.push(Effect::Abort { round });
-                }
-            }
-            Doing::Weigh(round) => {
-                let asked = |tasks: &Tasks| tasks.weigh.as_ref().map(|asked| asked.round);
-                if !matches!(duty, Duty::Tasks(tasks) if asked(tasks) == Some(round)) {
-                    self.effects.push(Effect::Abort { round });
-                }
-            }
-            Doing::Nothing | Doing::Sync | Doing::Replay(_) | Doing::Evaluate(_) => {}
+        if self.is_overtaken(duty) {
+            self.effects.push(Effect::Abort);
         }
         // A verifier that came later may be the one that has to open a past round.
         if let Some((round, _)) = self.published
@@ -409,6 +396,25 @@ impl Worker {
         }
     }
 
+    /// Whether what is being done is not wanted any more, or holds up what a merge waits for.
+    fn is_overtaken(&self, duty: &Duty) -> bool {
+        let weigh = if let Duty::Tasks(tasks) = duty {
+            tasks.weigh.as_ref().map(|asked| asked.round)
+        } else {
+            None
+        };
+        match self.doing {
+            Doing::Nothing | Doing::Sync => false,
+            // A round that opened again may ask for other work.
+            Doing::Train(_) => {
+                !matches!(duty, Duty::Train(now) if Some(now) == self.at_work.as_ref())
+            }
+            Doing::Weigh(round) => weigh != Some(round),
+            // Whose evidence is waited for could otherwise keep others' updates from being weighed.
+            Doing::Replay(_) | Doing::Evaluate(_) => weigh.is_some() && self.weighing.is_none(),
+        }
+    }
+
     fn start(&mut self, doing: Doing, effect: Effect) {
         self.doing = doing;
         self.steps_done = 0;
@@ -459,8 +465,8 @@ impl Worker {
             Input::Stop => {
                 self.stopping = true;
                 self.next_beat = now;
-                if let Doing::Train(round) | Doing::Weigh(round) = self.doing {
-                    self.effects.push(Effect::Abort { round });
+                if let Doing::Train(_) | Doing::Weigh(_) = self.doing {
+                    self.effects.push(Effect::Abort);
                 }
                 if self.membership == Membership::Outside {
                     self.exit(Exit::Left);

@@ -2,7 +2,7 @@
 
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    CommitSet, Commitment, Merge, PROTOCOL_VERSION, Role, Start, Tasks, WaitReason, Weigh,
+    CommitSet, Commitment, Merge, PROTOCOL_VERSION, Role, Start, Tasks, WaitReason,
 };
 use manyhands_proto::{RunId, TokenCount};
 
@@ -135,7 +135,7 @@ fn training_is_aborted_when_the_round_goes_on_without_us() {
     tell(&mut worker, 0, Duty::Train(assignment(0)));
     let wait = Duty::Wait { round: Round(0), reason: WaitReason::Checks };
     let (_, effects) = tell(&mut worker, 200, wait);
-    assert_eq!(effects, [Effect::Abort { round: Round(0) }]);
+    assert_eq!(effects, [Effect::Abort]);
 }
 
 #[test]
@@ -150,11 +150,35 @@ fn weighing_is_aborted_when_the_merge_does_not_wait_for_it_any_more() {
     let (_, effects) = tell(&mut worker, 200, tasks(Some(weigh.clone())));
     assert!(effects.is_empty(), "it is under way");
     let (_, effects) = tell(&mut worker, 400, tasks(None));
-    assert_eq!(effects, [Effect::Abort { round: Round(0) }]);
+    assert_eq!(effects, [Effect::Abort]);
     worker.handle(Tick(450), Input::Failed);
     let next = Weigh { round: Round(1), ..weigh };
     let (_, effects) = tell(&mut worker, 600, tasks(Some(next.clone())));
     assert_eq!(effects, [Effect::Weigh(next)]);
+}
+
+#[test]
+fn what_a_merge_waits_for_is_not_kept_waiting_by_an_evaluation_or_a_replay() {
+    let mut worker = worker(None);
+    let evaluations = vec![Evaluate { round: Round(0), theta: Digest::of(b"theta") }];
+    let weigh = Weigh { round: Round(1), theta: Digest::of(b"theta"), updates: Vec::new() };
+    let tasks = |weigh: Option<Weigh>| {
+        Duty::Tasks(Tasks { replays: Vec::new(), evaluations: evaluations.clone(), weigh })
+    };
+    let (_, effects) = tell(&mut worker, 0, tasks(None));
+    assert_eq!(effects, [Effect::Evaluate(evaluations[0].clone())]);
+    let (_, effects) = tell(&mut worker, 200, tasks(Some(weigh.clone())));
+    assert_eq!(effects, [Effect::Abort]);
+    worker.handle(Tick(210), Input::Failed);
+    let (_, effects) = tell(&mut worker, 400, tasks(Some(weigh.clone())));
+    assert_eq!(effects, [Effect::Weigh(weigh)]);
+    worker.handle(Tick(410), Input::Weighed(Weighing { round: Round(1), effects: Vec::new() }));
+    let (_, effects) = tell(&mut worker, 600, tasks(None));
+    assert_eq!(
+        effects,
+        [Effect::Evaluate(evaluations[0].clone())],
+        "and what was put off is done then"
+    );
 }
 
 #[test]
@@ -211,7 +235,7 @@ fn a_round_that_opens_again_is_trained_again_and_the_old_work_is_not_committed()
     tell(&mut worker, 0, Duty::Train(assignment(0)));
     let anew = Assignment { first_sequence: 8, ..assignment(0) };
     let (_, effects) = tell(&mut worker, 100, Duty::Train(anew.clone()));
-    assert_eq!(effects, [Effect::Abort { round: Round(0) }]);
+    assert_eq!(effects, [Effect::Abort]);
     // It was done before it heard of the abort.
     worker.handle(Tick(150), Input::Trained(trained(0)));
     let (request, effects) = tell(&mut worker, 200, Duty::Train(anew.clone()));

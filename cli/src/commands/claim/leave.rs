@@ -9,7 +9,6 @@ use manyhands_proto::keys::NodeKey;
 use manyhands_proto::{Balance, NodeId, Round, RunId};
 use serde::Serialize;
 
-use crate::amount::tokens;
 use crate::failure::Failure;
 
 /// A worker takes three steps and a verifier two; each is seen in the state before the next.
@@ -239,7 +238,7 @@ impl Left {
     pub(super) fn words(&self) -> Vec<String> {
         let mut words: Vec<String> = self.done.iter().map(|step| step.words().to_owned()).collect();
         if self.returned > Balance(0) {
-            words.push(format!("{} came back to the account", tokens(self.returned)));
+            words.push(format!("{} came back to the account", self.returned));
         }
         words.extend(self.held.iter().map(|held| held.words(self.block)));
         if !self.held.is_empty() {
@@ -269,7 +268,7 @@ impl Held {
             Purpose::Stake => "stake",
             Purpose::Bond => "bond",
         };
-        let what = format!("the {purpose} of {} stays on hold", tokens(self.amount));
+        let what = format!("the {purpose} of {} stays on hold", self.amount);
         match &self.wait {
             Wait::Unbonding { until_block } => format!(
                 "{what} until block {until_block}, as faults can be reported so long; this is block \

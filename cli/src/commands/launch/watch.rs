@@ -8,7 +8,6 @@ use manyhands_proto::{NodeId, Round, Tick};
 use manyhands_rules::coordinator::{EventKind, RoundStatus};
 use serde::Serialize;
 
-use crate::amount::tokens;
 use crate::failure::{Explain, Failure};
 use crate::output::Output;
 
@@ -180,17 +179,13 @@ fn tell(output: Output, happening: &Happening<'_>) {
                 format!("θ of round {round}: held-out loss {loss:.4}")
             }
             Happening::Slashed { round, worker, reason, amount } => {
-                format!(
-                    "{} is slashed {} for round {round}: {reason}",
-                    worker.short(),
-                    tokens(*amount)
-                )
+                format!("{} is slashed {amount} for round {round}: {reason}", worker.short())
             }
             Happening::Problem { what, why } => {
                 format!("{what} does not work now and is tried again: {why}")
             }
-            Happening::Complete { rounds, theta } => {
-                format!("the run is complete after {rounds} rounds; θ is {theta}")
+            Happening::Complete { theta, .. } => {
+                format!("the run is complete; θ is {theta}")
             }
             Happening::Final { block: Some(block) } => {
                 format!("everything is final on chain as of block {block}")

@@ -6,7 +6,6 @@ use manyhands_proto::message::Role;
 use manyhands_rules::worker::Exit;
 use manyhands_worker::WorkerEvent;
 
-use crate::amount::tokens;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::progress::Progress;
@@ -66,7 +65,8 @@ impl Screen {
                 let shown =
                     serde_json::json!({ "event": "complete", "round": round, "theta": theta });
                 self.output.event(&shown, || {
-                    Some(format!("the run is complete after {round} rounds; `manyhands claim` brings what was earned once it has vested"))
+                    let what = "`manyhands claim` brings what was earned once it has vested";
+                    Some(format!("the run is complete; {what}"))
                 });
                 Ok(())
             }
@@ -115,7 +115,7 @@ fn line(event: &WorkerEvent, role: Role) -> Option<String> {
                 (true, false) => ", on a development chain",
                 (false, _) => "",
             };
-            format!("{what}   {}{made}", tokens(*stake))
+            format!("{what}   {stake}{made}")
         }
         WorkerEvent::Joined { .. } => "joined the run".to_owned(),
         WorkerEvent::Duty { duty } => duty.clone(),

@@ -142,6 +142,9 @@ impl TryFrom<wire::Replay> for Replay {
         let commitment: Commitment = required("replay.commitment", wire.commitment)?.try_into()?;
         let same = commitment.round == assignment.round;
         check("replay.commitment.round", "the assignment's round", commitment.round, same)?;
+        let first = commitment.first_sequence;
+        let same = first == assignment.first_sequence;
+        check("replay.commitment.first_sequence", "the assignment's", first, same)?;
         let from_head = assignment.start != Start::Fresh;
         let holds = head_moments.is_some() == from_head;
         check("replay.head_moments", "some if and only if there is a head", head_moments, holds)?;

@@ -46,7 +46,7 @@ fn addresses() -> Vec<SocketAddr> {
 fn commitment() -> Commitment {
     Commitment {
         round: Round(4),
-        first_sequence: 77,
+        first_sequence: 1 << 40,
         payload: digest("payload"),
         payload_bytes: 123_456,
         theta: digest("theta"),

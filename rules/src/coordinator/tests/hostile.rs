@@ -71,12 +71,110 @@ fn a_newcomers_word_gives_it_no_more_than_the_usual_share() {
         world.machine.round.assignments.values().map(|assignment| assignment.sequences).collect();
     assert_eq!(shares.len(), 1, "{shares:?}");
 
-    world.now = world.now.after_ms(1);
-    world.obey(3);
+    while world.records.is_empty() {
+        world.turn(&[1, 2, 3], &[]);
+    }
     let speed = |world: &World| world.machine.membership.get(node(3)).map(|m| m.tokens_per_second);
     let shown = speed(&world);
+    assert!(shown < Some(1 << 20), "{shown:?}");
     world.ask(3, Request::Join(Join { tokens_per_second: 1 << 50, ..join(Role::Worker) }));
     assert_eq!(speed(&world), shown, "coming again does not undo what a round has shown");
+}
+
+/// Proves θ, and does nothing else.
+fn idle(world: &mut World, id: u8) -> Reply {
+    let proof = Possession { round: world.machine.round(), proof: Digest::of(&[id]) };
+    world.ask(id, Request::Beat(Beat { theta: Some(proof), steps_done: 0, leaving: false }))
+}
+
+#[test]
+fn a_share_that_nothing_comes_of_is_smaller_the_next_time() {
+    let mut spec = tests_support::spec();
+    (spec.training.batch_sequences, spec.training.steps_per_round) = (8, 10);
+    let mut world = World::new(spec);
+    for id in [1, 2, 3] {
+        world.join(id, Role::Worker);
+    }
+    let mut shares = Vec::new();
+    while world.machine.round() < Round(2) {
+        idle(&mut world, 3);
+        world.turn(&[1, 2], &[]);
+        let share = world.machine.round.assignments.get(&node(3)).map(|it| it.sequences);
+        if let Some(share) = share.filter(|share| shares.last() != Some(share)) {
+            shares.push(share);
+        }
+    }
+    assert_eq!(world.outcome(0, 3), &Outcome::NotCommitted);
+    assert!(shares.len() > 1 && shares.is_sorted_by(|before, after| after < before), "{shares:?}");
+}
+
+#[test]
+fn a_verifier_is_given_one_replay_at_a_time_so_waiting_is_nobodys_failure() {
+    let mut world = World::new(tests_support::spec());
+    for id in [1, 2, 3] {
+        world.join(id, Role::Worker);
+    }
+    world.join(9, Role::Verifier);
+    while !matches!(world.machine.phase(), Phase::Checking { deadline: Some(_) }) {
+        world.turn(&[1, 2, 3], &[]);
+    }
+    let given = world.machine.audits.replays_of(node(9));
+    assert_eq!(given.len(), 1, "{given:?}");
+    assert!(!world.machine.audits.is_idle());
+    world.run(&[1, 2, 3], &[9], 20);
+    for id in [1, 2, 3] {
+        assert_eq!(world.outcome(0, id), &Outcome::Admitted);
+    }
+}
+
+#[test]
+fn who_is_barred_neither_commits_nor_verifies() {
+    let mut world = World::new(tests_support::spec());
+    for id in [1, 2] {
+        world.join(id, Role::Worker);
+    }
+    world.join(9, Role::Verifier);
+    while !matches!(world.machine.phase(), Phase::Training { .. }) {
+        world.turn(&[1, 2], &[]);
+    }
+    let refusal = Refusal { code: RefusalCode::Barred, reason: "a fault".to_owned() };
+    for id in [1, 9] {
+        let member = world.machine.membership.get_mut(node(id)).expect("a member");
+        member.barred = Some(refusal.clone());
+    }
+    let assignment = world.machine.round.assignments[&node(1)].clone();
+    let blob = Digest::of(b"anything");
+    let commitment = Commitment {
+        round: assignment.round,
+        first_sequence: assignment.first_sequence,
+        payload: blob,
+        payload_bytes: 100,
+        theta: blob,
+        moments: blob,
+        error: blob,
+        tokens: TokenCount(u64::from(assignment.sequences) * 32),
+        loss: 3.0,
+    };
+    let signed = SignedCommitment::sign(&key(1), RUN, commitment);
+    assert!(is_refused(&world.ask(1, Request::Commit(signed)), RefusalCode::Barred));
+    assert_eq!(world.machine.verifiers(), []);
+}
+
+#[test]
+fn wrong_proofs_are_not_looked_at_for_ever() {
+    let mut world = World::new(tests_support::spec());
+    world.join(1, Role::Worker);
+    let mut looked_at = 0;
+    for _ in 0..20 {
+        idle(&mut world, 1);
+        for effect in world.machine.poll_effects() {
+            if let Effect::CheckPossession { round, worker, proof, .. } = effect {
+                looked_at += 1;
+                world.handle(Input::PossessionChecked { round, worker, proof, holds: false });
+            }
+        }
+    }
+    assert_eq!(looked_at, 3);
 }
 
 #[test]

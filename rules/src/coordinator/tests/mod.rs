@@ -355,6 +355,8 @@ fn a_silent_verifier_holds_no_merge_up() {
     }
     world.run(&[1, 2, 3], &[7], 600);
     assert_eq!(world.records[0].weighings, []);
+    let events = world.machine.status(world.now).events;
+    assert!(events.iter().any(|event| event.text.contains("round 0 is merged without loss_gate")));
     assert!(world.merges[0].contributions.iter().all(|it| it.loss_effect.is_none()));
 }
 
