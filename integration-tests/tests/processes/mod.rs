@@ -48,7 +48,7 @@ commit_ms = 60_000
 upload_ms = 20_000
 check_ms = 20_000
 sync_ms = 10_000
-silence_ms = 4_000
+silence_ms = 8_000
 
 [verification]
 verifiers_min = 1
