@@ -76,33 +76,44 @@ class Llama(nn.Module):
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
 
 
-def tokens_per_second(config, steps, compiled):
-    torch.manual_seed(1)
-    model = Llama(config)
-    decaying = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
-    optimizer = torch.optim.AdamW([{"params": decaying, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-                                  lr=1e-3, betas=(0.9, 0.95), fused=True)
-    run = torch.compile(model) if compiled else model
-    shape = (config["batch_sequences"], config["context_length"] + 1)
-    seconds = []
-    for step in range(steps + 3):
-        tokens = torch.randint(config["vocabulary_size"], shape)
+class Trainer:
+    def __init__(self, config, compiled):
+        torch.manual_seed(1)
+        self.config = config
+        self.model = Llama(config)
+        decaying = [p for p in self.model.parameters() if p.dim() >= 2]
+        others = [p for p in self.model.parameters() if p.dim() < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decaying, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+            lr=1e-3, betas=(0.9, 0.95), fused=True)
+        self.run = torch.compile(self.model) if compiled else self.model
+
+    def seconds_of_a_step(self):
+        shape = (self.config["batch_sequences"], self.config["context_length"] + 1)
+        tokens = torch.randint(self.config["vocabulary_size"], shape)
         began = time.perf_counter()
-        loss = run(tokens[:, :-1], tokens[:, 1:])
+        loss = self.run(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.perf_counter() - began)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        seconds = time.perf_counter() - began
         assert math.isfinite(loss.item())
-    return config["batch_sequences"] * config["context_length"] / statistics.median(seconds[3:])
+        return seconds
+
+    def tokens_per_second(self, steps):
+        """The median over steps, after three that warm up."""
+        seconds = [self.seconds_of_a_step() for _ in range(3 + steps)][3:]
+        return self.config["batch_sequences"] * self.config["context_length"] / statistics.median(seconds)
 
 
 def main():
     torch.set_num_threads(int(sys.argv[1]))
-    steps, config = int(sys.argv[2]), json.loads(sys.argv[3])
-    print(json.dumps({name: tokens_per_second(config, steps, name == "compiled") for name in ("eager", "compiled")}))
+    config = json.loads(sys.argv[2])
+    trainers = {name: Trainer(config, name == "compiled") for name in ("eager", "compiled")}
+    for steps in sys.stdin:
+        speeds = {name: trainer.tokens_per_second(int(steps)) for name, trainer in trainers.items()}
+        print(json.dumps(speeds), flush=True)
 
 
 main()

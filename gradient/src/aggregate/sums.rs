@@ -85,7 +85,7 @@ impl<'a> Term<'a> {
 struct Sums {
     numerators: Box<[f32; CHUNK]>,
     contributors: Box<[f32; CHUNK]>,
-    /// Stays 0 where there is no cap.
+    /// Touched only where there is a cap.
     heaviest: Box<[f32; CHUNK]>,
 }
 
@@ -127,6 +127,13 @@ impl Sums {
             });
         }
     }
+
+    /// Twice the heaviest contributor weighs at least as much as all of them.
+    fn cap(&mut self) {
+        for (contributors, heaviest) in self.contributors.iter_mut().zip(&mut *self.heaviest) {
+            *contributors = larger(*contributors, 2.0 * std::mem::take(heaviest));
+        }
+    }
 }
 
 /// Room for the sums of one chunk after another.
@@ -164,6 +171,10 @@ impl ChunkSums {
             }
         }
         let least = term.plan.denominator_min();
+        if is_capped {
+            self.all.cap();
+            self.staying.cap();
+        }
         if revokes {
             take_difference(into, &mut self.staying, &mut self.all, least, factor);
         } else {
@@ -172,23 +183,27 @@ impl ChunkSums {
     }
 }
 
-/// numerator / max(contributors, least, 2 · heaviest). Weights are above 0, so contributors weigh 0 exactly where
-/// nobody sent anything; there it is 0.
+/// Of two numbers; `f32::max` also asks which of them is not one.
 #[inline(always)]
-fn quotient(numerator: f32, contributors: f32, heaviest: f32, least: f32) -> f32 {
-    let larger = |a: f32, b: f32| if a > b { a } else { b };
-    let denominator = larger(larger(contributors, least), 2.0 * heaviest);
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// numerator / max(contributors, least). Weights are above 0, so contributors weigh 0 exactly where nobody sent
+/// anything; there it is 0.
+#[inline(always)]
+fn quotient(numerator: f32, contributors: f32, least: f32) -> f32 {
     // 1 where nobody sent anything: 0 / 0 is not a number.
-    numerator / if contributors > 0.0 { denominator } else { 1.0 }
+    numerator / if contributors > 0.0 { larger(contributors, least) } else { 1.0 }
 }
 
 /// into ← into + factor · quotient, the product and the sum each rounded once. The sums are zeros then.
 #[multiversion(targets("x86_64+avx2"))]
 fn take_quotients(into: &mut [f32], sums: &mut Sums, least: f32, factor: f32) {
-    let sums = sums.numerators.iter_mut().zip(&mut *sums.contributors).zip(&mut *sums.heaviest);
-    for (into, ((numerator, contributors), heaviest)) in into.iter_mut().zip(sums) {
-        *into += factor * quotient(*numerator, *contributors, *heaviest, least);
-        (*numerator, *contributors, *heaviest) = (0.0, 0.0, 0.0);
+    let sums = sums.numerators.iter_mut().zip(&mut *sums.contributors);
+    for (into, (numerator, contributors)) in into.iter_mut().zip(sums) {
+        *into += factor * quotient(*numerator, *contributors, least);
+        (*numerator, *contributors) = (0.0, 0.0);
     }
 }
 
@@ -196,8 +211,7 @@ fn take_quotients(into: &mut [f32], sums: &mut Sums, least: f32, factor: f32) {
 fn take_difference(into: &mut [f32], without: &mut Sums, with: &mut Sums, least: f32, factor: f32) {
     let take = |sums: &mut Sums, index: usize| {
         let take = |values: &mut [f32; CHUNK]| std::mem::take(&mut values[index]);
-        let Sums { numerators, contributors, heaviest } = sums;
-        quotient(take(numerators), take(contributors), take(heaviest), least)
+        quotient(take(&mut sums.numerators), take(&mut sums.contributors), least)
     };
     for (index, into) in into.iter_mut().enumerate() {
         *into += factor * (take(without, index) - take(with, index));
