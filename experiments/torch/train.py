@@ -1,6 +1,8 @@
 """Tokens per second of a training step in PyTorch, eager and compiled: the same model, batch and optimiser as ours.
 
-    train.py THREADS STEPS CONFIG        CONFIG: the run file's [model] as JSON, and `batch_sequences`
+    train.py THREADS CONFIG        CONFIG: the run file's [model] as JSON, and `batch_sequences`
+
+For each line of its input, a number of steps, it measures both and prints them as JSON.
 """
 import json
 import math
