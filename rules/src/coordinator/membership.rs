@@ -57,10 +57,6 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub(super) fn is_worker(&self) -> bool {
-        self.role == Role::Worker && self.barred.is_none()
-    }
-
     /// Whether work can be expected of it.
     pub(super) fn is_at_work(&self) -> bool {
         self.present && !self.leaving && self.barred.is_none()
@@ -130,7 +126,7 @@ impl Membership {
     }
 
     pub(super) fn present_workers(&self) -> impl Iterator<Item = (NodeId, &Member)> {
-        self.iter().filter(|(_, member)| member.is_at_work() && member.is_worker())
+        self.iter().filter(|(_, member)| member.is_at_work() && member.role == Role::Worker)
     }
 
     pub(super) fn present_verifiers(&self) -> impl Iterator<Item = (NodeId, &Member)> {

@@ -348,7 +348,7 @@ impl Coordinator {
             let reason = "your stake was not there when it was looked up: join again".to_owned();
             return refuse(RefusalCode::NotAMember, reason);
         }
-        let (was_present, role) = (member.present, member.role);
+        let (was_present, role, barred) = (member.present, member.role, member.barred.clone());
         self.membership.note_nonce(from, nonce)?;
         if !was_present {
             self.ensure_room(from, role)?;
@@ -356,6 +356,12 @@ impl Coordinator {
         if let Some(member) = self.membership.get_mut(from) {
             member.last_seen = now;
             member.present = true;
+        }
+        // It is still told why, and may leave; nothing that it did counts.
+        if let Some(refusal) = barred
+            && !matches!(request, Request::Beat(_) | Request::Leave)
+        {
+            return Err(refusal);
         }
         match request {
             Request::Beat(beat) => self.handle_beat(from, &beat),
@@ -407,10 +413,6 @@ impl Coordinator {
         signed: SignedCommitment,
     ) -> Result<(), Refusal> {
         let commitment = &signed.commitment;
-        let barred = self.membership.get(from).and_then(|member| member.barred.clone());
-        if let Some(refusal) = barred {
-            return Err(refusal);
-        }
         let round = &mut self.round;
         if signed.worker != from || signed.run != self.run {
             return refuse(RefusalCode::Malformed, "the commitment is not the sender's".to_owned());

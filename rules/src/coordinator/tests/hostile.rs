@@ -143,20 +143,10 @@ fn who_is_barred_neither_commits_nor_verifies() {
         member.barred = Some(refusal.clone());
     }
     let assignment = world.machine.round.assignments[&node(1)].clone();
-    let blob = Digest::of(b"anything");
-    let commitment = Commitment {
-        round: assignment.round,
-        first_sequence: assignment.first_sequence,
-        payload: blob,
-        payload_bytes: 100,
-        theta: blob,
-        moments: blob,
-        error: blob,
-        tokens: TokenCount(u64::from(assignment.sequences) * 32),
-        loss: 3.0,
-    };
-    let signed = SignedCommitment::sign(&key(1), RUN, commitment);
+    let signed = committed(1, &assignment, Digest::of(b"anything"));
     assert!(is_refused(&world.ask(1, Request::Commit(signed)), RefusalCode::Barred));
+    let weighing = Weighing { round: Round(0), effects: Vec::new() };
+    assert!(is_refused(&world.ask(9, Request::Weighing(weighing)), RefusalCode::Barred));
     assert_eq!(world.machine.verifiers(), []);
 }
 
@@ -301,20 +291,8 @@ fn work_for_an_opening_of_a_round_that_is_no_more_is_not_taken_for_other_work() 
     let after = of(&world, second).expect("assigned anew");
     assert_ne!(after.first_sequence, before.first_sequence);
 
-    let blob = Digest::of(b"the old work");
-    let commitment = Commitment {
-        round: before.round,
-        first_sequence: before.first_sequence,
-        payload: blob,
-        payload_bytes: 100,
-        theta: blob,
-        moments: blob,
-        error: blob,
-        tokens: TokenCount(u64::from(after.sequences) * 32),
-        loss: 3.0,
-    };
-    let signed = SignedCommitment::sign(&key(second), RUN, commitment);
-    assert!(is_refused(&world.ask(second, Request::Commit(signed)), RefusalCode::NotAssigned));
+    let old = committed(second, &before, Digest::of(b"the old work"));
+    assert!(is_refused(&world.ask(second, Request::Commit(old)), RefusalCode::NotAssigned));
 }
 
 #[test]

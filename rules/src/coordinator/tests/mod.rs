@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    Commitment, Distances, Duty, LossEffect, PROTOCOL_VERSION, Possession, Role, Situation, Weigh,
-    Weighing,
+    Assignment, Commitment, Distances, Duty, LossEffect, PROTOCOL_VERSION, Possession, Role,
+    Situation, Weigh, Weighing,
 };
 use manyhands_proto::run_file::Rule;
 use manyhands_proto::{Balance, TokenCount};
@@ -59,6 +59,22 @@ struct World {
     merges: Vec<MergeOrder>,
     /// Who took its stake back.
     stakeless: Vec<NodeId>,
+}
+
+/// A worker's word that it did what it was assigned and ended at `blob`.
+fn committed(id: u8, assignment: &Assignment, blob: Digest) -> SignedCommitment {
+    let commitment = Commitment {
+        round: assignment.round,
+        first_sequence: assignment.first_sequence,
+        payload: blob,
+        payload_bytes: 100,
+        theta: blob,
+        moments: blob,
+        error: blob,
+        tokens: TokenCount(u64::from(assignment.sequences) * 32),
+        loss: 3.0,
+    };
+    SignedCommitment::sign(&key(id), RUN, commitment)
 }
 
 impl World {
@@ -120,18 +136,8 @@ impl World {
         match duty {
             Duty::Train(assignment) => {
                 let blob = Digest::of(&[id, assignment.round.0 as u8]);
-                let commitment = Commitment {
-                    round: assignment.round,
-                    first_sequence: assignment.first_sequence,
-                    payload: blob,
-                    payload_bytes: 100,
-                    theta: blob,
-                    moments: blob,
-                    error: blob,
-                    tokens: TokenCount(u64::from(assignment.sequences) * 32),
-                    loss: 3.0,
-                };
-                self.ask(id, Request::Commit(SignedCommitment::sign(&key(id), RUN, commitment)));
+                let signed = committed(id, &assignment, blob);
+                self.ask(id, Request::Commit(signed));
             }
             Duty::Tasks(tasks) => {
                 for replay in tasks.replays {
@@ -494,19 +500,8 @@ fn a_repeated_message_and_a_second_commitment_are_refused_with_their_codes() {
         world.turn(&[1, 2], &[]);
     }
     world.obey(1);
-    let digest = Digest::of(b"another");
-    let commitment = Commitment {
-        round: Round(0),
-        first_sequence: world.machine.round.assignments[&node(1)].first_sequence,
-        payload: digest,
-        payload_bytes: 1,
-        theta: digest,
-        moments: digest,
-        error: digest,
-        tokens: TokenCount(1),
-        loss: 0.0,
-    };
-    let signed = SignedCommitment::sign(&key(1), RUN, commitment);
+    let assignment = world.machine.round.assignments[&node(1)].clone();
+    let signed = committed(1, &assignment, Digest::of(b"another"));
     let second = world.ask(1, Request::Commit(signed.clone()));
     assert!(matches!(second, Reply::Refused(r) if r.code == RefusalCode::AlreadyCommitted));
     let another = world.ask(2, Request::Commit(signed));
