@@ -11,7 +11,7 @@ use manyhands_gradient::{
 use manyhands_proto::message::{LossEffect, Merge};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, TokenCount};
-use manyhands_rules::record::{Outcome, RoundRecord, by_round, loss_effects};
+use manyhands_rules::record::{RoundRecord, by_round, loss_effects};
 
 use crate::evidence::Evidence;
 use crate::pay::effective;
@@ -247,8 +247,7 @@ impl<E: Evidence> Parameters<'_, E> {
         let alpha = self.alpha(record.round);
         let mut updates = Vec::new();
         let mut complete = true;
-        let admitted = record.results.iter().filter(|result| result.outcome == Outcome::Admitted);
-        for result in admitted {
+        for result in record.admitted() {
             let at = Link::Aggregate.at(during).of(result.worker);
             let Some(signed) = self.records.commitment(record.round, result.worker) else {
                 findings.failed(at, "a commitment of the admitted worker", "none");

@@ -252,17 +252,13 @@ fn check_weighings(spec: &RunSpec, record: &RoundRecord, findings: &mut Findings
     let weighings = &record.weighings;
     let asked = spec.aggregation.rules.contains(&Rule::LossGate) && record.verified;
     let verifiers_max = if asked { WEIGHERS_MAX } else { 0 };
-    let committed = |worker: &NodeId| record.commitments.iter().any(|it| it.worker == *worker);
-    let admitted: Vec<NodeId> = record
-        .results
-        .iter()
-        .filter(|result| result.outcome == Outcome::Admitted)
-        .map(|result| result.worker)
-        .collect();
+    let committed: BTreeSet<NodeId> = record.commitments.iter().map(|it| it.worker).collect();
     let is_sound = |weighed: &Weighed| {
         weighed.effects.is_sorted_by(|left, right| left.0 < right.0)
-            && weighed.effects.iter().all(|(worker, _)| committed(worker))
-            && admitted.iter().all(|worker| weighed.effects.iter().any(|it| it.0 == *worker))
+            && weighed.effects.iter().all(|(worker, _)| committed.contains(worker))
+            && record.admitted().all(|merged| {
+                weighed.effects.binary_search_by_key(&merged.worker, |effect| effect.0).is_ok()
+            })
     };
     findings.require(
         Link::Outcomes.at(record.round),

@@ -53,6 +53,11 @@ pub struct RoundRecord {
 }
 
 impl RoundRecord {
+    /// The results of those whose update was merged.
+    pub fn admitted(&self) -> impl Iterator<Item = &WorkerResult> {
+        self.results.iter().filter(|result| result.outcome == Outcome::Admitted)
+    }
+
     /// Compact JSON, fields in the order of their declaration.
     pub fn canonical_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("plain structs with string keys serialise")

@@ -10,7 +10,7 @@ use manyhands_model::{
 };
 use manyhands_proto::run_file::RunSpec;
 use manyhands_rules::assignment::{Opening, plan};
-use manyhands_rules::record::{Outcome, RoundRecord};
+use manyhands_rules::record::RoundRecord;
 use manyhands_rules::reward::layout;
 use manyhands_rules::sampling::sequence_at;
 
@@ -77,12 +77,7 @@ fn batches(spec: &RunSpec, records: &[RoundRecord]) -> Vec<Vec<SequenceId>> {
             theta: record.theta,
             first_sequence: record.first_sequence,
         };
-        let admitted: Vec<_> = record
-            .results
-            .iter()
-            .filter(|result| result.outcome == Outcome::Admitted)
-            .map(|result| result.worker)
-            .collect();
+        let admitted: Vec<_> = record.admitted().map(|result| result.worker).collect();
         let assignments = plan(spec, opening, &record.candidates);
         let merged: Vec<_> =
             assignments.iter().filter(|assignment| admitted.contains(&assignment.worker)).collect();
