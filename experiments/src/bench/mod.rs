@@ -55,13 +55,17 @@ impl Report {
 fn median_seconds(mut work: impl FnMut()) -> f64 {
     const REPEATS: usize = 7;
     work();
-    let mut seconds: Vec<f64> = (0..REPEATS)
-        .map(|_| {
-            let began = Instant::now();
-            work();
-            began.elapsed().as_secs_f64()
-        })
-        .collect();
-    seconds.sort_by(f64::total_cmp);
-    seconds[REPEATS / 2]
+    let seconds = (0..REPEATS).map(|_| {
+        let began = Instant::now();
+        work();
+        began.elapsed().as_secs_f64()
+    });
+    median(seconds).expect("there are several")
+}
+
+/// The (upper) median; none of nothing.
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }

@@ -13,7 +13,7 @@ use manyhands_model::{Control, Device, LocalTrainer, TrainTask, Trainer};
 use manyhands_proto::run_file::RunFile;
 use serde::Deserialize;
 
-use super::Report;
+use super::{Report, median};
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Options {
@@ -143,13 +143,6 @@ impl Drop for Torch {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// The (upper) median; none of nothing.
-fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
 }
 
 /// The median over steps, as a worker trains them.

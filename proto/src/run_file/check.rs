@@ -473,6 +473,18 @@ dataset = "data"
     }
 
     #[test]
+    fn a_missing_section_or_field_is_named_with_where_to_add_it() {
+        let remedy = |left_out: &str| {
+            let error = RunFile::parse(&GOOD.replace(left_out, "")).expect_err("it is missing");
+            (error.problems[0].field.clone(), error.problems[0].remedy.clone())
+        };
+        let found = |field: &str, remedy: &str| (field.to_owned(), remedy.to_owned());
+        let section = remedy("[data]\ndataset = \"data\"\n");
+        assert_eq!(section, found("data", "add a section of that name"));
+        assert_eq!(remedy("layers = 2\n"), found("layers", "add it to this section"));
+    }
+
+    #[test]
     fn an_unknown_field_is_named_with_its_line_and_a_remedy() {
         let text = GOOD.replace("layers = 2", "layers = 2\nlayer_count = 2");
         let error = RunFile::parse(&text).expect_err("unknown field");
