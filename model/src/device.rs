@@ -12,7 +12,6 @@ use tch::{Device, Tensor};
 
 use crate::metrics;
 use crate::optimizer::AdamW;
-use crate::parameters::view;
 use crate::torch::{TorchError, guarded, set_threads};
 use crate::transformer::{Transformer, tokens_tensor};
 
@@ -286,11 +285,7 @@ pub fn measure_speed(task: &SpeedTask<'_>) -> Result<Speed, SpeedError> {
             let loss = model.loss_sum(&tokens_bt, &tokens_bt);
             let gradients =
                 Tensor::run_backward(&[&loss], model.parameters().weights(), false, false);
-            let mut gradient_p = model.parameters().flat().zeros_like();
-            for (tensor, gradient) in layout.tensors().iter().zip(&gradients) {
-                view(&gradient_p, tensor).copy_(&gradient.reshape(-1));
-            }
-            optimizer.step(model.parameters(), &mut gradient_p, task.training, 0.0);
+            optimizer.step(model.parameters(), &gradients, task.training, 0.0);
             // Reading a number waits for the device.
             loss.double_value(&[])
         };

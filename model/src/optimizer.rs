@@ -3,8 +3,9 @@
 //!
 //! Weights of two dimensions decay; norms, the only ones of one dimension, do not, as is usual for Llama.
 //!
-//! On a CPU a step is one pass over θ, gradient and moments, in IEEE arithmetic that is the same everywhere:
-//! what tch offers of libtorch takes a dozen passes, and its fused optimisers are not among it.
+//! On a CPU a step reads gradients where the backward pass left them, once for their norm and once for everything
+//! else, in IEEE arithmetic that is the same everywhere: what tch offers of libtorch takes a dozen passes, and its
+//! fused optimisers are not among it.
 //!
 //! Shape in names: `p` the canonical vector.
 
@@ -27,14 +28,14 @@ pub(crate) struct AdamW {
     first_p: Tensor,
     second_p: Tensor,
     step: u64,
-    /// Tensor by tensor, padding included.
     spans: Vec<Span>,
 }
 
-/// Where a tensor lies, and whether it decays.
+/// Where a tensor lies, how much padding follows it, and whether it decays.
 #[derive(Debug)]
 struct Span {
     range: Range<usize>,
+    padding: usize,
     decays: bool,
 }
 
@@ -61,20 +62,23 @@ impl AdamW {
         Self { first_p: zeros(), second_p: zeros(), step: 0, spans: spans(layout) }
     }
 
-    /// Changes θ by one step along `gradient_p`, which is clipped in place.
+    /// Changes θ by one step along `gradients`, one of each weight.
+    ///
+    /// # Panics
+    /// When they are not f32 or not as large as the weights.
     pub(crate) fn step(
         &mut self,
         parameters: &Parameters,
-        gradient_p: &mut Tensor,
+        gradients: &[Tensor],
         training: &Training,
         learning_rate: f64,
     ) {
         self.step += 1;
         tch::no_grad(|| {
-            if gradient_p.device() == Device::Cpu {
-                self.step_on_host(parameters, gradient_p, training, learning_rate);
+            if parameters.device() == Device::Cpu {
+                self.step_on_host(parameters, gradients, training, learning_rate);
             } else {
-                self.step_on_device(parameters, gradient_p, training, learning_rate);
+                self.step_on_device(parameters, gradients, training, learning_rate);
             }
         });
     }
@@ -82,11 +86,13 @@ impl AdamW {
     fn step_on_host(
         &mut self,
         parameters: &Parameters,
-        gradient_p: &mut Tensor,
+        gradients: &[Tensor],
         training: &Training,
         learning_rate: f64,
     ) {
-        let norm = gradient_p.norm().double_value(&[]);
+        let mut gradients: Vec<Tensor> = gradients.iter().map(Tensor::contiguous).collect();
+        let gradients: Vec<&[f32]> = gradients.iter_mut().map(|it| &*host_values(it)).collect();
+        let norm = gradients.iter().map(|values| sum_of_squares(values)).sum::<f64>().sqrt();
         let corrections = self.corrections(training);
         let step = HostStep {
             clip: (training.gradient_clip / (norm + CLIP_EPSILON)).min(1.0) as f32,
@@ -100,26 +106,28 @@ impl AdamW {
         };
         let decay = (1.0 - learning_rate * training.weight_decay) as f32;
         let mut theta_p = parameters.flat().shallow_clone();
-        let mut values = HostValues {
-            theta: host_values(&mut theta_p),
-            gradient: host_values(gradient_p),
-            first: host_values(&mut self.first_p),
-            second: host_values(&mut self.second_p),
-        };
+        let mut theta = host_values(&mut theta_p);
+        let mut first = host_values(&mut self.first_p);
+        let mut second = host_values(&mut self.second_p);
         let threads = tch::get_num_threads().max(1) as usize;
         std::thread::scope(|scope| {
-            for span in &self.spans {
+            for (span, gradient) in self.spans.iter().zip(gradients) {
                 let decay = if span.decays { decay } else { 1.0 };
-                let mut of_tensor = values.split_off(span.range.len());
-                // Whole chunks to each: where the cuts are changes no bit.
-                let part = span.range.len().div_ceil(threads).next_multiple_of(CHUNK);
-                if part < PARALLEL_MIN {
-                    step.run(of_tensor, decay);
-                    continue;
-                }
-                while !of_tensor.theta.is_empty() {
-                    let part = of_tensor.split_off(part.min(of_tensor.theta.len()));
-                    scope.spawn(move || step.run(part, decay));
+                let part = gradient.len().div_ceil(threads).next_multiple_of(CHUNK);
+                let alone = threads == 1 || part < PARALLEL_MIN;
+                let [theta, first, second] = [&mut theta, &mut first, &mut second].map(|values| {
+                    let of_tensor = values.split_off_mut(..span.range.len());
+                    of_tensor.expect("vectors are as long as the layout says").chunks_mut(part)
+                });
+                let parts = gradient.chunks(part).zip(theta).zip(first.zip(second));
+                for ((gradient, theta), (first, second)) in parts {
+                    let values = HostValues { theta, gradient, first, second };
+                    // Where the cuts are changes no bit.
+                    if alone {
+                        step.run(values, decay);
+                    } else {
+                        scope.spawn(move || step.run(values, decay));
+                    }
                 }
             }
         });
@@ -128,19 +136,26 @@ impl AdamW {
     fn step_on_device(
         &mut self,
         parameters: &Parameters,
-        gradient_p: &mut Tensor,
+        gradients: &[Tensor],
         training: &Training,
         learning_rate: f64,
     ) {
-        let norm = gradient_p.norm();
+        let mut pieces = Vec::with_capacity(2 * gradients.len());
+        for (span, gradient) in self.spans.iter().zip(gradients) {
+            pieces.push(gradient.reshape(-1));
+            pieces
+                .push(gradient.new_zeros([span.padding as i64], (Kind::Float, gradient.device())));
+        }
+        let gradient_p = Tensor::cat(&pieces, 0);
         // Stays on the device: reading the norm would wait for it.
+        let norm = gradient_p.norm();
         let factor = ((norm + CLIP_EPSILON).reciprocal() * training.gradient_clip).clamp_max(1.0);
-        let _ = gradient_p.g_mul_(&factor);
+        let gradient_p = gradient_p * factor;
 
         let Training { beta1, beta2, epsilon, weight_decay, .. } = *training;
-        let _ = self.first_p.lerp_(gradient_p, 1.0 - beta1);
+        let _ = self.first_p.lerp_(&gradient_p, 1.0 - beta1);
         let _ = self.second_p.g_mul_scalar_(beta2);
-        let squared_p = &*gradient_p * &*gradient_p;
+        let squared_p = &gradient_p * &gradient_p;
         let _ = self.second_p.g_add_(&(squared_p * (1.0 - beta2)));
 
         let mut theta_p = parameters.flat().shallow_clone();
@@ -178,6 +193,7 @@ fn spans(layout: &Layout) -> Vec<Span> {
         .iter()
         .map(|tensor| Span {
             range: tensor.chunks().start * CHUNK..tensor.chunks().end * CHUNK,
+            padding: tensor.chunks().len() * CHUNK - tensor.elements(),
             decays: tensor.shape().len() >= 2,
         })
         .collect()
@@ -186,29 +202,12 @@ fn spans(layout: &Layout) -> Vec<Span> {
 /// Fewer values are not worth a thread.
 const PARALLEL_MIN: usize = 64 * CHUNK;
 
-/// The same part of everything that a step reads and writes.
+/// The same part of everything that a step reads and writes; where padding follows, the gradient ends before it.
 struct HostValues<'a> {
+    gradient: &'a [f32],
     theta: &'a mut [f32],
-    gradient: &'a mut [f32],
     first: &'a mut [f32],
     second: &'a mut [f32],
-}
-
-impl<'a> HostValues<'a> {
-    /// The first `length` values of each; the others stay.
-    fn split_off(&mut self, length: usize) -> HostValues<'a> {
-        let take = |values: &mut &'a mut [f32]| {
-            let (first, rest) = std::mem::take(values).split_at_mut(length);
-            *values = rest;
-            first
-        };
-        HostValues {
-            theta: take(&mut self.theta),
-            gradient: take(&mut self.gradient),
-            first: take(&mut self.first),
-            second: take(&mut self.second),
-        }
-    }
 }
 
 /// The numbers of one step.
@@ -235,15 +234,34 @@ impl HostStep {
 
 #[multiversion(targets("x86_64+avx2"))]
 fn adamw(step: HostStep, values: HostValues<'_>, decay: f32) {
-    let HostValues { theta, gradient, first, second } = values;
+    let HostValues { gradient, theta, first, second } = values;
     let moments = first.iter_mut().zip(second);
-    for ((theta, gradient), (first, second)) in theta.iter_mut().zip(gradient).zip(moments) {
+    for ((gradient, theta), (first, second)) in gradient.iter().zip(theta).zip(moments) {
         let gradient = *gradient * step.clip;
         *first = step.first_kept * *first + step.first_taken * gradient;
         *second = step.second_kept * *second + step.second_taken * (gradient * gradient);
         let root = second.sqrt() * step.root_scale + step.epsilon;
         *theta = *theta * decay - step.rate * (*first / root);
     }
+}
+
+/// In f64 over blocks that are summed in f32, lane by lane, so that an order is fixed and the loop has no dependence.
+#[multiversion(targets("x86_64+avx2"))]
+fn sum_of_squares(values: &[f32]) -> f64 {
+    const LANES: usize = 32;
+    let (blocks, mut sum) = (values.chunks(CHUNK), 0.0);
+    for block in blocks {
+        let mut lanes = [0.0_f32; LANES];
+        let (whole, rest) = block.as_chunks::<LANES>();
+        for values in whole {
+            for (lane, value) in lanes.iter_mut().zip(values) {
+                *lane += value * value;
+            }
+        }
+        let squares = lanes.into_iter().chain(rest.iter().map(|value| value * value));
+        sum += squares.map(f64::from).sum::<f64>();
+    }
+    sum
 }
 
 #[cfg(test)]
@@ -283,12 +301,11 @@ mod tests {
         let mut optimizer = AdamW::fresh(&layout, Device::Cpu);
         // The second is longer than 1, and is clipped to it: (3, 4, 0) / 5.
         let gradients = [[0.1, -0.2, 0.3], [3.0, 4.0, 0.0], [0.0, 0.5, -0.5]];
-        for gradient in gradients {
-            let mut vector = vec![0.0; layout.vector_len()];
-            (vector[matrix], vector[matrix + 1], vector[norm]) =
-                (gradient[0], gradient[1], gradient[2]);
-            let mut gradient_p = to_device(&vector, Device::Cpu);
-            optimizer.step(&parameters, &mut gradient_p, &training(), 0.01);
+        for [first, second, third] in gradients {
+            let matrix = Tensor::from_slice(&[first, second]).view([1, 2]);
+            let gradients =
+                [matrix, Tensor::from_slice(&[third])].map(|it| it.to_kind(Kind::Float));
+            optimizer.step(&parameters, &gradients, &training(), 0.01);
         }
         assert_eq!(optimizer.steps(), 3);
         let end = parameters.to_vec();
@@ -308,5 +325,31 @@ mod tests {
             assert!((f64::from(moments.second[place]) - second).abs() < 1e-7);
         }
         assert_eq!(end[2], 0.0, "padding does not move");
+    }
+
+    #[test]
+    fn a_device_steps_as_the_host_does() {
+        let named = [("matrix".to_owned(), vec![70, 90]), ("norm".to_owned(), vec![90])];
+        let layout = Layout::from_tensors(named.to_vec()).expect("a layout");
+        let theta = vec![0.0; layout.vector_len()];
+        let [host, device] = [0, 1].map(|_| Parameters::new(&layout, &theta, Device::Cpu));
+        let [mut on_host, mut on_device] = [0, 1].map(|_| AdamW::fresh(&layout, Device::Cpu));
+        tch::manual_seed(1);
+        for scale in [1e-4, 1.0] {
+            let gradients = [[70, 90].as_slice(), &[90]]
+                .map(|shape| Tensor::randn(shape, (Kind::Float, Device::Cpu)) * scale);
+            (on_host.step, on_device.step) = (on_host.step + 1, on_device.step + 1);
+            on_host.step_on_host(&host, &gradients, &training(), 0.01);
+            on_device.step_on_device(&device, &gradients, &training(), 0.01);
+        }
+        let largest = |of: &[f32]| of.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+        let difference = |one: &[f32], other: &[f32]| {
+            let apart: Vec<f32> = one.iter().zip(other).map(|(one, other)| one - other).collect();
+            largest(&apart) / largest(one)
+        };
+        let (of_host, of_device) = (on_host.moments(), on_device.moments());
+        assert!(difference(&host.to_vec(), &device.to_vec()) < 1e-5);
+        assert!(difference(&of_host.first, &of_device.first) < 1e-5);
+        assert!(difference(&of_host.second, &of_device.second) < 1e-5);
     }
 }

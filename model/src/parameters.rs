@@ -71,7 +71,7 @@ impl Parameters {
 }
 
 /// The part of a flat tensor that holds one weight, without its padding.
-pub(crate) fn view(flat_p: &Tensor, tensor: &manyhands_gradient::layout::Tensor) -> Tensor {
+fn view(flat_p: &Tensor, tensor: &manyhands_gradient::layout::Tensor) -> Tensor {
     flat_p.narrow(0, tensor.offset() as i64, tensor.elements() as i64)
 }
 

@@ -20,7 +20,6 @@ use crate::batch::Batch;
 use crate::data::{SequenceError, SequenceId, SequenceSource};
 use crate::metrics;
 use crate::optimizer::AdamW;
-use crate::parameters::view;
 use crate::schedule::learning_rate;
 use crate::torch::{TorchError, guarded, set_threads};
 use crate::transformer::Transformer;
@@ -221,17 +220,16 @@ impl LocalTrainer {
                 AdamW::new(&self.layout, &moments, task.adam_step, self.device)
             }
         };
-        let mut gradient_p = model.parameters().flat().zeros_like();
         let mut report =
             Report { progress, steps: task.batches.len() as u64, steps_done: 0, tokens: 0 };
         let mut losses = Vec::with_capacity(task.batches.len());
         for (index, sequences) in (0_u64..).zip(task.batches) {
-            let loss = self.gradient(task, &model, sequences, &mut gradient_p, &mut report)?;
+            let (loss, gradients) = self.gradients(task, &model, sequences, &mut report)?;
             if !loss.is_finite() {
                 return Err(TrainError::NotFinite { step: task.first_step + index, loss });
             }
             let rate = learning_rate(&self.training, self.total_steps, task.first_step + index);
-            optimizer.step(model.parameters(), &mut gradient_p, &self.training, rate);
+            optimizer.step(model.parameters(), &gradients, &self.training, rate);
             losses.push(loss);
             report.steps_done = index + 1;
             report.tell(Some(loss))?;
@@ -245,20 +243,20 @@ impl LocalTrainer {
         })
     }
 
-    /// Fills `gradient_p` with the gradient of the mean loss over `sequences` and gives that loss.
-    fn gradient(
+    /// The mean loss over `sequences` and its gradient for each weight.
+    fn gradients(
         &self,
         task: &TrainTask<'_>,
         model: &Transformer,
         sequences: &[SequenceId],
-        gradient_p: &mut Tensor,
         report: &mut Report<'_>,
-    ) -> Result<f32, TrainError> {
+    ) -> Result<(f32, Vec<Tensor>), TrainError> {
         let context = u64::from(self.architecture.context_length);
         let targets = sequences.len() as u64 * context;
         let mut loss_sum = Tensor::zeros([], (Kind::Float, self.device));
         let micro_batches = sequences.chunks(task.micro_batch_sequences as usize);
         let last = micro_batches.len() - 1;
+        let mut sums = Vec::new();
         for (index, micro_batch) in micro_batches.enumerate() {
             let batch = Batch::load(self.source.as_ref(), micro_batch, self.device)?;
             // Divided by all targets of the step, so that micro-batches of any size add up to its mean.
@@ -266,14 +264,11 @@ impl LocalTrainer {
             let gradients =
                 Tensor::run_backward(&[&loss], model.parameters().weights(), false, false);
             tch::no_grad(|| {
-                for (tensor, gradient) in self.layout.tensors().iter().zip(&gradients) {
-                    let mut sum = view(gradient_p, tensor);
-                    let gradient = gradient.reshape(-1);
-                    // Padding stays 0, so nothing has to be cleared before.
-                    if index == 0 {
-                        sum.copy_(&gradient);
-                    } else {
-                        let _ = sum.g_add_(&gradient);
+                if sums.is_empty() {
+                    sums = gradients;
+                } else {
+                    for (sum, gradient) in sums.iter_mut().zip(&gradients) {
+                        let _ = sum.g_add_(gradient);
                     }
                 }
                 let _ = loss_sum.g_add_(&loss);
@@ -284,7 +279,7 @@ impl LocalTrainer {
                 report.tell(None)?;
             }
         }
-        Ok(loss_sum.double_value(&[]) as f32)
+        Ok((loss_sum.double_value(&[]) as f32, sums))
     }
 }
 

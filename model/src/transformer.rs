@@ -27,7 +27,8 @@ pub struct Transformer {
 #[derive(Debug)]
 struct Rotary {
     cos_td: Tensor,
-    sin_td: Tensor,
+    /// Negative in the first half of a head.
+    signed_sin_td: Tensor,
 }
 
 /// The weights in the number format of the computation. For f32 these are the master weights; for
@@ -296,23 +297,22 @@ impl Rotary {
         let exponents_i = Tensor::arange(head / 2, options) * 2.0 / head as f64;
         let frequencies_i = Tensor::pow_scalar(architecture.rope_theta, &exponents_i).reciprocal();
         let angles_ti = Tensor::arange(positions, options).outer(&frequencies_i);
-        let angles_td = Tensor::cat(&[&angles_ti, &angles_ti], -1);
+        let (cos_ti, sin_ti) = (angles_ti.cos(), angles_ti.sin());
         Self {
-            cos_td: angles_td.cos().to_device(device),
-            sin_td: angles_td.sin().to_device(device),
+            cos_td: Tensor::cat(&[&cos_ti, &cos_ti], -1).to_device(device),
+            signed_sin_td: Tensor::cat(&[&-&sin_ti, &sin_ti], -1).to_device(device),
         }
     }
 
     fn positions(&self, first: i64, count: i64, kind: Kind) -> Self {
         let part = |table_td: &Tensor| table_td.narrow(0, first, count).to_kind(kind);
-        Self { cos_td: part(&self.cos_td), sin_td: part(&self.sin_td) }
+        Self { cos_td: part(&self.cos_td), signed_sin_td: part(&self.signed_sin_td) }
     }
 
-    /// x·cos + rotate_half(x)·sin, where rotate_half swaps the halves of a head and negates the new first.
+    /// Turns the vector of values i and i + d/2 of a head by angle i, for every i < d/2.
     fn rotate(&self, x_bhtd: &Tensor) -> Tensor {
-        let halves = x_bhtd.chunk(2, -1);
-        let rotated_bhtd = Tensor::cat(&[&-&halves[1], &halves[0]], -1);
-        x_bhtd * &self.cos_td + rotated_bhtd * &self.sin_td
+        let half = self.cos_td.size()[1] / 2;
+        x_bhtd * &self.cos_td + x_bhtd.roll([half], [-1]) * &self.signed_sin_td
     }
 }
 

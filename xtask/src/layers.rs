@@ -271,10 +271,8 @@ mod tests {
 
     #[test]
     fn this_workspace_keeps_to_its_layers() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .expect("xtask is a folder of the workspace");
-        let metadata = read_metadata(root).expect("cargo metadata can be read");
+        // Cargo runs a test in its package's folder. A path from the build would be that of whoever filled the cache.
+        let metadata = read_metadata(Path::new("..")).expect("cargo metadata can be read");
         assert!(metadata.packages.len() > 1, "cargo metadata names the packages of the workspace");
         let found = messages(&metadata);
         assert!(

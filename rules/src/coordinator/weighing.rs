@@ -8,9 +8,10 @@ use manyhands_proto::run_file::Rule;
 use manyhands_proto::{Digest, NodeId, Tick};
 use serde::{Deserialize, Serialize};
 
+use super::Coordinator;
 use super::input::CodecResult;
+use super::requests::refuse;
 use super::round::{OpenRound, Phase, Upload};
-use super::{Coordinator, refuse};
 use crate::draw::Beacon;
 use crate::record::{Entropy, Weighed};
 

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    Assignment, Commitment, Distances, Duty, LossEffect, PROTOCOL_VERSION, Possession, Role,
-    Situation, Weigh, Weighing,
+    Assignment, Beat, Commitment, Distances, Duty, Join, LossEffect, PROTOCOL_VERSION, Possession,
+    Refusal, RefusalCode, ReplayOutcome, Request, Role, SignedCommitment, Situation, Start,
+    Verdict, Weigh, Weighing,
 };
 use manyhands_proto::run_file::Rule;
 use manyhands_proto::{Balance, TokenCount};
@@ -13,6 +14,7 @@ use manyhands_proto::{Balance, TokenCount};
 mod hostile;
 
 use super::*;
+use crate::assignment::{Opening, plan};
 use crate::record::Entropy;
 use crate::record::tests_support;
 
