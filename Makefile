@@ -46,7 +46,7 @@ $(EXPERIMENTS)/text: | build
 	$(BINARIES)/manyhands prepare --dependencies 24000000 --vocabulary 2048 --held-out-per-mille 40 --shard-tokens 262144 --out $@
 
 HOURS ?= 6
-experiments: build $(EXPERIMENTS)/text ## what codec and merge do to learning: begins none after 6 hours, goes on where it stood (ONLY=ablate HOURS=12)
+experiments: build $(EXPERIMENTS)/text ## what codec and merge do to learning: starts none after 6 hours, goes on where it stood (ONLY=ablate HOURS=12)
 	$(BINARIES)/manyhands-experiments run --only "$(ONLY)" --hours $(HOURS)
 
 experiments-report: build ## docs/experiments/RESULTS.md and its plots, from the results that are there

@@ -3,7 +3,7 @@
 //!
 //! What the auditor takes on trust is little: the node's word for which block is final and for the hash
 //! of a block by its number (use a node of your own), the coordinator's measured speeds and classes of
-//! workers, and the distances that verifiers signed off. A reading of the chain's state is believed only
+//! workers, and the distances that it says verifiers reported. A reading of the chain's state is believed only
 //! with its proof.
 
 mod chain_view;

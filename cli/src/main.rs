@@ -36,13 +36,19 @@ struct Cli {
 #[derive(Debug, Args)]
 pub(crate) struct Globals {
     /// Print one JSON document, or JSON lines where a command goes on for long.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Of every command")]
     json: bool,
-    /// What to log on standard error, as `info` or `warn,manyhands_worker=debug`.
-    #[arg(long, global = true, value_name = "FILTER", env = "RUST_LOG")]
+    /// What to log on standard error, as `info` or `warn,manyhands_worker=debug` [default: warn].
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Of every command",
+        value_name = "FILTER",
+        env = "RUST_LOG"
+    )]
     log: Option<String>,
     /// Log JSON lines.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Of every command")]
     log_json: bool,
     /// Stop as on Ctrl-C when standard input ends: for programs that start this one.
     #[arg(long, global = true, hide = true)]

@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::{ClusterState, Worker};
 use crate::experiment::Experiment;
-use crate::result::Point;
+use crate::job::Place;
+use crate::result::{Origin, Point};
 
 /// A state and what it belongs to.
 #[derive(Debug, Clone)]
 pub(crate) struct Checkpoint {
     pub(crate) experiment: Experiment,
-    /// Digest of the data set, as hex.
-    pub(crate) text: String,
+    pub(crate) origin: Origin,
     pub(crate) points: Vec<Point>,
     /// Seconds of computing so far.
     pub(crate) seconds: f64,
@@ -28,7 +28,7 @@ pub(crate) struct Checkpoint {
 #[derive(Serialize, Deserialize)]
 struct Header {
     experiment: Experiment,
-    text: String,
+    origin: Origin,
     points: Vec<Point>,
     seconds: f64,
     round: u32,
@@ -38,15 +38,15 @@ struct Header {
 const HEADER: &str = "header";
 
 impl Checkpoint {
-    pub(crate) fn belongs_to(&self, experiment: &Experiment, text: &str) -> bool {
-        self.experiment == *experiment && self.text == text
+    pub(crate) fn belongs_to(&self, experiment: &Experiment, place: &Place) -> bool {
+        self.experiment == *experiment && self.origin == place.origin
     }
 
     /// Written beside its place and renamed: a kill leaves the one before.
     pub(crate) fn save(&self, path: &Path) -> anyhow::Result<()> {
         let header = Header {
             experiment: self.experiment.clone(),
-            text: self.text.clone(),
+            origin: self.origin.clone(),
             points: self.points.clone(),
             seconds: self.seconds,
             round: self.state.round,
@@ -111,8 +111,8 @@ impl Checkpoint {
             .collect::<anyhow::Result<Vec<_>>>()?;
         let (theta, outer) = (read("theta")?, read("outer")?);
         ensure!(theta.len() == outer.len(), "{} is of two models", path.display());
-        let Header { experiment, text, points, seconds, round, .. } = header;
+        let Header { experiment, origin, points, seconds, round, .. } = header;
         let state = ClusterState { round, theta, outer, workers };
-        Ok(Some(Self { experiment, text, points, seconds, state }))
+        Ok(Some(Self { experiment, origin, points, seconds, state }))
     }
 }

@@ -1,6 +1,6 @@
 //! R workers in one process: the trainer, codec and merge of the product, without network, chain or checks.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -27,6 +27,7 @@ use crate::liars::{self, FlippedLabels};
 /// The text that all experiments train on.
 #[derive(Debug, Clone)]
 pub(crate) struct Text {
+    pub(crate) folder: PathBuf,
     dataset: Dataset,
 }
 
@@ -34,7 +35,7 @@ impl Text {
     pub(crate) fn open(folder: &Path) -> anyhow::Result<Self> {
         let dataset = Dataset::open(folder)
             .with_context(|| format!("cannot read the data set {}", folder.display()))?;
-        Ok(Self { dataset })
+        Ok(Self { folder: folder.to_owned(), dataset })
     }
 
     pub(crate) fn digest(&self) -> Digest {
@@ -97,6 +98,8 @@ const F32_BITS: f64 = 32.0;
 
 /// Held-out sequences that a round's updates are measured with, where a rule asks for it.
 const GATE_SEQUENCES: u64 = 16;
+/// Every so manieth held-out sequence is one that results are measured with. The gate sees only others.
+const MEASURED_EVERY: u64 = 9;
 
 impl Cluster {
     /// Begins with θ and the moments of `start`, its workers' in turn, but with nothing that waits to be sent;
@@ -176,8 +179,11 @@ impl Cluster {
                 let steps = f64::from(self.experiment.training.steps_per_round);
                 (F32_BITS * steps, F32_BITS * steps)
             }
-            Method::DenseDiloco { outer_learning_rate, momentum } => {
-                self.nesterov(&ends, outer_learning_rate, momentum);
+            Method::DenseDiloco { outer_learning_rate, outer_learning_rate_final, momentum } => {
+                let last = self.experiment.rounds.saturating_sub(1).max(1);
+                let progress = self.state.round as f32 / last as f32;
+                let rise = outer_learning_rate_final - outer_learning_rate;
+                self.nesterov(&ends, outer_learning_rate + rise * progress, momentum);
                 (F32_BITS, F32_BITS)
             }
             Method::Sparse(method) => self.sparse(&method, &ends)?,
@@ -229,7 +235,7 @@ impl Cluster {
             Carrying::Unrounded => (Some(outcome.moments.clone()), outcome.adam_step),
             Carrying::Rounded => {
                 let (layout, steps) = (&self.layout, outcome.adam_step);
-                let rounded = Moments8::quantise(layout, &outcome.moments, steps)?;
+                let rounded = Moments8::quantise(layout, &outcome.moments, task.rounding_stream())?;
                 (Some(rounded.dequantise()), steps)
             }
             Carrying::Reset => (None, 0),
@@ -323,10 +329,12 @@ impl Cluster {
 
     /// What each update alone does to the loss of held-out sequences, others in each round.
     fn loss_effects(&self, updates: &[Update]) -> anyhow::Result<Vec<LossEffect>> {
-        let count = self.held_out.sequence_count();
+        let others = MEASURED_EVERY - 1;
+        let count = self.held_out.sequence_count() / MEASURED_EVERY * others;
         let first = u64::from(self.state.round) * GATE_SEQUENCES;
         let sequences: Vec<_> = (first..first + GATE_SEQUENCES)
-            .map(|at| SequenceId(sequence_at(self.experiment.seed, at, count)))
+            .map(|at| sequence_at(self.experiment.seed, at, count))
+            .map(|other| SequenceId(other / others * MEASURED_EVERY + 1 + other % others))
             .collect();
         let before = self.loss_of(&self.state.theta, &sequences)?;
         updates
@@ -391,10 +399,10 @@ impl Cluster {
         }
     }
 
-    /// Held-out loss over the first `sequences` of the held-out split, nats per token.
+    /// Held-out loss over `sequences` from all over the held-out split, nats per token.
     pub(crate) fn held_out_loss(&self, sequences: u64) -> anyhow::Result<f64> {
-        let count = sequences.min(self.held_out.sequence_count());
-        let sequences: Vec<_> = (0..count).map(SequenceId).collect();
+        let count = sequences.min(self.held_out.sequence_count().div_ceil(MEASURED_EVERY));
+        let sequences: Vec<_> = (0..count).map(|at| SequenceId(at * MEASURED_EVERY)).collect();
         self.loss_of(&self.state.theta, &sequences)
     }
 

@@ -1,4 +1,4 @@
-//! What an experiment is: everything its result follows from, as it is written beside the result.
+//! What an experiment is: everything its result follows from but text and build, as it is written beside the result.
 
 use manyhands_proto::run_file::{Aggregation, Architecture, Codec, Profile, Training};
 use manyhands_simulation::forgery::Forgery;
@@ -50,7 +50,7 @@ pub(crate) enum Method {
     Synchronous,
     /// The mean of dense f32 updates, and Nesterov momentum on it: DiLoCo,
     /// <https://arxiv.org/abs/2311.08105>.
-    DenseDiloco { outer_learning_rate: f32, momentum: f32 },
+    DenseDiloco { outer_learning_rate: f32, outer_learning_rate_final: f32, momentum: f32 },
     /// The product's codec and merge.
     Sparse(Sparse),
 }

@@ -8,81 +8,80 @@ use anyhow::Context;
 use crate::checkpoint::Checkpoint;
 use crate::cluster::{Cluster, ClusterState, RoundFigures, Text};
 use crate::experiment::Experiment;
-use crate::result::{ExperimentResult, Point};
+use crate::result::{ExperimentResult, Origin, Point};
 
-/// Where experiments are worked on and kept.
+/// What experiments train on, and where they are kept.
 #[derive(Debug, Clone)]
-pub(crate) struct Folders {
-    /// The prepared text.
-    pub(crate) text: PathBuf,
+pub(crate) struct Place {
+    pub(crate) text: Text,
+    pub(crate) origin: Origin,
     /// Checkpoints.
     pub(crate) work: PathBuf,
     pub(crate) results: PathBuf,
+}
+
+impl Place {
+    pub(crate) fn open(text: &Path, work: PathBuf, results: PathBuf) -> anyhow::Result<Self> {
+        let text = Text::open(text)?;
+        Ok(Self { origin: Origin::of(&text)?, text, work, results })
+    }
 }
 
 /// Held-out sequences of one evaluation: the same for all, so losses are paired.
 const HELD_OUT_SEQUENCES: u64 = 1024;
 /// Evaluations in a run.
 const POINTS: u32 = 10;
-/// A kill costs at most so much work.
+/// Checkpoints are not closer together; they are written where an evaluation is.
 const SAVE_EVERY: Duration = Duration::from_secs(60);
 
 /// Runs an experiment to its end and keeps the result; `tell` is told how far it is.
 pub(crate) fn run(
     experiment: &Experiment,
-    folders: &Folders,
+    place: &Place,
     tell: &mut dyn FnMut(&Point),
 ) -> anyhow::Result<ExperimentResult> {
-    let text = Text::open(&folders.text)?;
-    match ExperimentResult::find(&folders.results, experiment, &text.digest().to_string())? {
+    match ExperimentResult::find(&place.results, experiment, &place.origin)? {
         Some(found) => Ok(found),
-        None => Ok(train(experiment, folders, tell)?.0),
+        None => Ok(train(experiment, place, tell)?.0),
     }
 }
 
 /// Where an experiment ended. It is kept beside the checkpoints, and trained again where it is not there.
 pub(crate) fn final_state(
     experiment: &Experiment,
-    folders: &Folders,
+    place: &Place,
     tell: &mut dyn FnMut(&Point),
 ) -> anyhow::Result<ClusterState> {
-    let text = Text::open(&folders.text)?.digest().to_string();
-    let path = end_path(folders, &experiment.name);
-    if let Some(end) = Checkpoint::load(&path)?.filter(|end| end.belongs_to(experiment, &text)) {
+    let path = end_path(place, &experiment.name);
+    if let Some(end) = Checkpoint::load(&path)?.filter(|it| it.belongs_to(experiment, place)) {
         return Ok(end.state);
     }
-    let (ExperimentResult { points, seconds, .. }, state) = train(experiment, folders, tell)?;
-    let end = Checkpoint { experiment: experiment.clone(), text, points, seconds, state };
+    let (ExperimentResult { origin, points, seconds, .. }, state) = train(experiment, place, tell)?;
+    let end = Checkpoint { experiment: experiment.clone(), origin, points, seconds, state };
     end.save(&path)?;
     Ok(end.state)
 }
 
 /// Whether its end is there for experiments that start with it.
-pub(crate) fn has_end(
-    experiment: &Experiment,
-    folders: &Folders,
-    text: &str,
-) -> anyhow::Result<bool> {
-    let end = Checkpoint::load(&end_path(folders, &experiment.name))?;
-    Ok(end.is_some_and(|end| end.belongs_to(experiment, text)))
+pub(crate) fn has_end(experiment: &Experiment, place: &Place) -> anyhow::Result<bool> {
+    let end = Checkpoint::load(&end_path(place, &experiment.name))?;
+    Ok(end.is_some_and(|end| end.belongs_to(experiment, place)))
 }
 
 fn train(
     experiment: &Experiment,
-    folders: &Folders,
+    place: &Place,
     tell: &mut dyn FnMut(&Point),
 ) -> anyhow::Result<(ExperimentResult, ClusterState)> {
-    let text = Text::open(&folders.text)?;
-    let digest = text.digest().to_string();
-    let path = checkpoint_path(folders, &experiment.name);
+    let path = checkpoint_path(place, &experiment.name);
     std::fs::create_dir_all(path.parent().context("a checkpoint lies in a folder")?)?;
     let start = match &experiment.start {
-        Some(start) => Some(final_state(start, folders, &mut |_| {})?),
+        Some(start) => Some(final_state(start, place, &mut |_| {})?),
         None => None,
     };
-    let mut cluster = Cluster::new(experiment, &text, start)?;
+    let mut cluster = Cluster::new(experiment, &place.text, start)?;
     let (mut points, mut seconds) = (Vec::new(), 0.0);
-    let begun = Checkpoint::load(&path)?.filter(|begun| begun.belongs_to(experiment, &digest));
+    let begun = Checkpoint::load(&path)?.filter(|begun| begun.belongs_to(experiment, place));
     if let Some(begun) = begun {
         (points, seconds) = (begun.points, begun.seconds);
         cluster.resume(begun.state);
@@ -107,8 +106,8 @@ fn train(
         if saved.elapsed() > SAVE_EVERY {
             let state = cluster.state().clone();
             let experiment = experiment.clone();
-            Checkpoint { experiment, text: digest.clone(), points: points.clone(), seconds, state }
-                .save(&path)?;
+            let (origin, points) = (place.origin.clone(), points.clone());
+            Checkpoint { experiment, origin, points, seconds, state }.save(&path)?;
             saved = Instant::now();
         }
     }
@@ -124,7 +123,7 @@ fn train(
     };
     let result = ExperimentResult {
         experiment: experiment.clone(),
-        text: digest,
+        origin: place.origin.clone(),
         parameters: cluster.layout().parameter_count().0,
         held_out_loss: last.held_out_loss,
         bits_up: mean(|point| point.bits_up),
@@ -132,7 +131,7 @@ fn train(
         seconds,
         points,
     };
-    result.save(&folders.results)?;
+    result.save(&place.results)?;
     remove_if_there(&path)?;
     Ok((result, cluster.into_state()))
 }
@@ -155,12 +154,12 @@ fn point(
     }
 }
 
-fn checkpoint_path(folders: &Folders, name: &str) -> PathBuf {
-    folders.work.join(format!("{name}.checkpoint"))
+fn checkpoint_path(place: &Place, name: &str) -> PathBuf {
+    place.work.join(format!("{name}.checkpoint"))
 }
 
-fn end_path(folders: &Folders, name: &str) -> PathBuf {
-    folders.work.join(format!("{name}.end"))
+fn end_path(place: &Place, name: &str) -> PathBuf {
+    place.work.join(format!("{name}.end"))
 }
 
 fn remove_if_there(path: &Path) -> std::io::Result<()> {
@@ -179,7 +178,7 @@ mod tests {
     use crate::plan;
 
     /// This repository's own sources, prepared.
-    fn place() -> (TempDir, Folders) {
+    fn place() -> (TempDir, Place) {
         let folder = tempfile::tempdir().expect("a folder");
         let own = Path::new(env!("CARGO_MANIFEST_DIR"));
         let text = [own.join("src"), own.join("../docs"), own.join("../gradient/src")];
@@ -193,21 +192,18 @@ mod tests {
             text_bytes_max: None,
         };
         prepare(&options, &mut |_| {}).expect("it is text");
-        let folders = Folders {
-            text: options.folder,
-            work: folder.path().join("work"),
-            results: folder.path().join("results"),
-        };
-        (folder, folders)
+        let [work, results] = ["work", "results"].map(|name| folder.path().join(name));
+        let place = Place::open(&options.folder, work, results).expect("text");
+        (folder, place)
     }
 
     #[test]
     fn every_method_learns_something_and_is_not_run_twice() {
-        let (_folder, folders) = place();
+        let (_folder, place) = place();
         for experiment in plan::short() {
             let mut told = 0;
             let mut tell = |_: &Point| told += 1;
-            let result = run(&experiment, &folders, &mut tell).expect("it runs");
+            let result = run(&experiment, &place, &mut tell).expect("it runs");
             let begun = result.points[0];
             let name = &experiment.name;
             // Liars may keep a model from learning; log V is what it knows at first.
@@ -215,30 +211,29 @@ mod tests {
             let learnt = result.held_out_loss < known - 0.5;
             assert!(learnt || experiment.liars.is_some(), "{name}: {}", result.held_out_loss);
             assert!(begun.bits_up > 0.0 && begun.bits_down > 0.0, "{name}");
-            assert_eq!(run(&experiment, &folders, &mut tell).expect("it is there"), result);
+            assert_eq!(run(&experiment, &place, &mut tell).expect("it is there"), result);
             assert_eq!(told, experiment.rounds, "{name}");
         }
     }
 
     #[test]
     fn an_interrupted_experiment_ends_as_if_it_had_not_been() {
-        let (_folder, folders) = place();
+        let (_folder, place) = place();
         for experiment in plan::short() {
-            let whole = run(&experiment, &folders, &mut |_| {}).expect("it runs");
-            let text = Text::open(&folders.text).expect("text");
+            let whole = run(&experiment, &place, &mut |_| {}).expect("it runs");
             let start = experiment.start.as_deref();
-            let start = start.map(|it| final_state(it, &folders, &mut |_| {}).expect("its end"));
-            let mut cluster = Cluster::new(&experiment, &text, start).expect("a cluster");
+            let start = start.map(|it| final_state(it, &place, &mut |_| {}).expect("its end"));
+            let mut cluster = Cluster::new(&experiment, &place.text, start).expect("a cluster");
             let figures = cluster.step().expect("a round");
             let loss = cluster.held_out_loss(HELD_OUT_SEQUENCES).expect("a loss");
             let begun = Checkpoint {
                 experiment: experiment.clone(),
-                text: text.digest().to_string(),
+                origin: place.origin.clone(),
                 points: vec![point(&experiment, 1, &[figures], loss)],
                 seconds: 1.0,
                 state: cluster.state().clone(),
             };
-            let elsewhere = Folders { results: folders.work.join("other"), ..folders.clone() };
+            let elsewhere = Place { results: place.work.join("other"), ..place.clone() };
             let path = checkpoint_path(&elsewhere, &experiment.name);
             std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
             begun.save(&path).expect("it is kept");

@@ -27,7 +27,7 @@ use clap::Parser;
 use peak_alloc::PeakAlloc;
 
 use crate::experiment::Experiment;
-use crate::job::Folders;
+use crate::job::Place;
 use crate::result::Point;
 use crate::schedule::Limits;
 
@@ -93,9 +93,9 @@ struct Places {
     results: PathBuf,
 }
 
-impl From<Places> for Folders {
-    fn from(Places { text, work, results }: Places) -> Self {
-        Self { text, work, results }
+impl Places {
+    fn open(self) -> anyhow::Result<Place> {
+        Place::open(&self.text, self.work, self.results)
     }
 }
 
@@ -108,7 +108,7 @@ fn main() -> anyhow::Result<()> {
         }
         Command::BenchTrain(options) => bench::train::run(&options)?,
         Command::One { name, keep_end, places } => {
-            let (experiment, folders) = (named(&name)?, places.into());
+            let (experiment, place) = (named(&name)?, places.open()?);
             let rounds = experiment.rounds;
             let mut tell = |point: &Point| {
                 eprintln!(
@@ -117,9 +117,9 @@ fn main() -> anyhow::Result<()> {
                 );
             };
             if keep_end {
-                job::final_state(&experiment, &folders, &mut tell)?;
+                job::final_state(&experiment, &place, &mut tell)?;
             }
-            let result = job::run(&experiment, &folders, &mut tell)?;
+            let result = job::run(&experiment, &place, &mut tell)?;
             println!(
                 "{name}: held-out loss {:.4}, {:.4} bits up, {:.4} bits down, {:.0} s",
                 result.held_out_loss, result.bits_up, result.bits_down, result.seconds
@@ -138,7 +138,7 @@ fn main() -> anyhow::Result<()> {
                 processes: processes.unwrap_or(cores).max(1),
                 time: Duration::from_secs_f64(hours * 3_600.0),
             };
-            schedule::run(&chosen, &places.into(), limits)?;
+            schedule::run(&chosen, &places.open()?, limits)?;
         }
     }
     Ok(())

@@ -7,7 +7,7 @@
 //! follows the noise of such batches, so it is averaged over a thousand.
 //!
 //! Methods are compared with a million parameters; everything else has under a quarter of that, or two cores would
-//! take a day.
+//! take a day. Seeds of what is compared are not those of what was tuned.
 
 use manyhands_proto::run_file::{
     Aggregation, Architecture, Codec, Denominator, Precision, Profile, Rule, Training,
@@ -19,28 +19,33 @@ use crate::experiment::{Beginning, Carrying, Download, Experiment, Liars, Lie, M
 const WORKERS: u32 = 8;
 /// H.
 const STEPS: u32 = 30;
-pub(crate) const SEEDS: [u64; 3] = [1, 2, 3];
+pub(crate) const SEEDS: [u64; 3] = [2, 3, 4];
+const TUNING_SEED: u64 = 1;
+const RATES: [f64; 3] = [5e-4, 1e-3, 2e-3];
 const COMPARE_ROUNDS: u32 = 300;
 const CHECKPOINT_ROUNDS: u32 = 200;
 const ROBUST_ROUNDS: u32 = 40;
+const LATE_ROUNDS: u32 = 60;
+/// Of ours, after 200 of 260 rounds.
+const LATE_ALPHA: f32 = 2.5;
+/// What a cosine has left there.
+const LATE_RATE_SHARE: f64 = 0.125;
 const TUNING_ROUNDS: u32 = 150;
-const ABLATION_ROUNDS: u32 = 300;
+const ABLATION_ROUNDS: u32 = 200;
+const SCALE_ROUNDS: u32 = 300;
+
+/// The defence that runs have where their file says nothing else.
+pub(crate) const DEFAULT: &str = "loss_gate";
 
 /// How merges defend themselves where liars are let loose: the plain mean, what others are compared with,
 /// then the default.
 pub(crate) fn defences() -> Vec<(&'static str, Aggregation)> {
-    let with = |rules: &[Rule], denominator| Aggregation {
-        rules: rules.to_vec(),
-        denominator,
-        ..ours_midway().aggregation
-    };
-    let contributors = Denominator::Contributors;
+    let with = |rules: &[Rule]| Aggregation { rules: rules.to_vec(), ..ours_midway().aggregation };
     vec![
-        ("mean", with(&[], contributors)),
-        ("loss_gate", with(&[Rule::MedianNorm, Rule::LossGate], contributors)),
-        ("median_norm", with(&[Rule::MedianNorm], contributors)),
-        ("cosine_trust", with(&[Rule::MedianNorm, Rule::CosineTrust], contributors)),
-        ("floor", with(&[Rule::MedianNorm], Denominator::Floor)),
+        ("mean", with(&[])),
+        (DEFAULT, with(&[Rule::MedianNorm, Rule::LossGate])),
+        ("median_norm", with(&[Rule::MedianNorm])),
+        ("cosine_trust", with(&[Rule::MedianNorm, Rule::CosineTrust])),
     ]
 }
 
@@ -51,10 +56,14 @@ pub(crate) fn lies() -> Vec<(&'static str, Lie)> {
         ("sign_flip", forged(Forgery::SignFlip { factor: 1.0 })),
         ("sign_flip_10", forged(Forgery::SignFlip { factor: 10.0 })),
         ("inner_product", forged(Forgery::InnerProduct { factor: 1.0 })),
-        ("little_is_enough", forged(Forgery::LittleIsEnough { deviations: 1.5 })),
-        ("gaussian", forged(Forgery::Gaussian { factor: 10.0 })),
-        ("random_places", forged(Forgery::RandomPlaces { factor: 10.0 })),
-        ("unpopular_places", forged(Forgery::UnpopularPlaces { factor: 10.0 })),
+        ("little_is_enough_0.5", forged(Forgery::LittleIsEnough { deviations: 0.5 })),
+        ("little_is_enough_1.5", forged(Forgery::LittleIsEnough { deviations: 1.5 })),
+        ("gaussian", forged(Forgery::Gaussian { factor: 1.0 })),
+        ("gaussian_10", forged(Forgery::Gaussian { factor: 10.0 })),
+        ("random_places", forged(Forgery::RandomPlaces { factor: 1.0 })),
+        ("random_places_10", forged(Forgery::RandomPlaces { factor: 10.0 })),
+        ("unpopular_places", forged(Forgery::UnpopularPlaces { factor: 1.0 })),
+        ("unpopular_places_10", forged(Forgery::UnpopularPlaces { factor: 10.0 })),
         ("flipped_labels", Lie::FlippedLabels),
         ("stale", forged(Forgery::Stale)),
         ("zero", forged(Forgery::Zero)),
@@ -63,38 +72,46 @@ pub(crate) fn lies() -> Vec<(&'static str, Lie)> {
 
 /// All of them.
 pub(crate) fn all() -> Vec<Experiment> {
-    let mut plan = vec![checkpoint()];
+    let mut plan = Vec::new();
+    tune(&mut plan);
     compare(&mut plan);
+    plan.extend([checkpoint(), late_checkpoint()]);
     robust(&mut plan);
     ablate(&mut plan);
     scale(&mut plan);
-    tune(&mut plan);
     plan
 }
 
 /// The run whose updates are measured.
 pub(crate) fn of_benchmarks() -> Experiment {
-    base("bench", 1, Method::Sparse(ours()))
+    base("bench", TUNING_SEED, Method::Sparse(ours()))
 }
 
-/// A model and rounds so small that all methods run in seconds.
+/// What a build's numerics are recognised by.
+pub(crate) fn tiny() -> Experiment {
+    short_run("tiny", Method::Sparse(ours()))
+}
+
+/// A model and rounds so small that it runs in a second.
+fn short_run(name: &str, method: Method) -> Experiment {
+    let mut experiment = base(&format!("short/{name}"), TUNING_SEED, method);
+    experiment.workers = 3;
+    experiment.rounds = 3;
+    experiment.model = architecture(32, 1);
+    experiment.training.steps_per_round = 4;
+    experiment.training.batch_sequences = 8;
+    experiment.training.learning_rate = 2e-2;
+    experiment.training.warmup_steps = 1;
+    experiment
+}
+
+/// All methods and all lies, for a few seconds each.
 pub(crate) fn short() -> Vec<Experiment> {
-    let tiny = |name: &str, method: Method| {
-        let mut experiment = base(&format!("short/{name}"), 1, method);
-        experiment.workers = 3;
-        experiment.rounds = 3;
-        experiment.model = architecture(32, 1);
-        experiment.training.steps_per_round = 4;
-        experiment.training.batch_sequences = 8;
-        experiment.training.learning_rate = 2e-2;
-        experiment.training.warmup_steps = 1;
-        experiment
-    };
     let mut plan: Vec<_> =
-        methods().into_iter().map(|(name, method, _)| tiny(name, method)).collect();
-    let start = plan[2].clone();
+        methods().into_iter().map(|(name, method, _)| short_run(name, method)).collect();
+    let start = short_run("synchronous", Method::Synchronous);
     for (name, lie) in lies() {
-        let mut experiment = tiny(name, Method::Sparse(ours()));
+        let mut experiment = short_run(name, Method::Sparse(ours()));
         experiment.start = Some(Box::new(start.clone()));
         experiment.liars = Some(Liars { count: 1, lie });
         plan.push(experiment);
@@ -102,11 +119,11 @@ pub(crate) fn short() -> Vec<Experiment> {
     plan
 }
 
-/// The methods that are compared, each at the learning rate that was best for it in single runs of the small model.
+/// The methods that are compared, each with what was best for it among `tune`.
 pub(crate) fn methods() -> Vec<(&'static str, Method, f64)> {
     vec![
         ("ours", Method::Sparse(ours()), 1e-3),
-        ("dense_diloco", dense(0.7, 0.9), 1e-3),
+        ("dense_diloco", dense(0.7), 1e-3),
         ("synchronous", Method::Synchronous, 2e-3),
         ("sparse_loco", Method::Sparse(sparse_loco()), 1e-3),
     ]
@@ -138,55 +155,93 @@ fn checkpoint() -> Experiment {
     experiment
 }
 
+/// A run shortly before its end: the learning rate is low, and α, which multiplies what liars do, high.
+fn late_checkpoint() -> Experiment {
+    let mut method = ours();
+    method.aggregation.outer_learning_rate_final = LATE_ALPHA;
+    let mut experiment = small("late_checkpoint", Method::Sparse(method));
+    experiment.seed = 100;
+    experiment.training.decay_steps = STEPS * (CHECKPOINT_ROUNDS + LATE_ROUNDS);
+    experiment.rounds = CHECKPOINT_ROUNDS;
+    experiment
+}
+
+/// From there to the end.
+fn late(name: &str, mut method: Sparse) -> Experiment {
+    method.aggregation.outer_learning_rate = LATE_ALPHA;
+    method.aggregation.outer_learning_rate_final = ours().aggregation.outer_learning_rate_final;
+    let mut experiment = small(name, Method::Sparse(method));
+    experiment.start = Some(Box::new(late_checkpoint()));
+    experiment.rounds = LATE_ROUNDS;
+    experiment.training.warmup_steps = 0;
+    experiment.training.learning_rate *= LATE_RATE_SHARE;
+    experiment
+}
+
+fn midway(name: &str, method: Sparse) -> Experiment {
+    let mut experiment = small(name, Method::Sparse(method));
+    experiment.start = Some(Box::new(checkpoint()));
+    experiment.rounds = ROBUST_ROUNDS;
+    experiment
+}
+
 /// Liars against defences: a quarter of eight against all of them, other numbers against the default.
 fn robust(plan: &mut Vec<Experiment>) {
-    for (group, liars, workers, defences) in [
-        ("2_of_8", 2, 8, defences()),
-        ("5_of_20", 5, 20, defences()[..2].to_vec()),
-        ("1_of_3", 1, 3, defences()[..2].to_vec()),
-    ] {
-        for (defence, aggregation) in defences {
-            let is_default = aggregation == ours_midway().aggregation;
-            let lies = lies().into_iter().map(|(name, lie)| (name, Some(lie)));
-            for (name, lie) in std::iter::once(("none", None)).chain(lies) {
-                if lie.is_some() && workers != WORKERS && !is_default {
-                    continue;
+    for (group, liars, workers) in
+        [("2_of_8", 2, 8), ("5_of_20", 5, 20), ("1_of_3", 1, 3), ("late_2_of_8", 2, 8)]
+    {
+        let lies = lies().into_iter().map(|(name, lie)| (name, Some(lie)));
+        for (lie_name, lie) in std::iter::once(("none", None)).chain(lies) {
+            for (defence, aggregation) in defences() {
+                let is_default = defence == DEFAULT;
+                let is_reference = defence == "mean" && lie.is_none();
+                let is_wanted = match group {
+                    "2_of_8" => true,
+                    "1_of_3" => is_default || defence == "mean",
+                    _ => is_default || is_reference,
+                };
+                // What has to stay below a limit is not left to one seed.
+                let seeds = if group == "2_of_8" && (is_default || is_reference) { 3 } else { 1 };
+                for seed in SEEDS.into_iter().take(if is_wanted { seeds } else { 0 }) {
+                    let name = format!("robust/{group}/{lie_name}/{defence}/{seed}");
+                    let method = Sparse { aggregation: aggregation.clone(), ..ours_midway() };
+                    let mut experiment = match group {
+                        "late_2_of_8" => late(&name, method),
+                        _ => midway(&name, method),
+                    };
+                    experiment.seed = seed;
+                    experiment.workers = workers;
+                    experiment.liars = lie.map(|lie| Liars { count: liars, lie });
+                    plan.push(experiment);
                 }
-                let aggregation = aggregation.clone();
-                let method = Method::Sparse(Sparse { aggregation, ..ours_midway() });
-                let name = format!("robust/{group}/{name}/{defence}");
-                let mut experiment = small(&name, method);
-                experiment.start = Some(Box::new(checkpoint()));
-                experiment.rounds = ROBUST_ROUNDS;
-                experiment.workers = workers;
-                experiment.liars = lie.map(|lie| Liars { count: liars, lie });
-                plan.push(experiment);
             }
         }
     }
 }
 
-/// Equal grids: three inner learning rates, and two of what a method has of its own.
+/// Equal grids: three inner learning rates, around the best of a method's single runs, and two of what it has of
+/// its own.
 fn tune(plan: &mut Vec<Experiment>) {
     let rising_to = |mut method: Sparse, alpha: f32| {
         method.aggregation.outer_learning_rate_final = alpha;
         Method::Sparse(method)
     };
-    let grids: [(&str, [(&str, Method); 2]); 4] = [
-        ("ours", [("alpha_1", rising_to(ours(), 1.0)), ("alpha_3", rising_to(ours(), 3.0))]),
-        ("dense_diloco", [("0.7_0.9", dense(0.7, 0.9)), ("1_0.6", dense(1.0, 0.6))]),
-        ("synchronous", [("clip_1", Method::Synchronous), ("clip_0.3", Method::Synchronous)]),
+    let sparse = |method: Sparse| {
+        [("alpha_1", rising_to(method.clone(), 1.0)), ("alpha_3", rising_to(method, 3.0))]
+    };
+    let grids: [(&str, [f64; 3], [(&str, Method); 2]); 4] = [
+        ("ours", RATES, sparse(ours())),
+        ("dense_diloco", RATES, [("alpha_0.7", dense(0.7)), ("alpha_2.1", dense(2.1))]),
         (
-            "sparse_loco",
-            [
-                ("alpha_1", rising_to(sparse_loco(), 1.0)),
-                ("alpha_3", rising_to(sparse_loco(), 3.0)),
-            ],
+            "synchronous",
+            RATES.map(|rate| 2.0 * rate),
+            [("clip_1", Method::Synchronous), ("clip_0.3", Method::Synchronous)],
         ),
+        ("sparse_loco", RATES, sparse(sparse_loco())),
     ];
-    for (name, choices) in grids {
+    for (name, rates, choices) in grids {
         for (choice, method) in choices {
-            for rate in [5e-4, 1e-3, 2e-3] {
+            for rate in rates {
                 let name = format!("tune/{name}/{choice}_lr_{rate}");
                 let mut experiment = small(&name, method.clone());
                 experiment.rounds = TUNING_ROUNDS;
@@ -249,7 +304,7 @@ fn scale(plan: &mut Vec<Experiment>) {
             }
             let mut experiment = small(&format!("scale/{name}/{method_name}"), method);
             experiment.training.learning_rate = rate;
-            experiment.rounds = ABLATION_ROUNDS;
+            experiment.rounds = SCALE_ROUNDS;
             change(&mut experiment);
             plan.push(experiment);
         }
@@ -259,11 +314,11 @@ fn scale(plan: &mut Vec<Experiment>) {
     add("rounds_1200", &|it| it.rounds = 1200);
     add("h_10", &|it| {
         it.training.steps_per_round = 10;
-        it.rounds = 3 * ABLATION_ROUNDS;
+        it.rounds = 3 * SCALE_ROUNDS;
     });
     add("h_90", &|it| {
         it.training.steps_per_round = 90;
-        it.rounds = ABLATION_ROUNDS / 3;
+        it.rounds = SCALE_ROUNDS / 3;
     });
     add("hidden_32", &|it| it.model = architecture(32, 2));
 }
@@ -284,7 +339,7 @@ fn base(name: &str, seed: u64, method: Method) -> Experiment {
 
 /// 223,552 parameters.
 fn small(name: &str, method: Method) -> Experiment {
-    Experiment { model: architecture(64, 2), ..base(name, 1, method) }
+    Experiment { model: architecture(64, 2), ..base(name, TUNING_SEED, method) }
 }
 
 fn ours() -> Sparse {
@@ -314,8 +369,9 @@ fn sparse_loco() -> Sparse {
     method
 }
 
-fn dense(outer_learning_rate: f32, momentum: f32) -> Method {
-    Method::DenseDiloco { outer_learning_rate, momentum }
+/// As DiLoCo's paper has it, but that the outer learning rate may rise, as ours does.
+fn dense(outer_learning_rate_final: f32) -> Method {
+    Method::DenseDiloco { outer_learning_rate: 0.7, outer_learning_rate_final, momentum: 0.9 }
 }
 
 /// 1,000,576 parameters at a hidden size of 128 and 4 layers.

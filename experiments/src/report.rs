@@ -13,21 +13,24 @@ use crate::plan;
 use crate::result::ExperimentResult;
 use crate::statistics::PairedDifference;
 
-/// Results by name; only those of the plan as it stands, all on one text.
+/// Results by name; only those of the plan as it stands, all of one text and build.
 pub(crate) struct Results(BTreeMap<String, ExperimentResult>);
 
 impl Results {
     pub(crate) fn load(plan: &[Experiment], folder: &Path) -> anyhow::Result<Self> {
         let mut all = BTreeMap::new();
-        let mut texts = BTreeSet::new();
+        let mut origins = BTreeSet::new();
         for experiment in plan {
             if let Some(result) = ExperimentResult::load(folder, experiment)? {
-                texts.insert(result.text.clone());
+                origins.insert(result.origin.clone());
                 all.insert(experiment.name.clone(), result);
             }
         }
-        if texts.len() > 1 {
-            bail!("the results are of {} different texts; losses cannot be compared", texts.len());
+        if origins.len() > 1 {
+            bail!(
+                "the results are of {} different texts or builds; their losses cannot be compared",
+                origins.len()
+            );
         }
         Ok(Self(all))
     }
@@ -61,9 +64,9 @@ pub(crate) fn write(plan: &[Experiment], results: &Path, out: &Path) -> anyhow::
     );
     writeln!(page, "{} of {} experiments have a result.\n", results.0.len(), plan.len())?;
     compare(&mut page, &results)?;
-    ablations(&mut page, &results, plan)?;
-    scale(&mut page, &results, plan)?;
     robustness(&mut page, &results)?;
+    scale(&mut page, &results, plan)?;
+    ablations(&mut page, &results, plan)?;
     tuning(&mut page, &results, plan)?;
     std::fs::create_dir_all(out)?;
     std::fs::write(out.join("RESULTS.md"), page)?;
@@ -166,20 +169,25 @@ fn scale(page: &mut String, results: &Results, plan: &[Experiment]) -> anyhow::R
     Ok(())
 }
 
-/// What each lie costs under each defence, nats: the lie, then one figure per defence.
-fn taxes(results: &Results) -> Vec<(String, Vec<Option<f64>>)> {
+/// What each lie costs under each defence, nats: the lie, then for each defence what it costs in the seeds that there are.
+type Taxes = Vec<(String, Vec<Option<PairedDifference>>)>;
+
+fn taxes(results: &Results) -> Taxes {
     let lies = plan::lies();
-    let tax = |name: &str, workers: &str, defence: &str| {
-        let honest = results.loss(&format!("robust/{workers}/none/mean"))?;
-        Some(results.loss(&format!("robust/{workers}/{name}/{defence}"))? - honest)
+    let tax = |workers: &str, lie: &str, defence: &str| {
+        let of_seed = |seed: &u64| {
+            let honest = results.loss(&format!("robust/{workers}/none/mean/{seed}"))?;
+            Some(results.loss(&format!("robust/{workers}/{lie}/{defence}/{seed}"))? - honest)
+        };
+        PairedDifference::of(&plan::SEEDS.iter().filter_map(of_seed).collect::<Vec<_>>())
     };
     let mut rows = Vec::new();
-    for workers in ["2_of_8", "5_of_20", "1_of_3"] {
-        for name in std::iter::once("none").chain(lies.iter().map(|(name, _)| *name)) {
+    for workers in ["2_of_8", "5_of_20", "1_of_3", "late_2_of_8"] {
+        for lie in std::iter::once("none").chain(lies.iter().map(|(name, _)| *name)) {
             let row: Vec<_> =
-                plan::defences().iter().map(|(defence, _)| tax(name, workers, defence)).collect();
+                plan::defences().iter().map(|(defence, _)| tax(workers, lie, defence)).collect();
             if row.iter().any(Option::is_some) {
-                rows.push((format!("{workers} {name}"), row));
+                rows.push((format!("{workers} {lie}"), row));
             }
         }
     }
@@ -194,15 +202,16 @@ fn robustness(page: &mut String, results: &Results) -> anyhow::Result<()> {
     writeln!(
         page,
         "## Liars that nobody checks\n\n![what lies cost](robustness.svg)\n\n\
-         223,552 parameters, one seed, all from one warm checkpoint, audits off; the gate weighs with sixteen \
-         held-out sequences, others in each round. What a lie costs: held-out loss above that of honest workers \
-         merged by the plain mean, in nats.\n"
+         223,552 parameters, all from one warm checkpoint, audits off; `late`: the last rounds of a run, with α from \
+         2.5 to 3. The gate weighs with sixteen held-out sequences, others in each round, and none that losses are \
+         measured with. What a lie costs: held-out loss above that of honest workers merged by the plain mean, in nats; \
+         where there are three seeds, their mean and the bound that the true cost is below with 95 % confidence.\n"
     )?;
     let names: Vec<&str> = plan::defences().iter().map(|(name, _)| *name).collect();
     writeln!(page, "| | {} |\n|---|{}", names.join(" | "), "---|".repeat(names.len()))?;
     for (name, row) in rows {
         let cells: Vec<String> =
-            row.iter().map(|it| it.map_or(String::new(), |it| format!("{it:+.4}"))).collect();
+            row.iter().map(|it| it.map_or(String::new(), |it| it.to_string())).collect();
         writeln!(page, "| {name} | {} |", cells.join(" | "))?;
     }
     writeln!(page)?;
@@ -216,10 +225,15 @@ fn tuning(page: &mut String, results: &Results, plan: &[Experiment]) -> anyhow::
     }
     writeln!(
         page,
-        "## Tuning\n\nOne seed, the small model, half the rounds.\n\n| | loss |\n|---|---|"
+        "## Tuning\n\nOne seed, the small model, half the rounds; what was compared is in bold.\n\n| | loss |\n|---|---|"
     )?;
     for (name, result) in found {
-        writeln!(page, "| {name} | {:.4} |", result.held_out_loss)?;
+        let Experiment { method, training, .. } = &result.experiment;
+        let is_compared = plan::methods().iter().any(|(_, compared, rate)| {
+            compared == method && *rate == training.learning_rate && training.gradient_clip == 1.0
+        });
+        let bold = if is_compared { "**" } else { "" };
+        writeln!(page, "| {bold}{name}{bold} | {:.4} |", result.held_out_loss)?;
     }
     Ok(())
 }
@@ -241,7 +255,7 @@ mod tests {
         };
         let result = ExperimentResult {
             experiment,
-            text: "a text".to_owned(),
+            origin: serde_json::from_str(r#"{"text":"a","build":"b"}"#).expect("an origin"),
             parameters: 1,
             held_out_loss,
             bits_up: 0.1,
@@ -257,12 +271,12 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let (results, out) = (folder.path().join("results"), folder.path().join("out"));
         let plan = plan::all();
-        for (seed, (ours, dense)) in [(1, (2.02, 2.0)), (2, (2.04, 2.0)), (3, (2.03, 2.0))] {
+        for (seed, (ours, dense)) in [(2, (2.02, 2.0)), (3, (2.04, 2.0)), (4, (2.03, 2.0))] {
             keep(&results, &plan, &format!("compare/ours/{seed}"), ours);
             keep(&results, &plan, &format!("compare/dense_diloco/{seed}"), dense);
         }
-        keep(&results, &plan, "robust/2_of_8/none/mean", 2.0);
-        keep(&results, &plan, "robust/2_of_8/zero/loss_gate", 2.125);
+        keep(&results, &plan, "robust/2_of_8/none/mean/2", 2.0);
+        keep(&results, &plan, "robust/2_of_8/zero/loss_gate/2", 2.125);
         write(&plan, &results, &out).expect("it is written");
         let page = std::fs::read_to_string(out.join("RESULTS.md")).expect("a page");
         // Shares of 1, 2 and 1.5 %: a standard error of .2887 %, times 2.92.

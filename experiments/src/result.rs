@@ -3,16 +3,39 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use manyhands_gradient::vector;
+use manyhands_proto::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::{Cluster, Text};
 use crate::experiment::Experiment;
+use crate::plan;
+
+/// What a result follows from beside its experiment.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Origin {
+    /// Digest of the data set, as hex.
+    text: String,
+    /// Digest of the θ that this build makes of a tiny experiment on that text: kernels, rounding and rules show in it.
+    build: String,
+}
+
+impl Origin {
+    pub(crate) fn of(text: &Text) -> anyhow::Result<Self> {
+        let mut cluster = Cluster::new(&plan::tiny(), text, None)?;
+        while cluster.state().round < plan::tiny().rounds {
+            cluster.step()?;
+        }
+        let theta = vector::to_bytes(&cluster.state().theta);
+        Ok(Self { text: text.digest().to_string(), build: Digest::of(&theta).to_string() })
+    }
+}
 
 /// A finished experiment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ExperimentResult {
     pub(crate) experiment: Experiment,
-    /// Digest of the data set, as hex.
-    pub(crate) text: String,
+    pub(crate) origin: Origin,
     pub(crate) parameters: u64,
     /// Held-out loss at the end, nats per token.
     pub(crate) held_out_loss: f64,
@@ -36,16 +59,16 @@ pub(crate) struct Point {
 }
 
 impl ExperimentResult {
-    /// The result of this very experiment on this text, if it is there.
+    /// The result of this very experiment here, if it is there.
     pub(crate) fn find(
         folder: &Path,
         experiment: &Experiment,
-        text: &str,
+        origin: &Origin,
     ) -> anyhow::Result<Option<Self>> {
-        Ok(Self::load(folder, experiment)?.filter(|found| found.text == text))
+        Ok(Self::load(folder, experiment)?.filter(|found| found.origin == *origin))
     }
 
-    /// The result of this very experiment, on whatever text.
+    /// The result of this very experiment, of whatever text and build.
     pub(crate) fn load(folder: &Path, experiment: &Experiment) -> anyhow::Result<Option<Self>> {
         let path = path_of(folder, &experiment.name);
         if !path.exists() {

@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use crate::cluster::Text;
 use crate::experiment::Experiment;
-use crate::job::{self, Folders};
+use crate::job::{self, Place};
 use crate::result::ExperimentResult;
 
 /// How the work is divided and when it stops.
@@ -36,7 +35,7 @@ struct Running {
 }
 
 impl Drop for Running {
-    /// Whatever ends this program ends its experiments; their checkpoints stay.
+    /// An error ends what still runs, and Ctrl-C reaches it as it reaches this program; checkpoints stay.
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -44,15 +43,14 @@ impl Drop for Running {
 }
 
 /// What has no result yet, and before it what that starts with.
-fn waiting(plan: &[Experiment], folders: &Folders) -> anyhow::Result<VecDeque<Waiting>> {
-    let text = Text::open(&folders.text)?.digest().to_string();
+fn waiting(plan: &[Experiment], place: &Place) -> anyhow::Result<VecDeque<Waiting>> {
     let mut waiting: VecDeque<Waiting> = VecDeque::new();
     for experiment in plan {
-        if ExperimentResult::find(&folders.results, experiment, &text)?.is_some() {
+        if ExperimentResult::find(&place.results, experiment, &place.origin)?.is_some() {
             continue;
         }
         if let Some(start) = experiment.start.as_deref()
-            && !job::has_end(start, folders, &text)?
+            && !job::has_end(start, place)?
         {
             match waiting.iter_mut().find(|it| it.name == start.name) {
                 Some(found) => found.keeps_end = true,
@@ -81,8 +79,8 @@ fn take_ready(waiting: &mut VecDeque<Waiting>, running: &[Running]) -> Option<Wa
 }
 
 /// Runs what has no result yet. An interrupted one goes on from its checkpoint.
-pub(crate) fn run(plan: &[Experiment], folders: &Folders, limits: Limits) -> anyhow::Result<()> {
-    let mut waiting = waiting(plan, folders)?;
+pub(crate) fn run(plan: &[Experiment], place: &Place, limits: Limits) -> anyhow::Result<()> {
+    let mut waiting = waiting(plan, place)?;
     let (all, mut done) = (waiting.len(), 0);
     eprintln!("{} of {} experiments have a result", plan.len().saturating_sub(all), plan.len());
     let program = std::env::current_exe().context("this program's own path")?;
@@ -92,7 +90,7 @@ pub(crate) fn run(plan: &[Experiment], folders: &Folders, limits: Limits) -> any
     while !waiting.is_empty() || !running.is_empty() {
         while running.len() < limits.processes && began.elapsed() < limits.time {
             let Some(next) = take_ready(&mut waiting, &running) else { break };
-            let child = spawn(&program, &next, folders)?;
+            let child = spawn(&program, &next, place)?;
             running.push(Running { name: next.name, child });
         }
         if running.is_empty() {
@@ -124,14 +122,14 @@ pub(crate) fn run(plan: &[Experiment], folders: &Folders, limits: Limits) -> any
     if failed.is_empty() { Ok(()) } else { bail!("these failed: {}", failed.join(", ")) }
 }
 
-fn spawn(program: &Path, next: &Waiting, folders: &Folders) -> anyhow::Result<Child> {
+fn spawn(program: &Path, next: &Waiting, place: &Place) -> anyhow::Result<Child> {
     Command::new(program)
         .arg("one")
         .arg(&next.name)
         .args(next.keeps_end.then_some("--keep-end"))
-        .args(["--text".as_ref(), folders.text.as_os_str()])
-        .args(["--work".as_ref(), folders.work.as_os_str()])
-        .args(["--results".as_ref(), folders.results.as_os_str()])
+        .args(["--text".as_ref(), place.text.folder.as_os_str()])
+        .args(["--work".as_ref(), place.work.as_os_str()])
+        .args(["--results".as_ref(), place.results.as_os_str()])
         // One core each: an experiment must not depend on how many run beside it.
         .env("RAYON_NUM_THREADS", "1")
         .env("OMP_NUM_THREADS", "1")

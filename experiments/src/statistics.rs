@@ -1,5 +1,7 @@
 //! Paired differences.
 
+use std::fmt;
+
 /// One-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom; from any table of it.
 const T_95: [f64; 9] = [6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833];
 
@@ -24,6 +26,13 @@ impl PairedDifference {
         let upper =
             quantile.map(|quantile| mean + quantile * (squares / (count - 1.0) / count).sqrt());
         Some(Self { mean, upper })
+    }
+}
+
+impl fmt::Display for PairedDifference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:+.4}", self.mean)?;
+        self.upper.map_or(Ok(()), |upper| write!(f, " (≤ {upper:+.4})"))
     }
 }
 

@@ -14,8 +14,8 @@
 //!
 //! m goes to the nearest code. v changes by little in a round (at β₂ = .999 and thirty steps by 3 %), less than
 //! half a code of small values, and would stay where it is for ever; so it goes to one of its two neighbours by
-//! chance, and is right in the mean. The chance follows from the optimiser's step and the value's place, so it
-//! is the same for everybody. Quantising what was quantised changes nothing.
+//! chance, and is right in the mean. The chance follows from a number that the round's work implies and the value's
+//! place, so it is the same for everybody who repeats the round. Quantising what was quantised changes nothing.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -90,7 +90,7 @@ impl Moments8 {
         Self { bytes }
     }
 
-    /// The moments after `adam_step` steps of the optimiser.
+    /// The moments, rounded with the chances of `stream`: a number that everybody who repeats the round knows.
     ///
     /// # Errors
     /// When a value is not finite or a second moment is negative.
@@ -100,14 +100,14 @@ impl Moments8 {
     pub fn quantise(
         layout: &Layout,
         moments: &Moments,
-        adam_step: u64,
+        stream: u64,
     ) -> Result<Self, QuantiseError> {
         layout.assert_covers(&moments.first, "m");
         layout.assert_covers(&moments.second, "v");
         let mut quantised = Self::zero(layout);
         let (first, second) = quantised.halves_mut();
-        quantise_all(Kind::First, &moments.first, first, adam_step)?;
-        quantise_all(Kind::Second, &moments.second, second, adam_step)?;
+        quantise_all(Kind::First, &moments.first, first, stream)?;
+        quantise_all(Kind::Second, &moments.second, second, stream)?;
         Ok(quantised)
     }
 
@@ -164,7 +164,7 @@ fn quantise_all(
     kind: Kind,
     values: &[f32],
     bytes: &mut [u8],
-    adam_step: u64,
+    stream: u64,
 ) -> Result<(), QuantiseError> {
     const BLOCKS: usize = CHUNK / BLOCK;
     let shares = shares(kind);
@@ -180,7 +180,7 @@ fn quantise_all(
                 check_block(kind, values, block)?;
                 match kind {
                     Kind::First => first_block(values, bytes),
-                    Kind::Second => second_block(values, bytes, &shares, chance(adam_step, block)),
+                    Kind::Second => second_block(values, bytes, &shares, chance(stream, block)),
                 }
             }
             Ok(())
@@ -244,11 +244,11 @@ fn second_block(
     }
 }
 
-/// Numbers from 0 to below 1 for the values of a block: ChaCha8 with the optimiser's step as its key and the
+/// Numbers from 0 to below 1 for the values of a block: ChaCha8 with `stream` as its key and the
 /// block's number as its stream.
-fn chance(adam_step: u64, block: usize) -> impl Iterator<Item = f32> {
+fn chance(stream: u64, block: usize) -> impl Iterator<Item = f32> {
     let mut key = [0; 32];
-    key[..8].copy_from_slice(&adam_step.to_le_bytes());
+    key[..8].copy_from_slice(&stream.to_le_bytes());
     let mut random = ChaCha8Rng::from_seed(key);
     random.set_stream(block as u64);
     // 24 bits: exact as an f32.

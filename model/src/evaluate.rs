@@ -2,7 +2,7 @@
 
 use manyhands_proto::TokenCount;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, tokens_of};
 use crate::data::{SequenceError, SequenceId, SequenceSource};
 use crate::metrics;
 use crate::torch::{TorchError, guarded, set_threads};
@@ -61,7 +61,7 @@ pub fn evaluate(
         set_threads(task.threads);
         let (mut loss_sum, mut tokens) = (0.0, 0);
         for sequences in task.sequences.chunks(task.batch_sequences as usize) {
-            let batch = Batch::load(source, sequences, model.device())?;
+            let batch = Batch::new(&tokens_of(source, sequences)?, model.device());
             let loss = tch::no_grad(|| model.loss_sum(&batch.inputs_bt, &batch.targets_bt));
             loss_sum += loss.double_value(&[]);
             let targets = sequences.len() as u64 * u64::from(expected);

@@ -4,7 +4,7 @@
 //! Weights of two dimensions decay; norms, the only ones of one dimension, do not, as is usual for Llama.
 //!
 //! On a CPU a step reads gradients where the backward pass left them, once for their norm and once for everything
-//! else, in IEEE arithmetic that is the same everywhere: what tch offers of libtorch takes a dozen passes, and its
+//! else, in an order that no number of threads changes: what tch offers of libtorch takes a dozen passes, and its
 //! fused optimisers are not among it.
 //!
 //! Shape in names: `p` the canonical vector.
@@ -90,10 +90,16 @@ impl AdamW {
         training: &Training,
         learning_rate: f64,
     ) {
+        let corrections = corrections(self.step, training);
         let mut gradients: Vec<Tensor> = gradients.iter().map(Tensor::contiguous).collect();
-        let gradients: Vec<&[f32]> = gradients.iter_mut().map(|it| &*host_values(it)).collect();
-        let norm = gradients.iter().map(|values| sum_of_squares(values)).sum::<f64>().sqrt();
-        let corrections = self.corrections(training);
+        let mut theta_p = parameters.flat().shallow_clone();
+        let mut pieces = self.pieces(host_values(&mut theta_p), &mut gradients);
+        let threads = match tch::get_num_threads() {
+            _ if pieces.len() < PARALLEL_MIN => 1,
+            threads => threads.max(1) as usize,
+        };
+        in_parallel(&mut pieces, threads, |piece| piece.squares = sum_of_squares(piece.gradient));
+        let norm = pieces.iter().map(|piece| piece.squares).sum::<f64>().sqrt();
         let step = HostStep {
             clip: (training.gradient_clip / (norm + CLIP_EPSILON)).min(1.0) as f32,
             first_kept: training.beta1 as f32,
@@ -103,34 +109,39 @@ impl AdamW {
             root_scale: (1.0 / corrections.1.sqrt()) as f32,
             epsilon: training.epsilon as f32,
             rate: (learning_rate / corrections.0) as f32,
+            decay: (1.0 - learning_rate * training.weight_decay) as f32,
         };
-        let decay = (1.0 - learning_rate * training.weight_decay) as f32;
-        let mut theta_p = parameters.flat().shallow_clone();
-        let mut theta = host_values(&mut theta_p);
+        in_parallel(&mut pieces, threads, |piece| adamw(step, piece));
+    }
+
+    /// All that a step reads and writes, in pieces of one tensor each.
+    fn pieces<'a>(
+        &'a mut self,
+        mut theta: &'a mut [f32],
+        gradients: &'a mut [Tensor],
+    ) -> Vec<Piece<'a>> {
+        assert_eq!(gradients.len(), self.spans.len(), "a gradient for each weight");
         let mut first = host_values(&mut self.first_p);
         let mut second = host_values(&mut self.second_p);
-        let threads = tch::get_num_threads().max(1) as usize;
-        std::thread::scope(|scope| {
-            for (span, gradient) in self.spans.iter().zip(gradients) {
-                let decay = if span.decays { decay } else { 1.0 };
-                let part = gradient.len().div_ceil(threads).next_multiple_of(CHUNK);
-                let alone = threads == 1 || part < PARALLEL_MIN;
-                let [theta, first, second] = [&mut theta, &mut first, &mut second].map(|values| {
-                    let of_tensor = values.split_off_mut(..span.range.len());
-                    of_tensor.expect("vectors are as long as the layout says").chunks_mut(part)
-                });
-                let parts = gradient.chunks(part).zip(theta).zip(first.zip(second));
-                for ((gradient, theta), (first, second)) in parts {
-                    let values = HostValues { theta, gradient, first, second };
-                    // Where the cuts are changes no bit.
-                    if alone {
-                        step.run(values, decay);
-                    } else {
-                        scope.spawn(move || step.run(values, decay));
-                    }
-                }
-            }
-        });
+        let mut pieces = Vec::new();
+        for (span, gradient) in self.spans.iter().zip(gradients) {
+            let gradient = &*host_values(gradient);
+            assert_eq!(gradient.len() + span.padding, span.range.len(), "as large as its weight");
+            let [theta, first, second] = [&mut theta, &mut first, &mut second].map(|values| {
+                let of_tensor = values.split_off_mut(..span.range.len());
+                of_tensor.expect("vectors are as long as the layout says").chunks_mut(PIECE)
+            });
+            let parts = gradient.chunks(PIECE).zip(theta).zip(first.zip(second));
+            pieces.extend(parts.map(|((gradient, theta), (first, second))| Piece {
+                gradient,
+                theta,
+                first,
+                second,
+                decays: span.decays,
+                squares: 0.0,
+            }));
+        }
+        pieces
     }
 
     fn step_on_device(
@@ -164,16 +175,10 @@ impl AdamW {
                 .narrow(0, range.start as i64, range.len() as i64)
                 .g_mul_scalar_(1.0 - learning_rate * weight_decay);
         }
-        let corrections = self.corrections(training);
+        let corrections = corrections(self.step, training);
         let denominator_p = self.second_p.sqrt() / corrections.1.sqrt() + epsilon;
         let update_p = (&self.first_p / denominator_p) * (-learning_rate / corrections.0);
         let _ = theta_p.g_add_(&update_p);
-    }
-
-    /// What the moments lack because they began at 0.
-    fn corrections(&self, training: &Training) -> (f64, f64) {
-        let steps = i32::try_from(self.step).unwrap_or(i32::MAX);
-        (1.0 - training.beta1.powi(steps), 1.0 - training.beta2.powi(steps))
     }
 
     /// First and second moments as canonical vectors.
@@ -199,15 +204,40 @@ fn spans(layout: &Layout) -> Vec<Span> {
         .collect()
 }
 
-/// Fewer values are not worth a thread.
-const PARALLEL_MIN: usize = 64 * CHUNK;
+/// What the moments lack because they began at 0.
+fn corrections(steps: u64, training: &Training) -> (f64, f64) {
+    let steps = i32::try_from(steps).unwrap_or(i32::MAX);
+    (1.0 - training.beta1.powi(steps), 1.0 - training.beta2.powi(steps))
+}
 
-/// The same part of everything that a step reads and writes; where padding follows, the gradient ends before it.
-struct HostValues<'a> {
+/// Values of a piece at most: small enough to share out, large enough to be worth it. Which pieces there are does not
+/// depend on the number of threads, and so no bit does.
+const PIECE: usize = 16 * CHUNK;
+/// Fewer pieces are not worth a thread.
+const PARALLEL_MIN: usize = 8;
+
+/// The same part of everything that a step reads and writes. Where padding follows, the gradient ends before it.
+struct Piece<'a> {
     gradient: &'a [f32],
     theta: &'a mut [f32],
     first: &'a mut [f32],
     second: &'a mut [f32],
+    decays: bool,
+    /// Of the gradient, summed.
+    squares: f64,
+}
+
+fn in_parallel(pieces: &mut [Piece<'_>], threads: usize, work: impl Fn(&mut Piece<'_>) + Sync) {
+    if threads == 1 {
+        return pieces.iter_mut().for_each(work);
+    }
+    let share = pieces.len().div_ceil(threads);
+    let work = &work;
+    std::thread::scope(|scope| {
+        for share in pieces.chunks_mut(share) {
+            scope.spawn(move || share.iter_mut().for_each(work));
+        }
+    });
 }
 
 /// The numbers of one step.
@@ -224,19 +254,16 @@ struct HostStep {
     epsilon: f32,
     /// Learning rate / (1 − β₁ⁿ).
     rate: f32,
-}
-
-impl HostStep {
-    fn run(self, values: HostValues<'_>, decay: f32) {
-        adamw(self, values, decay);
-    }
+    /// What of a weight that decays is left.
+    decay: f32,
 }
 
 #[multiversion(targets("x86_64+avx2"))]
-fn adamw(step: HostStep, values: HostValues<'_>, decay: f32) {
-    let HostValues { gradient, theta, first, second } = values;
-    let moments = first.iter_mut().zip(second);
-    for ((gradient, theta), (first, second)) in gradient.iter().zip(theta).zip(moments) {
+fn adamw(step: HostStep, piece: &mut Piece<'_>) {
+    let decay = if piece.decays { step.decay } else { 1.0 };
+    let values = piece.gradient.iter().zip(&mut *piece.theta);
+    let moments = piece.first.iter_mut().zip(&mut *piece.second);
+    for ((gradient, theta), (first, second)) in values.zip(moments) {
         let gradient = *gradient * step.clip;
         *first = step.first_kept * *first + step.first_taken * gradient;
         *second = step.second_kept * *second + step.second_taken * (gradient * gradient);

@@ -6,7 +6,7 @@
 //! same bits on a CPU. On CUDA the backward pass of attention adds in no fixed order, so replays there
 //! are compared with a tolerance (see [`crate::replay`]).
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use manyhands_gradient::Layout;
@@ -16,7 +16,7 @@ use manyhands_proto::TokenCount;
 use manyhands_proto::run_file::{Architecture, Precision, Training};
 use tch::{Device, Kind, Tensor};
 
-use crate::batch::Batch;
+use crate::batch::{Batch, tokens_of};
 use crate::data::{SequenceError, SequenceId, SequenceSource};
 use crate::metrics;
 use crate::optimizer::AdamW;
@@ -42,6 +42,15 @@ pub struct TrainTask<'a> {
     pub precision: Precision,
     /// CPU threads of one operation. Part of the task, as it orders summation.
     pub threads: u32,
+}
+
+impl TrainTask<'_> {
+    /// The stream of chances that the moments at the end are rounded with: its own for each worker and round, so that
+    /// what rounding adds is averaged out where updates are merged.
+    pub fn rounding_stream(&self) -> u64 {
+        let first = self.batches.first().and_then(|step| step.first());
+        first.map_or(0, |sequence| sequence.0).rotate_left(32) ^ self.adam_step
+    }
 }
 
 /// What a round of training gave.
@@ -223,17 +232,31 @@ impl LocalTrainer {
         let mut report =
             Report { progress, steps: task.batches.len() as u64, steps_done: 0, tokens: 0 };
         let mut losses = Vec::with_capacity(task.batches.len());
-        for (index, sequences) in (0_u64..).zip(task.batches) {
-            let (loss, gradients) = self.gradients(task, &model, sequences, &mut report)?;
-            if !loss.is_finite() {
-                return Err(TrainError::NotFinite { step: task.first_step + index, loss });
+        std::thread::scope(|scope| {
+            // One micro-batch is read while another is trained on.
+            let (sender, mut tokens) = mpsc::sync_channel(1);
+            scope.spawn(move || {
+                let size = task.micro_batch_sequences as usize;
+                let mut micro_batches = task.batches.iter().flat_map(|step| step.chunks(size));
+                // Nobody receives any more once training has failed.
+                micro_batches.all(|it| sender.send(tokens_of(self.source.as_ref(), it)).is_ok());
+            });
+            for (index, sequences) in (0_u64..).zip(task.batches) {
+                let (loss, gradients) =
+                    self.gradients(task, &model, sequences, &mut tokens, &mut report)?;
+                let rate = learning_rate(&self.training, self.total_steps, task.first_step + index);
+                optimizer.step(model.parameters(), &gradients, &self.training, rate);
+                // Waits for the device, which has the whole step by now.
+                let loss = loss.double_value(&[]) as f32;
+                if !loss.is_finite() {
+                    return Err(TrainError::NotFinite { step: task.first_step + index, loss });
+                }
+                losses.push(loss);
+                report.steps_done = index + 1;
+                report.tell(Some(loss))?;
             }
-            let rate = learning_rate(&self.training, self.total_steps, task.first_step + index);
-            optimizer.step(model.parameters(), &gradients, &self.training, rate);
-            losses.push(loss);
-            report.steps_done = index + 1;
-            report.tell(Some(loss))?;
-        }
+            Ok(())
+        })?;
         Ok(UnroundedOutcome {
             theta: model.theta(),
             moments: optimizer.moments(),
@@ -243,14 +266,15 @@ impl LocalTrainer {
         })
     }
 
-    /// The mean loss over `sequences` and its gradient for each weight.
+    /// The mean loss over `sequences`, whose micro-batches `tokens` gives next, and its gradient for each weight.
     fn gradients(
         &self,
         task: &TrainTask<'_>,
         model: &Transformer,
         sequences: &[SequenceId],
+        tokens: &mut mpsc::Receiver<Result<Vec<Vec<u32>>, SequenceError>>,
         report: &mut Report<'_>,
-    ) -> Result<(f32, Vec<Tensor>), TrainError> {
+    ) -> Result<(Tensor, Vec<Tensor>), TrainError> {
         let context = u64::from(self.architecture.context_length);
         let targets = sequences.len() as u64 * context;
         let mut loss_sum = Tensor::zeros([], (Kind::Float, self.device));
@@ -258,7 +282,8 @@ impl LocalTrainer {
         let last = micro_batches.len() - 1;
         let mut sums = Vec::new();
         for (index, micro_batch) in micro_batches.enumerate() {
-            let batch = Batch::load(self.source.as_ref(), micro_batch, self.device)?;
+            let tokens = tokens.recv().expect("micro-batches are read to the last");
+            let batch = Batch::new(&tokens?, self.device);
             // Divided by all targets of the step, so that micro-batches of any size add up to its mean.
             let loss = model.loss_sum(&batch.inputs_bt, &batch.targets_bt) / targets as f64;
             let gradients =
@@ -279,7 +304,7 @@ impl LocalTrainer {
                 report.tell(None)?;
             }
         }
-        Ok((loss_sum.double_value(&[]) as f32, sums))
+        Ok((loss_sum, sums))
     }
 }
 
@@ -293,7 +318,7 @@ impl Trainer for LocalTrainer {
         let moments = task.moments.map(Moments8::dequantise);
         let UnroundedOutcome { theta, moments, adam_step, tokens, losses } =
             guarded(|| self.run(task, moments, progress))??;
-        let moments = Moments8::quantise(&self.layout, &moments, adam_step)?;
+        let moments = Moments8::quantise(&self.layout, &moments, task.rounding_stream())?;
         Ok(TrainOutcome { theta, moments, adam_step, tokens, losses })
     }
 }

@@ -8,22 +8,20 @@ use manyhands_chain_client::ChainClient;
 use manyhands_proto::run_file::{ChainKind, RunSpec};
 use manyhands_proto::{Digest, Round};
 
-use super::ChainArg;
+use super::RunChainArg;
 use crate::failure::{Explain, Failure};
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::remote::{Blobs, Remote};
 use crate::run_reference::{self, LaunchFolder, RunReference};
 
-/// Recomputes assignments, draws, aggregates, parameters and rewards from the evidence, and compares them with
-/// what the chain holds. Exit code 1 if anything does not hold; what does not is named.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The invitation, a file that holds it, or the folder of the run's launch.
     run: String,
     #[command(flatten)]
-    chain: ChainArg,
-    /// Recompute aggregates only of these rounds, as 7 or 3..9 [default: all].
+    chain: RunChainArg,
+    /// Recompute aggregates only of these rounds, as 7 or 3..9, both included; the first is 0 [default: all].
     #[arg(long, value_name = "ROUNDS", value_parser = parse_rounds, conflicts_with = "latest")]
     rounds: Option<(u32, u32)>,
     /// Recompute aggregates only of the newest so many rounds.
@@ -68,7 +66,7 @@ async fn audit(
     reference: &RunReference,
     spec: &RunSpec,
     evidence: &impl Evidence,
-    chain: &ChainArg,
+    chain: &RunChainArg,
     options: &AuditOptions,
 ) -> Result<AuditReport, Failure> {
     let chain = match spec.chain.kind {

@@ -19,7 +19,7 @@ use manyhands_rules::record::RoundRecord;
 use serde::Serialize;
 
 use self::leave::{Left, leave};
-use super::ChainArg;
+use super::RunChainArg;
 use crate::failure::{Explain, Failure};
 use crate::folder;
 use crate::output::Output;
@@ -33,7 +33,8 @@ const RECORD_BYTES_MAX: u64 = 64 << 20;
 pub(crate) struct Args {
     /// The invitation, a file that holds it, or the folder of the run's launch.
     run: String,
-    /// The folder whose `node.key` earned [default: that of `join`].
+    /// The folder whose `node.key` earned [default: $MANYHANDS_HOME/worker; a verifier's is
+    /// $MANYHANDS_HOME/verifier].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
     /// Leave the run and take back the stake, or a verifier's bond, as far as the chain lets it go; say what
@@ -41,7 +42,7 @@ pub(crate) struct Args {
     #[arg(long)]
     leave: bool,
     #[command(flatten)]
-    chain: ChainArg,
+    chain: RunChainArg,
 }
 
 /// What a claim did.

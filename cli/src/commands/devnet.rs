@@ -12,7 +12,6 @@ use crate::metrics::MetricsArg;
 use crate::output::Output;
 use crate::stop;
 
-/// The chain is kept in a folder and goes on where it was when it is started again.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Folder of the chain [default: $MANYHANDS_HOME/devnet].

@@ -23,10 +23,9 @@ const PORTS: [(u16, &str); 4] = [
     (9944, "devnet"),
 ];
 /// A demo takes about a third of this, a run of 1 B parameters much more.
-const DISK_BYTES_MIN: u64 = 2 << 30;
+const DISK_BYTES_MIN: u64 = 4 << 30;
 const MEMORY_BYTES_MIN: u64 = 2 << 30;
 
-/// Exit code 1 if something is missing that no command can do without.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

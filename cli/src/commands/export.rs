@@ -24,8 +24,6 @@ const RECORD_BYTES_MAX: u64 = 64 << 20;
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 
-/// A run that is named by its folder is read from there; otherwise the coordinator is asked. Either way
-/// the parameters are checked against their digest.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The invitation, a file that holds it, or the folder of the run's launch.

@@ -12,7 +12,6 @@ use manyhands_proto::run_file::Precision;
 use crate::failure::{Explain, Failure};
 use crate::output::Output;
 
-/// The same model, prompt and options give the same text on the same machine.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// A folder that `export` wrote, or another Llama-architecture model of Hugging Face.
@@ -29,9 +28,10 @@ pub(crate) struct Args {
     /// Sample among so many likeliest tokens; 0: all.
     #[arg(long, value_name = "K", default_value = "50")]
     top_k: u32,
+    /// Another seed, another text.
     #[arg(long, value_name = "N", default_value = "0")]
     seed: u64,
-    /// auto, cpu, cuda, cuda:N or mps.
+    /// auto (the first of CUDA, MPS, CPU that is there), cpu, cuda, cuda:N or mps.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
 }

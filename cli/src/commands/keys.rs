@@ -25,7 +25,7 @@ pub(crate) struct Args {
 enum KeysCommand {
     /// Make a key. The folder must not have one.
     New(Folder),
-    /// Show a key's account and peer id, and what the chain holds for it.
+    /// Show a key's account and peer id and, with --chain, what that chain holds for it.
     Show {
         #[command(flatten)]
         folder: Folder,
@@ -46,7 +46,8 @@ enum KeysCommand {
 
 #[derive(Debug, clap::Args)]
 struct Folder {
-    /// The folder whose `node.key` is meant [default: that of `join`].
+    /// The folder whose `node.key` is meant [default: $MANYHANDS_HOME/worker; a verifier's is
+    /// $MANYHANDS_HOME/verifier].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }

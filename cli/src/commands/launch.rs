@@ -22,7 +22,6 @@ use crate::remote::control_addresses;
 use crate::run_reference::INVITATION_FILE;
 use crate::{folder, stop};
 
-/// Started again with the same folder, it goes on with the run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The run's file.

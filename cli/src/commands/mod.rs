@@ -29,40 +29,62 @@ use crate::output::Output;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show everything on this machine, as separate processes: train, catch a cheater, pay, audit.
+    /// Show everything on this machine, as separate processes: train, catch a cheater, pay, audit
+    ///
+    /// Starts a chain, a coordinator, a verifier and workers of different speed, and leaves figures and evidence in
+    /// runs/demo.
     #[cfg(all(feature = "coordinator", feature = "worker", feature = "devnet"))]
     Demo(crate::demo::Args),
-    /// Tell what this machine has and lacks: GPU, libtorch, ports, disk, chain.
+    /// Tell what this machine has and lacks: GPU, libtorch, ports, disk, chain
+    ///
+    /// Exit code 1 if something is missing that no command can do without.
     Doctor(doctor::Args),
-    /// Turn text, JSONL or Parquet into token shards that a run can train on.
+    /// Turn text, JSONL or Parquet into token shards that a run can train on
     #[cfg(feature = "worker")]
     Prepare(prepare::Args),
-    /// Register a run, fund its escrow, and coordinate it until it completes.
+    /// Register a run, fund its escrow, and coordinate it until it completes
+    ///
+    /// Started again with the same folder, it goes on with the run.
     #[cfg(feature = "coordinator")]
     Launch(launch::Args),
-    /// Work for a run with this machine.
+    /// Work for a run with this machine
+    ///
+    /// Trains what the run asks for, proves it, and is paid for it. Ctrl-C leaves as soon as nobody waits for this
+    /// machine's evidence; a second one ends at once. Started again, it goes on where it was.
     #[cfg(feature = "worker")]
     Join(work::JoinArgs),
-    /// Replay the audited work of a run.
+    /// Replay the audited work of a run
+    ///
+    /// Replays the rounds that are drawn, and measures held-out loss. Ctrl-C leaves; a second one ends at once.
     #[cfg(feature = "worker")]
     Verify(work::VerifyArgs),
-    /// Show how a run is doing.
+    /// Show how a run is doing
     Status(status::Args),
-    /// Check a run's contributions against the chain.
+    /// Check a run's contributions against the chain
+    ///
+    /// Recomputes assignments, draws, aggregates, parameters and rewards from the evidence, and compares them with what
+    /// the chain holds. Exit code 1 if anything does not hold; what does not is named.
     Audit(audit::Args),
-    /// Withdraw what was earned in a run.
+    /// Withdraw what was earned in a run
     #[cfg(feature = "coordinator")]
     Claim(claim::Args),
-    /// Write a run's model as a folder that Hugging Face transformers opens.
+    /// Write a run's model as a folder that Hugging Face transformers opens
+    ///
+    /// A run that is named by its folder is read from there; otherwise the coordinator is asked. Either way the
+    /// parameters are checked against their digest.
     #[cfg(feature = "worker")]
     Export(export::Args),
-    /// Continue a text with an exported model.
+    /// Continue a text with an exported model
+    ///
+    /// The same model, prompt and options give the same text on the same machine.
     #[cfg(feature = "worker")]
     Generate(generate::Args),
-    /// Run the embedded chain, for development.
+    /// Run the embedded chain, for development
+    ///
+    /// It is kept in a folder and goes on where it was when it is started again.
     #[cfg(feature = "devnet")]
     Devnet(devnet::Args),
-    /// Make, show and fund the key that is chain account and peer identity.
+    /// Make, show and fund the key that is chain account and peer identity
     Keys(keys::Args),
 }
 
@@ -109,7 +131,7 @@ fn wait(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> 
 /// Where a chain's node is.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ChainArg {
-    /// A node of the chain.
+    /// A node of the chain [default: that of `manyhands devnet`, ws://127.0.0.1:9944].
     #[arg(long, value_name = "URL", env = "MANYHANDS_CHAIN")]
     pub(crate) chain: Option<String>,
 }
@@ -119,6 +141,14 @@ impl ChainArg {
     pub(crate) fn url(&self) -> &str {
         self.chain.as_deref().unwrap_or(DEVNET_URL)
     }
+}
+
+/// Where a node of a run's chain is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RunChainArg {
+    /// A node of the run's chain [default: the one that its launch named].
+    #[arg(long, value_name = "URL", env = "MANYHANDS_CHAIN")]
+    pub(crate) chain: Option<String>,
 }
 
 /// Where `manyhands devnet` listens.

@@ -30,8 +30,9 @@ pub(crate) struct Args {
     /// The field or column with the text, in JSONL and Parquet.
     #[arg(long, value_name = "NAME", default_value = "text")]
     text_field: String,
-    /// Train a tokenizer of so many tokens on the text.
-    #[arg(long, value_name = "TOKENS", default_value = "32768", conflicts_with = "tokenizer")]
+    /// Train a tokenizer of so many tokens on the text: 256 bytes, an end of text, and what is frequent.
+    #[arg(long, value_name = "TOKENS", default_value = "32768", conflicts_with = "tokenizer",
+        value_parser = clap::value_parser!(u32).range(257..))]
     vocabulary: u32,
     /// Load a `tokenizer.json` instead of training one.
     #[arg(long, value_name = "FILE")]

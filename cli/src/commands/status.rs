@@ -76,7 +76,7 @@ fn screen(status: &Status) -> String {
     let _ = write!(text, "\n{}\n", table(&rows));
     let mut rows = vec![words(
         "member",
-        &["role", "tokens/s", "steps", "merged", "earned", "credit", "state"],
+        &["role", "tokens/s", "steps", "merged", "earned", "credibility", "state"],
     )];
     rows.extend(status.members.iter().map(member_row));
     let _ = write!(text, "\n{}\n", table(&rows));
@@ -118,7 +118,7 @@ fn round_row(round: &RoundStatus) -> Vec<String> {
 
 fn member_row(member: &MemberStatus) -> Vec<String> {
     let state = match (&member.barred, member.present, member.on_probation) {
-        (Some(reason), _, _) => format!("dismissed: {reason}"),
+        (Some(reason), _, _) => format!("barred: {reason}"),
         (None, false, _) => "gone".to_owned(),
         (None, true, true) => "on probation".to_owned(),
         (None, true, false) => "trusted".to_owned(),

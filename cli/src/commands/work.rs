@@ -13,7 +13,7 @@ use manyhands_proto::Balance;
 use manyhands_proto::message::Role;
 use manyhands_worker::{WorkerConfig, run};
 
-use super::ChainArg;
+use super::RunChainArg;
 use super::doctor::gpu;
 use crate::amount::{Amount, parse_load};
 use crate::failure::Failure;
@@ -22,8 +22,6 @@ use crate::output::Output;
 use crate::remote::{any_address, control_addresses};
 use crate::{folder, run_reference, stop};
 
-/// Trains what the run asks for, proves it, and is paid for it. Ctrl-C leaves as soon as nobody waits for
-/// this machine's evidence; a second one ends at once. Started again, it goes on where it was.
 #[derive(Debug, clap::Args)]
 pub(crate) struct JoinArgs {
     #[command(flatten)]
@@ -36,8 +34,6 @@ pub(crate) struct JoinArgs {
     max_load: f64,
 }
 
-/// Replays the rounds that are drawn, and measures the held-out loss. Ctrl-C leaves; a second one ends at
-/// once.
 #[derive(Debug, clap::Args)]
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
@@ -47,25 +43,27 @@ pub(crate) struct VerifyArgs {
 #[derive(Debug, clap::Args)]
 struct NodeArgs {
     /// The invitation that `launch` printed, or a file that holds it.
-    address: String,
-    /// Folder of this node: key, data, unfinished work [default: $MANYHANDS_HOME/worker, or verifier].
+    invitation: String,
+    /// Folder of this node: key, data, unfinished work [default: $MANYHANDS_HOME/worker, or verifier, where
+    /// $MANYHANDS_HOME is ~/.local/share/manyhands unless set].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// auto, cpu, cuda, cuda:N or mps.
+    /// auto (the first of CUDA, MPS, CPU that is there), cpu, cuda, cuda:N or mps.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceChoice,
     /// CPU threads of one operation [default: all cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
     #[command(flatten)]
-    chain: ChainArg,
-    /// Where peers reach this node (QUIC and TCP); the data plane takes the next port. Port 0 takes free ones.
+    chain: RunChainArg,
+    /// Where peers reach this node (QUIC and TCP); the data plane takes the next port. Port 0 takes free
+    /// ones [default: free ones].
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
     /// Look for the run on the local network too, if its coordinator has moved.
     #[arg(long)]
     mdns: bool,
-    /// Disk for updates and parameters, in GiB.
+    /// Disk for updates, parameters and evidence, in GiB.
     #[arg(long, value_name = "GIB", default_value = "64", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     disk_max: u64,
     #[command(flatten)]
@@ -107,7 +105,7 @@ async fn take_part(
 ) -> Result<(), Failure> {
     let stop = stop::requested(with_stdin);
     args.metrics.serve()?;
-    let invitation = run_reference::parse(&args.address)?.invitation;
+    let invitation = run_reference::parse(&args.invitation)?.invitation;
     let folder = folder::choose(args.dir.clone(), part.folder)?;
     let (key, key_is_new) = folder::key(&folder)?;
     let shown = serde_json::json!({

@@ -234,7 +234,7 @@ impl Play {
             .map_or(String::new(), |loss| format!(", training loss {loss:.3}"));
         let bits = value["payload_bytes"].as_u64().unwrap_or_default();
         self.teller.tell(format!(
-            "round {} of {}: {} of {} updates merged{loss}, {} KiB sent, {:.1} s",
+            "{} of {} rounds done: {} of {} updates merged{loss}, {} KiB sent, {:.1} s",
             number_of(value) + 1,
             self.file.run.rounds,
             value["admitted"],

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::anyhow;
 use plotters::prelude::*;
 
-use super::Results;
+use super::{Results, Taxes};
 use crate::plan;
 
 const SIZE: (u32, u32) = (720, 400);
@@ -57,7 +57,7 @@ pub(super) fn learning_curves(results: &Results, path: &Path) -> anyhow::Result<
 }
 
 /// What each defence loses to each lie. A bar that leaves the picture is longer.
-pub(super) fn taxes(rows: &[(String, Vec<Option<f64>>)], path: &Path) -> anyhow::Result<()> {
+pub(super) fn taxes(rows: &Taxes, path: &Path) -> anyhow::Result<()> {
     const RIGHT: f64 = 0.5;
     if rows.is_empty() {
         return Ok(());
@@ -81,7 +81,7 @@ pub(super) fn taxes(rows: &[(String, Vec<Option<f64>>)], path: &Path) -> anyhow:
         for (column, ((name, _), colour)) in defences.iter().zip(COLOURS).enumerate() {
             let bars = rows.iter().enumerate().filter_map(|(row, (_, taxes))| {
                 let bottom = (rows.len() - 1 - row) as f64 + 0.1 + column as f64 * wide;
-                let tax = taxes[column]?.clamp(-0.02, RIGHT);
+                let tax = taxes[column]?.mean.clamp(-0.02, RIGHT);
                 Some(Rectangle::new([(0.0, bottom), (tax, bottom + wide)], colour.filled()))
             });
             chart.draw_series(bars)?.label(*name).legend(move |(x, y)| {

@@ -102,7 +102,9 @@ impl RefusalCode {
             Self::VersionMismatch => "build the version that the coordinator runs",
             Self::TooLittleMemory => "choose a device with more memory or a smaller run",
             Self::StakeTooSmall => "raise the stake with --stake, or fund the account",
-            Self::NotAllowed => "ask the run's owner to add your node id to run.allow",
+            Self::NotAllowed => {
+                "the list of a launched run cannot change: ask its owner for another run with the account that `manyhands keys show` prints"
+            }
             Self::RunIsFull => "wait for a place, or choose another run",
             Self::WrongTheta => "fetch the current parameters again",
             Self::NotAMember => "join the run first",
@@ -115,7 +117,9 @@ impl RefusalCode {
             Self::Replayed => "check that no second program uses this key",
             Self::RunIsComplete => "claim what was earned; the run needs no more work",
             Self::NotYourTask => "wait for a task",
-            Self::Barred => "a fault was found; the reason is recorded on the chain",
+            Self::Barred => {
+                "this key cannot work for the run any more; `manyhands status` says why, `manyhands claim` pays what was earned before"
+            }
             Self::ImplausibleTokens => "commit the tokens of the assignment",
             Self::TooSlow => "choose a faster device or a smaller run",
             Self::NotReady => "try again in a moment",
@@ -155,7 +159,7 @@ impl Request {
 }
 
 /// The protocol's version: peers of another are refused.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Join {

@@ -15,8 +15,6 @@ use serde::Deserialize;
 use super::Theta;
 use crate::failure::{Explain, Failure};
 
-const PREPARE: &str = "make it with `manyhands prepare`, or name another with --dataset";
-
 /// What a launch takes from `dataset.json`.
 #[derive(Debug, Deserialize)]
 struct Manifest {
@@ -54,15 +52,21 @@ pub(super) struct Resolved {
 }
 
 pub(super) fn resolve(file: &RunFile, file_path: &Path) -> Result<Resolved, Failure> {
-    let folder = std::path::absolute(&file.data.dataset).explain("data_set", PREPARE)?;
-    let path = folder.join("dataset.json");
-    let bytes = std::fs::read(&path).map_err(|error| {
-        Failure::new("data_set", format!("cannot read {}: {error}", path.display()), PREPARE)
-    })?;
-    let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|error| {
-        Failure::new("data_set", format!("{}: {error}", path.display()), PREPARE)
-    })?;
     let wanted = file.model.vocabulary_size;
+    let unreadable = |reason: String| {
+        let remedy = format!(
+            "make it with `manyhands prepare … --vocabulary {wanted} --out {}`, or name another with --dataset",
+            file.data.dataset.display()
+        );
+        Failure::new("data_set", reason, &remedy)
+    };
+    let folder =
+        std::path::absolute(&file.data.dataset).map_err(|error| unreadable(error.to_string()))?;
+    let path = folder.join("dataset.json");
+    let bytes = std::fs::read(&path)
+        .map_err(|error| unreadable(format!("cannot read {}: {error}", path.display())))?;
+    let manifest: Manifest = serde_json::from_slice(&bytes)
+        .map_err(|error| unreadable(format!("{}: {error}", path.display())))?;
     if manifest.tokenizer.vocabulary_size > wanted {
         let reason = format!(
             "{}: model.vocabulary_size is {wanted}, the data set's tokenizer has {} tokens",
@@ -126,7 +130,7 @@ fn served(
         None => Ok(files),
         Some(missing) => {
             let reason = format!("{} is missing", missing.path.display());
-            Err(Failure::new("data_set", reason, PREPARE))
+            Err(Failure::new("data_set", reason, "restore the folder, or prepare it again"))
         }
     }
 }
