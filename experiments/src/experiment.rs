@@ -38,7 +38,7 @@ pub(crate) struct Liars {
 pub(crate) enum Lie {
     /// They send what they did not train.
     Forged(Forgery),
-    /// They train on text in which token t of V reads V − 1 − t.
+    /// They train on text in which token t of V reads V − 1 − t, as input and as target.
     FlippedLabels,
 }
 

@@ -229,7 +229,7 @@ fn tune(plan: &mut Vec<Experiment>) {
     let sparse = |method: Sparse| {
         [("alpha_1", rising_to(method.clone(), 1.0)), ("alpha_3", rising_to(method, 3.0))]
     };
-    let grids: [(&str, [f64; 3], [(&str, Method); 2]); 4] = [
+    let grids = [
         ("ours", RATES, sparse(ours())),
         ("dense_diloco", RATES, [("alpha_0.7", dense(0.7)), ("alpha_2.1", dense(2.1))]),
         (

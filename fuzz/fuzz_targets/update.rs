@@ -1,8 +1,8 @@
 //! The decoder of updates: whatever bytes come, it refuses them or reads what the codec would have written, in
 //! bounded memory.
 //!
-//! The first byte chooses profile and layout. The header is put right, and what a dense profile compresses is
-//! compressed, so that the fuzzer works on what is behind them.
+//! The first byte chooses profile and layout. In one of two runs the header is put right, and what a dense profile
+//! compresses is compressed, so that the fuzzer works on what is behind them; in the other it writes every byte.
 #![no_main]
 
 use std::alloc::System;
@@ -10,9 +10,11 @@ use std::sync::LazyLock;
 
 use cap::Cap;
 use libfuzzer_sys::fuzz_target;
+use manyhands_gradient::aggregate::Member;
 use manyhands_gradient::codec::{Endpoints, GROUP_CHUNKS, Update, UpdateCodec, payload_bytes_max};
-use manyhands_gradient::{CHUNK, Layout};
-use manyhands_proto::run_file::Profile;
+use manyhands_gradient::{Admitted, CHUNK, Layout, OuterState, merge};
+use manyhands_proto::run_file::{Aggregation, Profile};
+use manyhands_proto::{NodeId, TokenCount};
 
 /// An allocation past this aborts: some tens of times the larger layout's vector.
 #[global_allocator]
@@ -55,9 +57,8 @@ fn encode(layout: &Layout, profile: Profile, sent: &[f32]) -> Vec<u8> {
     codec.encode(layout, &mut zero.clone(), ends).expect("finite").into_bytes()
 }
 
-fuzz_target!(|bytes: &[u8]| {
-    let Some((&choice, body)) = bytes.split_first() else { return };
-    let choice = usize::from(choice) % (2 * PROFILES.len());
+/// A body of this profile and layout, framed as the codec frames it; none if it is too short for that.
+fn framed(choice: usize, body: &[u8]) -> Option<Vec<u8>> {
     let (layout, number) = (&LAYOUTS[choice / 6], choice % 6);
     let profile = PROFILES[number];
     let mut bytes = HEADERS[choice / 6][number].clone();
@@ -69,7 +70,7 @@ fuzz_target!(|bytes: &[u8]| {
         }
         (Profile::Standard | Profile::Quality | Profile::Wide, _) => {
             // Two: the first one's length is the fuzzer's to say.
-            let Some((first, groups)) = body.split_first_chunk() else { return };
+            let (first, groups) = body.split_first_chunk()?;
             let left = groups.len().saturating_sub(usize::from(u16::from_le_bytes(*first)));
             bytes.extend(first);
             bytes.extend((left as u16).to_le_bytes());
@@ -89,6 +90,15 @@ fuzz_target!(|bytes: &[u8]| {
         }
         (Profile::Flat12, _) => bytes.extend(body),
     }
+    Some(bytes)
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((&first, body)) = bytes.split_first() else { return };
+    let choice = usize::from(first >> 1) % (2 * PROFILES.len());
+    let (layout, profile) = (&LAYOUTS[choice / 6], PROFILES[choice % 6]);
+    let bytes = if first & 1 == 0 { framed(choice, body) } else { Some(body.to_vec()) };
+    let Some(bytes) = bytes else { return };
     let Ok(update) = Update::parse(&bytes, layout, profile) else { return };
     assert!(bytes.len() <= payload_bytes_max(layout, profile));
     assert!(update.sent_count(layout) <= layout.vector_len());
@@ -99,4 +109,15 @@ fuzz_target!(|bytes: &[u8]| {
     if matches!(profile, Profile::Standard | Profile::Quality | Profile::Wide) {
         assert_eq!(encode(layout, profile, &sent), bytes, "an update has one byte string");
     }
+    let member = |number| Member {
+        worker: NodeId::new([number; 32]),
+        tokens: TokenCount(1),
+        update: &update,
+        loss_effect: None,
+    };
+    let (mut theta, mut residual) = (vec![0.0; layout.vector_len()], vec![0.0; layout.vector_len()]);
+    let state = OuterState { theta: &mut theta, residual: &mut residual };
+    let admitted = Admitted { members: &[member(1), member(2)], alpha: 1.0 };
+    merge(layout, &Aggregation::default(), admitted, &[], state).expect("what was parsed is merged");
+    assert!(theta.iter().chain(&residual).all(|value| value.is_finite()));
 });

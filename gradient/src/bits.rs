@@ -59,6 +59,9 @@ pub(crate) struct BitReader<'a> {
     position: usize,
 }
 
+/// Unary numbers that are read together.
+pub(crate) const BATCH: usize = 8;
+
 /// Bits that a window holds wherever it begins.
 const WINDOW_MIN: u32 = 57;
 
@@ -93,33 +96,45 @@ impl<'a> BitReader<'a> {
         Ok(value as u32)
     }
 
-    /// The next unary numbers, each as the sum of all up to it. A sum above `limit` is refused.
+    /// The next `count` unary numbers, each as the sum of all up to it. A sum above `limit` is refused.
+    ///
+    /// # Panics
+    /// When `sums` has not room for [`BATCH`] more.
     #[inline(always)]
-    pub(crate) fn take_unary(&mut self, sums: &mut [u16], limit: u16) -> Result<(), BitError> {
+    pub(crate) fn take_unary(
+        &mut self,
+        count: usize,
+        sums: &mut [u16],
+        limit: u16,
+    ) -> Result<(), BitError> {
         let start = self.position;
         // So many bits hold all ones if no sum is above the limit.
-        let length_max = sums.len() + usize::from(limit);
+        let length_max = count + usize::from(limit);
         let (mut found, mut position) = (0, start);
-        while found < sums.len() {
+        while found < count {
             if position >= self.bytes.len() * 8 {
                 return Err(BitError::Ended);
             }
             if position - start > length_max {
                 return Err(BitError::OverLimit);
             }
-            let mut window = self.window(position);
-            let ones = (window.count_ones() as usize).min(sums.len() - found);
+            // The lowest bit first: the next one is then found and cleared in an instruction each.
+            let mut window = self.window(position).reverse_bits();
+            let ones = (window.count_ones() as usize).min(count - found);
             let before = position - start;
-            for (sum, at) in sums[found..found + ones].iter_mut().zip(found..) {
-                let end = before + window.leading_zeros() as usize;
-                window &= u64::MAX >> 1 >> (end - before);
-                *sum = (end - at) as u16;
+            // Whole batches, so that the processor guesses right how many there are; what stands behind the last one is
+            // written over.
+            for first in (found..found + ones).step_by(BATCH) {
+                for (sum, at) in sums[first..first + BATCH].iter_mut().zip(first..) {
+                    *sum = (before + window.trailing_zeros() as usize).wrapping_sub(at) as u16;
+                    window &= window.wrapping_sub(1);
+                }
             }
             found += ones;
             position += 64 - position % 8;
         }
-        let sum = sums.last().map_or(0, |&sum| usize::from(sum));
-        self.position = start + sum + sums.len();
+        let sum = if count > 0 { usize::from(sums[count - 1]) } else { 0 };
+        self.position = start + sum + count;
         if sum > usize::from(limit) { Err(BitError::OverLimit) } else { Ok(()) }
     }
 
@@ -192,21 +207,22 @@ mod tests {
         assert!(reader.is_finished());
         assert_eq!(reader.take(8), Err(BitError::Ended));
         assert_eq!(reader.take_all(&mut [0; 2], 4), Err(BitError::Ended));
-        assert_eq!(BitReader::new(&[0; 3]).take_unary(&mut [0], 4_095), Err(BitError::Ended));
+        let mut sums = [0; 1 + BATCH];
+        assert_eq!(BitReader::new(&[0; 3]).take_unary(1, &mut sums, 4_095), Err(BitError::Ended));
     }
 
     #[test]
     fn unary_numbers_stop_at_their_limit() {
         let zeros = [0; 2_000];
-        assert_eq!(BitReader::new(&zeros).take_unary(&mut [0; 3], 100), Err(BitError::OverLimit));
+        let mut sums = [0; 3 + BATCH];
+        assert_eq!(BitReader::new(&zeros).take_unary(3, &mut sums, 100), Err(BitError::OverLimit));
         let mut writer = BitWriter::default();
         writer.put_unary(10);
         writer.put_unary(0);
         let bytes = writer.finish();
-        let mut sums = [0; 2];
-        assert_eq!(BitReader::new(&bytes).take_unary(&mut sums, 9), Err(BitError::OverLimit));
-        assert_eq!(BitReader::new(&bytes).take_unary(&mut sums, 10), Ok(()));
-        assert_eq!(sums, [10, 10]);
+        assert_eq!(BitReader::new(&bytes).take_unary(2, &mut sums, 9), Err(BitError::OverLimit));
+        assert_eq!(BitReader::new(&bytes).take_unary(2, &mut sums, 10), Ok(()));
+        assert_eq!(sums[..2], [10, 10]);
     }
 
     proptest! {
@@ -225,8 +241,9 @@ mod tests {
             if before > 0 {
                 prop_assert_eq!(reader.take(before), Ok(0));
             }
-            let mut got = vec![0; numbers.len()];
-            prop_assert_eq!(reader.take_unary(&mut got, 8_000), Ok(()));
+            let mut got = vec![0; numbers.len() + BATCH];
+            prop_assert_eq!(reader.take_unary(numbers.len(), &mut got, 8_000), Ok(()));
+            got.truncate(numbers.len());
             let mut sum = 0;
             for (&number, &got) in numbers.iter().zip(&got) {
                 sum += number;

@@ -86,11 +86,17 @@ fn a_merge_never_changes_a_bit() {
         got(Denominator::Contributors, Rule::Mean),
         got(Denominator::Floor, Rule::MedianNorm),
         got(Denominator::Workers, Rule::MedianNorm),
+        got(Denominator::Contributors, Rule::GeometricMedian),
+        got(Denominator::Contributors, Rule::CenteredClip),
+        got(Denominator::Contributors, Rule::CosineTrust),
     ];
     let golden = [
         ["b58fe0cb", "615da920", "ec21aed6"],
         ["9f7f62bc", "1eefde77", "b3bd7813"],
         ["06d5cf9c", "50daddd3", "23afabce"],
+        ["90975f42", "f840156a", "d8e16bf4"],
+        ["a9647f56", "181d305b", "a20eea66"],
+        ["4d8de447", "8ec1267d", "ec30468c"],
     ];
     assert_eq!(all, golden.map(|digests| digests.map(str::to_owned)));
 }

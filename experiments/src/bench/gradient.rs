@@ -33,7 +33,7 @@ pub(crate) struct Options {
     #[arg(long, default_value = "1024")]
     mebibytes: usize,
     /// Rounds that are trained for the updates.
-    #[arg(long, default_value = "4")]
+    #[arg(long, default_value = "8")]
     rounds: u32,
     /// Runs a Python that has PyTorch; without it nothing is compared with PyTorch.
     #[arg(long)]
@@ -142,7 +142,7 @@ fn encoded(layout: &Layout, round: &Round) -> Vec<u8> {
 }
 
 fn encode(layout: &Layout, profile: Profile, error: &mut [f32], ends: (&[f32], &[f32])) -> Payload {
-    let codec = UpdateCodec::new(profile, 0.95).expect("a decay");
+    let codec = UpdateCodec::new(profile, 0.9).expect("a decay");
     codec
         .encode(layout, error, Endpoints { start: ends.0, end: ends.1 })
         .expect("a real update is finite")
@@ -154,7 +154,7 @@ fn plain_pass(error: &mut [f32], delta: &[f32]) -> f64 {
     let seconds = median_seconds(|| {
         error.par_chunks_mut(GROUP).zip(delta.par_chunks(GROUP)).for_each(|(error, delta)| {
             for (error, delta) in error.iter_mut().zip(delta) {
-                *error = 0.95 * *error + delta;
+                *error = 0.9 * *error + delta;
             }
         });
     });
@@ -219,20 +219,24 @@ fn merging(
     let parsed = median_seconds(|| {
         std::hint::black_box(Update::parse(&payloads[0], layout, Profile::Standard).is_ok());
     });
-    let updates = payloads
-        .iter()
-        .map(|bytes| Update::parse(bytes, layout, Profile::Standard))
-        .collect::<Result<Vec<_>, _>>()?;
-    let members: Vec<Member<'_>> = (0_u8..)
-        .zip(&updates)
-        .map(|(number, update)| Member {
-            worker: NodeId::new([number; 32]),
-            tokens: TokenCount(1),
-            update,
-            loss_effect: None,
-        })
-        .collect();
+    let parse_all = || {
+        let parse = |bytes: &Vec<u8>| Update::parse(bytes, layout, Profile::Standard);
+        payloads.iter().map(parse).collect::<Result<Vec<_>, _>>()
+    };
     let config = Aggregation::default();
+    let whole = 0..layout.chunk_count();
+    // From bytes that nobody has looked at to θ.
+    let mut from_bytes = || -> anyhow::Result<()> {
+        let updates = parse_all()?;
+        let members = members(&updates);
+        let admitted = Admitted { members: &members, alpha: 1.0 };
+        OuterStep::new(layout, &config, admitted, &[])?.merge_into(whole.clone(), &mut theta);
+        Ok(())
+    };
+    from_bytes()?;
+    let from_bytes = parameters / median_seconds(|| from_bytes().expect("it went well before"));
+    let updates = parse_all()?;
+    let members = members(&updates);
     let admitted = Admitted { members: &members, alpha: 1.0 };
     let step = OuterStep::new(layout, &config, admitted, &[])?;
     let (before, _) = (peak.current_usage(), peak.reset_peak_usage());
@@ -241,12 +245,12 @@ fn merging(
         std::hint::black_box(step.apply(0..layout.chunk_count(), state));
     });
     let room = peak.peak_usage().saturating_sub(before) as f64;
-    let whole = 0..layout.chunk_count();
     let merged = parameters / median_seconds(|| step.merge_into(whole.clone(), &mut theta));
     let giga = 1e9;
     let speed = parameters / seconds;
     let unit = "Gparameter/s";
-    for (name, speed) in [("speed", merged), ("broadcast_speed", speed)] {
+    let speeds = [("speed", merged), ("from_bytes_speed", from_bytes), ("broadcast_speed", speed)];
+    for (name, speed) in speeds {
         let name = format!("aggregate.{name}_{threads}_threads");
         report.add(&name, speed / giga, unit, Some(memory / giga));
     }
@@ -257,8 +261,11 @@ fn merging(
         Some(memory / giga),
     );
     if threads > 1 {
-        // Decoded and merged; and the whole step, compressed for everybody as well.
-        for (name, speed) in [("share", merged), ("broadcast_share", speed)] {
+        // Decoded and merged, what was checked when it came; checked as well; and the whole step of what was checked,
+        // compressed for everybody.
+        for (name, speed) in
+            [("share", merged), ("from_bytes_share", from_bytes), ("broadcast_share", speed)]
+        {
             let name = format!("aggregate.{name}_of_memory_speed");
             report.add(&name, speed / memory, "of memory speed", Some(1.0));
         }
@@ -266,6 +273,17 @@ fn merging(
         report.add("aggregate.memory_share", share, "of θ and residual", None);
     }
     Ok(())
+}
+
+/// Workers of equal weight.
+fn members(updates: &[Update]) -> Vec<Member<'_>> {
+    let member = |(number, update)| Member {
+        worker: NodeId::new([number; 32]),
+        tokens: TokenCount(1),
+        update,
+        loss_effect: None,
+    };
+    (0_u8..).zip(updates).map(member).collect()
 }
 
 /// The same in PyTorch on the same vectors, a quarter as long.

@@ -322,7 +322,7 @@ impl GroupWriter {
         values: &mut [f32],
         scratch: &'s mut ChunkScratch,
     ) -> Symbols<'s> {
-        let ChunkScratch { selection, signs, gaps, halves, bytes } = scratch;
+        let ChunkScratch { selection, signs, gaps, halves, bytes, .. } = scratch;
         match self {
             Self::Sparse { shape, bits } => {
                 let scale = send_largest(*shape, values, selection, signs);

@@ -18,7 +18,7 @@ use multiversion::multiversion;
 
 use super::scale::Scale;
 use super::symbols::SignedIndex;
-use crate::bits::{BitError, BitReader, BitWriter, RICE_WIDTH, shortest_rice};
+use crate::bits::{BATCH, BitError, BitReader, BitWriter, RICE_WIDTH, shortest_rice};
 use crate::layout::CHUNK;
 
 /// Values of a chunk that are kept, and how their gaps are written.
@@ -136,7 +136,7 @@ impl SparseShape {
         }
     }
 
-    /// Reads one chunk of `real` values into `signs`, refusing all that [`Self::write`] does not write.
+    /// Reads one chunk of `real` values, refusing all that [`Self::write`] does not write.
     ///
     /// # Errors
     /// [`ChunkError`].
@@ -144,11 +144,11 @@ impl SparseShape {
         self,
         reader: &mut BitReader<'_>,
         real: usize,
-        signs: &mut Vec<SignedIndex>,
-        gaps: &mut Vec<u16>,
+        read: &mut ReadValues,
     ) -> Result<Scale, ChunkError> {
         let header = self.read_header(reader, real)?;
-        let scale = self.read(header, reader, real, signs, gaps)?;
+        let scale = self.read(header, reader, real, read)?;
+        let gaps = read.gaps(header);
         if header.rice == self.rice(gaps, !header.short) {
             Ok(scale)
         } else {
@@ -164,11 +164,10 @@ impl SparseShape {
         self,
         reader: &mut BitReader<'_>,
         real: usize,
-        signs: &mut Vec<SignedIndex>,
-        gaps: &mut Vec<u16>,
+        read: &mut ReadValues,
     ) -> Scale {
         self.read_header(reader, real)
-            .and_then(|header| self.read(header, reader, real, signs, gaps))
+            .and_then(|header| self.read(header, reader, real, read))
             .expect("an update was validated when it was parsed")
     }
 
@@ -193,18 +192,45 @@ impl SparseShape {
         Ok(Header { count, rice, short })
     }
 
-    /// What stands behind the header; the gaps come out on the way.
+    /// What stands behind the header.
     fn read(
         self,
         Header { count, rice, .. }: Header,
         reader: &mut BitReader<'_>,
         real: usize,
-        signs: &mut Vec<SignedIndex>,
-        gaps: &mut Vec<u16>,
+        read: &mut ReadValues,
     ) -> Result<Scale, ChunkError> {
         let scale = if count > 0 { Scale(reader.take(SCALE_WIDTH)? as u8) } else { Scale(0) };
-        read_values(reader, (count, rice, real), signs, gaps)?;
+        read_values(reader, (count, rice, real), read)?;
         Ok(scale)
+    }
+}
+
+/// The values of a chunk, as they were read, and room to read them in.
+#[derive(Debug, Default)]
+pub(crate) struct ReadValues {
+    /// Places and signs.
+    signs: Vec<SignedIndex>,
+    count: usize,
+    /// Of the gaps' quotients, up to each.
+    sums: Vec<u16>,
+    /// The gaps' remainders, each with a sign behind it.
+    behind: Vec<u16>,
+    gaps: Vec<u16>,
+}
+
+impl ReadValues {
+    pub(crate) fn signs(&self) -> &[SignedIndex] {
+        &self.signs[..self.count]
+    }
+
+    fn gaps(&mut self, Header { count, rice, .. }: Header) -> &[u16] {
+        let before = std::iter::once(&0).chain(&self.sums);
+        let quotients = self.sums[..count].iter().zip(before).map(|(sum, before)| sum - before);
+        let gap = |(quotient, behind): (u16, &u16)| quotient << rice | behind >> SIGN_WIDTH;
+        self.gaps.clear();
+        self.gaps.extend(quotients.zip(&self.behind).map(gap));
+        &self.gaps
     }
 }
 
@@ -215,38 +241,57 @@ impl From<BitError> for ChunkError {
     }
 }
 
-/// Reads the places and signs of `count` values, and their gaps.
+/// Numbers that are added up together, as lanes of a `u64`.
+const LANES: usize = 4;
+/// One in each lane: a product with it sums up the lanes, each with those below it.
+const ONES: u64 = 0x0001_0001_0001_0001;
+
+/// Reads the places and signs of `count` values.
 #[multiversion(targets("x86_64+avx2+lzcnt+popcnt+bmi1+bmi2"))]
 fn read_values(
     reader: &mut BitReader<'_>,
     (count, rice, real): (usize, u32, usize),
-    signs: &mut Vec<SignedIndex>,
-    gaps: &mut Vec<u16>,
+    ReadValues { signs, count: read, sums, behind, .. }: &mut ReadValues,
 ) -> Result<(), ChunkError> {
     let past = ChunkError::Index { real };
-    signs.clear();
-    signs.resize(count, SignedIndex::default());
-    // The gaps, and room for the sums of their quotients and for what stands behind these.
-    gaps.resize(3 * count + 1, 0);
-    let (own, room) = gaps.split_at_mut(count);
-    let (sums, behind) = room.split_at_mut(count + 1);
-    sums[0] = 0;
-    reader.take_unary(&mut sums[1..], (real >> rice) as u16).map_err(|error| match error {
+    let room = count + BATCH;
+    if sums.len() < room {
+        sums.resize(room, 0);
+        behind.resize(room, 0);
+        signs.resize(room, SignedIndex::default());
+    }
+    *read = count;
+    reader.take_unary(count, sums, (real >> rice) as u16).map_err(|error| match error {
         BitError::Ended => ChunkError::Ended,
         BitError::OverLimit => past,
     })?;
-    reader.take_all(behind, rice + SIGN_WIDTH)?;
-    // Apart from the loop below, whose steps wait for each other.
-    for ((gap, sums), behind) in own.iter_mut().zip(sums.windows(2)).zip(&*behind) {
-        *gap = (sums[1] - sums[0]) << rice | behind >> SIGN_WIDTH;
+    reader.take_all(&mut behind[..count], rice + SIGN_WIDTH)?;
+    // An index is the sum of the gaps up to it and of the ones between them: of quotients, which is known, of remainders,
+    // and how many there are. Remainders sum to less than 2^16; lanes behind the last value hold anything.
+    let (mut before, mut numbers) = (0_u64, 0x0003_0002_0001_0000_u64);
+    let lanes = sums.as_chunks::<LANES>().0.iter().zip(behind.as_chunks::<LANES>().0);
+    let lanes = lanes.zip(signs.as_chunks_mut::<LANES>().0).take(count.div_ceil(LANES));
+    let mut indices = 0;
+    for ((&sums, &behind), signs) in lanes {
+        let (sums, behind) = (pack(sums), pack(behind));
+        let remainders = (behind >> SIGN_WIDTH) & (ONES * 0x7fff);
+        let summed = remainders.wrapping_mul(ONES);
+        indices = summed
+            .wrapping_add(before.wrapping_mul(ONES))
+            .wrapping_add(sums << rice)
+            .wrapping_add(numbers);
+        *signs = SignedIndex::of_lanes(indices, behind);
+        before += summed >> 48;
+        numbers += ONES * LANES as u64;
     }
-    let mut next = 0_u32;
-    for ((&gap, &behind), sign) in own.iter().zip(&*behind).zip(signs) {
-        next += u32::from(gap);
-        *sign = SignedIndex::wrapping(next, u32::from(behind) & 1);
-        next += 1;
-    }
-    gaps.truncate(count);
-    // Looked at once: whatever index is past the end, the last one is.
-    if next as usize > real { Err(past) } else { Ok(()) }
+    let Some(last) = count.checked_sub(1) else { return Ok(()) };
+    // Indices rise: whatever index is past the end, the last one is.
+    let last = (indices >> (last % LANES * 16)) as u16;
+    if usize::from(last) < real { Ok(()) } else { Err(past) }
+}
+
+/// The first in the lowest bits.
+#[inline(always)]
+fn pack([a, b, c, d]: [u16; LANES]) -> u64 {
+    u64::from(a) | u64::from(b) << 16 | u64::from(c) << 32 | u64::from(d) << 48
 }

@@ -2,6 +2,7 @@
 
 use super::scale::Scale;
 use super::select::Selection;
+use super::sparse::ReadValues;
 use crate::layout::CHUNK;
 
 /// The symbols of one chunk of an update: equal symbols are equal bytes on the wire.
@@ -33,9 +34,14 @@ impl SignedIndex {
         Self(index | if negative { Self::SIGN } else { 0 })
     }
 
-    /// The lowest bits of an index, and 1 for a negative sign.
-    pub(crate) fn wrapping(index: u32, sign: u32) -> Self {
-        Self((index as u16 & Self::INDEX) | (sign as u16) << 15)
+    /// Four of them, the first in the lowest 16 bits: of an index the lowest 12 bits count, of a sign the lowest bit
+    /// (1: negative).
+    #[inline(always)]
+    pub(crate) fn of_lanes(indices: u64, signs: u64) -> [Self; 4] {
+        const ONES: u64 = 0x0001_0001_0001_0001;
+        let lanes =
+            indices & (ONES * Self::INDEX as u64) | signs << 15 & (ONES * Self::SIGN as u64);
+        std::array::from_fn(|lane| Self((lanes >> (16 * lane)) as u16))
     }
 
     /// Below [`CHUNK`].
@@ -107,6 +113,7 @@ pub struct ChunkScratch {
     pub(super) selection: Selection,
     pub(super) signs: Vec<SignedIndex>,
     pub(super) gaps: Vec<u16>,
+    pub(super) read: ReadValues,
     pub(super) halves: Vec<u16>,
     pub(super) bytes: Vec<i8>,
 }

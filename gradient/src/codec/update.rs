@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::dense::{self, DenseBody};
 use super::flat12::{self, ListedBody};
-use super::sparse::{ChunkError, SparseShape};
+use super::sparse::{ChunkError, ReadValues, SparseShape};
 use super::symbols::{ChunkScratch, ChunkSymbols, Symbols};
 use super::{Coding, GROUP, GROUP_CHUNKS, coding, profile_number};
 use crate::aggregate::{TensorNorms, squared};
@@ -297,10 +297,9 @@ impl<'a> ChunkReader<'a> {
                 if chunk.is_multiple_of(GROUP_CHUNKS) {
                     self.bits = BitReader::new(groups.group(chunk / GROUP_CHUNKS));
                 }
-                let ChunkScratch { signs, gaps, .. } = scratch;
                 let real = self.places[chunk].real;
-                let scale = shape.read_again(&mut self.bits, real, signs, gaps);
-                Symbols::Sparse { scale, signs }
+                let scale = shape.read_again(&mut self.bits, real, &mut scratch.read);
+                Symbols::Sparse { scale, signs: scratch.read.signs() }
             }
         }
     }
@@ -317,18 +316,17 @@ fn validate(
         .places()
         .par_chunks(GROUP_CHUNKS)
         .enumerate()
-        .map_init(ChunkScratch::default, |scratch, (group, places)| {
+        .map_init(ReadValues::default, |scratch, (group, places)| {
             assert_ieee();
             let mut bits = BitReader::new(groups.group(group));
-            let ChunkScratch { signs, gaps, .. } = scratch;
             let chunks = group * GROUP_CHUNKS..;
             let mut squares = Vec::with_capacity(places.len());
             let refused = |chunk, reason| ParseUpdateError::Chunk { chunk, reason };
             for (chunk, place) in chunks.zip(places) {
                 let scale = shape
-                    .validate(&mut bits, place.real, signs, gaps)
+                    .validate(&mut bits, place.real, scratch)
                     .map_err(|reason| refused(chunk, reason))?;
-                squares.push(squared(Symbols::Sparse { scale, signs }));
+                squares.push(squared(Symbols::Sparse { scale, signs: scratch.signs() }));
             }
             if bits.is_finished() {
                 Ok(squares)
