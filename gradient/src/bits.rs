@@ -172,6 +172,7 @@ fn last_word(bytes: &[u8]) -> [u8; 8] {
 /// Rice parameters are 0 to 7 and travel in so many bits.
 pub(crate) const RICE_WIDTH: u32 = 3;
 const RICE_PARAMETERS: usize = 1 << RICE_WIDTH;
+pub(crate) const RICE_PARAMETER_MAX: usize = RICE_PARAMETERS - 1;
 
 /// The parameter with which the `gaps` are shortest, `extra` bits included; the lowest of equals.
 /// Writer and reader agree on it, so values have one coding.

@@ -561,7 +561,7 @@ fn rules_hold_back_together_and_are_known_by_name() {
 }
 
 #[test]
-fn alpha_falls_in_a_line() {
+fn alpha_goes_in_a_line_from_first_to_last() {
     let config = config(Denominator::Floor, Rule::MedianNorm);
     let at = |round| outer_learning_rate(&config, Round(round), 7);
     assert_eq!((at(0), at(6), at(100)), (1.0, 0.4, 0.4));

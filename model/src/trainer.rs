@@ -234,7 +234,7 @@ impl LocalTrainer {
         let mut losses = Vec::with_capacity(task.batches.len());
         std::thread::scope(|scope| {
             // One micro-batch is read while another is trained on.
-            let (sender, mut tokens) = mpsc::sync_channel(1);
+            let (sender, tokens) = mpsc::sync_channel(1);
             scope.spawn(move || {
                 let size = task.micro_batch_sequences as usize;
                 let mut micro_batches = task.batches.iter().flat_map(|step| step.chunks(size));
@@ -243,7 +243,7 @@ impl LocalTrainer {
             });
             for (index, sequences) in (0_u64..).zip(task.batches) {
                 let (loss, gradients) =
-                    self.gradients(task, &model, sequences, &mut tokens, &mut report)?;
+                    self.gradients(task, &model, sequences, &tokens, &mut report)?;
                 let rate = learning_rate(&self.training, self.total_steps, task.first_step + index);
                 optimizer.step(model.parameters(), &gradients, &self.training, rate);
                 // Waits for the device, which has the whole step by now.
@@ -272,7 +272,7 @@ impl LocalTrainer {
         task: &TrainTask<'_>,
         model: &Transformer,
         sequences: &[SequenceId],
-        tokens: &mut mpsc::Receiver<Result<Vec<Vec<u32>>, SequenceError>>,
+        tokens: &mpsc::Receiver<Result<Vec<Vec<u32>>, SequenceError>>,
         report: &mut Report<'_>,
     ) -> Result<(Tensor, Vec<Tensor>), TrainError> {
         let context = u64::from(self.architecture.context_length);
@@ -290,6 +290,8 @@ impl LocalTrainer {
                 Tensor::run_backward(&[&loss], model.parameters().weights(), false, false);
             tch::no_grad(|| {
                 if sums.is_empty() {
+                    // To be added to where they lie: each weight takes part in a product or a norm, so its gradient is a
+                    // tensor of its own.
                     sums = gradients;
                 } else {
                     for (sum, gradient) in sums.iter_mut().zip(&gradients) {

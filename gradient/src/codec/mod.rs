@@ -61,9 +61,9 @@ pub(crate) const fn profile_number(profile: Profile) -> u8 {
 
 pub(crate) const fn coding(profile: Profile) -> Coding {
     match profile {
-        Profile::Standard => Coding::Sparse(SparseShape { kept: 64, usual_rice: 5 }),
-        Profile::Quality => Coding::Sparse(SparseShape { kept: 128, usual_rice: 4 }),
-        Profile::Wide => Coding::Sparse(SparseShape { kept: 320, usual_rice: 3 }),
+        Profile::Standard => Coding::Sparse(SparseShape::new(64, 5)),
+        Profile::Quality => Coding::Sparse(SparseShape::new(128, 4)),
+        Profile::Wide => Coding::Sparse(SparseShape::new(320, 3)),
         Profile::DenseFp16 => Coding::Dense(DenseKind::Half),
         Profile::DenseInt8 => Coding::Dense(DenseKind::Byte),
         Profile::Flat12 => Coding::Flat12,

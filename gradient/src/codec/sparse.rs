@@ -17,9 +17,15 @@
 use multiversion::multiversion;
 
 use super::scale::Scale;
-use super::symbols::SignedIndex;
-use crate::bits::{BATCH, BitError, BitReader, BitWriter, RICE_WIDTH, shortest_rice};
+use super::symbols::{LANES, ONES, SignedIndex};
+use crate::bits::{
+    BATCH, BitError, BitReader, BitWriter, RICE_PARAMETER_MAX, RICE_WIDTH, shortest_rice,
+};
 use crate::layout::CHUNK;
+
+/// More values are not kept of a chunk: their indices, right or wrong, are summed in 16 bits.
+const KEPT_MAX: usize = 400;
+const _: () = assert!((KEPT_MAX << RICE_PARAMETER_MAX) + CHUNK + KEPT_MAX < 1 << 16);
 
 /// Values of a chunk that are kept, and how their gaps are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +68,13 @@ const SCALE_WIDTH: u32 = 8;
 const SIGN_WIDTH: u32 = 1;
 
 impl SparseShape {
+    /// # Panics
+    /// When more than [`KEPT_MAX`] values would be kept.
+    pub(crate) const fn new(kept: usize, usual_rice: u32) -> Self {
+        assert!(kept <= KEPT_MAX);
+        Self { kept, usual_rice }
+    }
+
     /// ⌈kept · real / 4096⌉: never 0.
     pub(crate) fn count_max(self, real: usize) -> usize {
         (self.kept * real).div_ceil(CHUNK)
@@ -241,11 +254,6 @@ impl From<BitError> for ChunkError {
     }
 }
 
-/// Numbers that are added up together, as lanes of a `u64`.
-const LANES: usize = 4;
-/// One in each lane: a product with it sums up the lanes, each with those below it.
-const ONES: u64 = 0x0001_0001_0001_0001;
-
 /// Reads the places and signs of `count` values.
 #[multiversion(targets("x86_64+avx2+lzcnt+popcnt+bmi1+bmi2"))]
 fn read_values(
@@ -266,8 +274,8 @@ fn read_values(
         BitError::OverLimit => past,
     })?;
     reader.take_all(&mut behind[..count], rice + SIGN_WIDTH)?;
-    // An index is the sum of the gaps up to it and of the ones between them: of quotients, which is known, of remainders,
-    // and how many there are. Remainders sum to less than 2^16; lanes behind the last value hold anything.
+    // An index is what the gaps up to it sum to, quotients (known) and remainders, and how many came before it. No profile
+    // keeps so many values that this passes 2^16; lanes behind the last value hold anything, and disturb none before them.
     let (mut before, mut numbers) = (0_u64, 0x0003_0002_0001_0000_u64);
     let lanes = sums.as_chunks::<LANES>().0.iter().zip(behind.as_chunks::<LANES>().0);
     let lanes = lanes.zip(signs.as_chunks_mut::<LANES>().0).take(count.div_ceil(LANES));

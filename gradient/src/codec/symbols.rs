@@ -21,6 +21,11 @@ pub(crate) enum Symbols<'a> {
     Listed { indices: &'a [u16], values: &'a [f32] },
 }
 
+/// Numbers of 16 bits that a `u64` holds, the first in the lowest bits.
+pub(crate) const LANES: usize = 4;
+/// One in each lane: a product with it is the sum of each lane and those before it.
+pub(crate) const ONES: u64 = 0x0001_0001_0001_0001;
+
 /// An index within a chunk and a sign: bits 0 to 11, and bit 15 (set: negative).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct SignedIndex(u16);
@@ -34,11 +39,9 @@ impl SignedIndex {
         Self(index | if negative { Self::SIGN } else { 0 })
     }
 
-    /// Four of them, the first in the lowest 16 bits: of an index the lowest 12 bits count, of a sign the lowest bit
-    /// (1: negative).
+    /// One for each lane: of an index the lowest 12 bits count, of a sign the lowest bit (1: negative).
     #[inline(always)]
-    pub(crate) fn of_lanes(indices: u64, signs: u64) -> [Self; 4] {
-        const ONES: u64 = 0x0001_0001_0001_0001;
+    pub(crate) fn of_lanes(indices: u64, signs: u64) -> [Self; LANES] {
         let lanes =
             indices & (ONES * Self::INDEX as u64) | signs << 15 & (ONES * Self::SIGN as u64);
         std::array::from_fn(|lane| Self((lanes >> (16 * lane)) as u16))
