@@ -37,6 +37,7 @@ test-aarch64: ## the tests of the codec and the merge on an emulated aarch64, wh
 lint: prerequisites ## formatting, golden vectors, clippy and the documentation, warnings refused
 	cargo fmt --all --check
 	python3 gradient/oracle/oracle.py --check gradient/oracle/golden.json
+	python3 gradient/oracle/reference.py --check gradient/oracle/reference.json
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps $(TARGETS)
 

@@ -85,6 +85,7 @@ pub(crate) struct RoundFigures {
 /// An experiment under way.
 pub(crate) struct Cluster {
     experiment: Experiment,
+    device: Device,
     layout: Layout,
     train: Arc<ShardSet>,
     held_out: Arc<ShardSet>,
@@ -107,6 +108,7 @@ impl Cluster {
     pub(crate) fn new(
         experiment: &Experiment,
         text: &Text,
+        device: Device,
         start: Option<ClusterState>,
     ) -> anyhow::Result<Self> {
         let Experiment { model, training, .. } = experiment;
@@ -128,9 +130,8 @@ impl Cluster {
             }
             None => initial_theta(&layout, model, experiment.seed),
         };
-        let trainer = |source| {
-            LocalTrainer::new(model, training, experiment.total_steps(), source, Device::Cpu)
-        };
+        let trainer =
+            |source| LocalTrainer::new(model, training, experiment.total_steps(), source, device);
         let flipped =
             FlippedLabels { text: Arc::clone(&train), vocabulary_size: model.vocabulary_size };
         Ok(Self {
@@ -139,6 +140,7 @@ impl Cluster {
             state: ClusterState { round: 0, theta, outer: zeros(), workers },
             held_out: text.split(Split::HeldOut, model.context_length),
             experiment: experiment.clone(),
+            device,
             layout,
             train,
         })
@@ -408,7 +410,7 @@ impl Cluster {
 
     fn loss_of(&self, theta: &[f32], sequences: &[SequenceId]) -> anyhow::Result<f64> {
         let Experiment { model, training, .. } = &self.experiment;
-        let model = Transformer::new(model, training.precision, theta, Device::Cpu)?;
+        let model = Transformer::new(model, training.precision, theta, self.device)?;
         let task = EvaluateTask { sequences, batch_sequences: 16, threads: 1 };
         let source = self.held_out.as_ref();
         Ok(evaluate(&model, source, task, &mut |_| Control::Continue)?.loss)

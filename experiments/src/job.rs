@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use manyhands_model::Device;
 
 use crate::checkpoint::Checkpoint;
 use crate::cluster::{Cluster, ClusterState, RoundFigures, Text};
@@ -14,6 +15,7 @@ use crate::result::{ExperimentResult, Origin, Point};
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub(crate) text: Text,
+    pub(crate) device: Device,
     pub(crate) origin: Origin,
     /// Checkpoints.
     pub(crate) work: PathBuf,
@@ -21,9 +23,23 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    pub(crate) fn open(text: &Path, work: PathBuf, results: PathBuf) -> anyhow::Result<Self> {
+    pub(crate) fn open(
+        text: &Path,
+        device: Device,
+        work: PathBuf,
+        results: PathBuf,
+    ) -> anyhow::Result<Self> {
         let text = Text::open(text)?;
-        Ok(Self { origin: Origin::of(&text)?, text, work, results })
+        Ok(Self { origin: Origin::of(&text, device)?, text, device, work, results })
+    }
+
+    /// As `--device` has it.
+    pub(crate) fn device_name(&self) -> String {
+        match self.device {
+            Device::Cpu => "cpu".to_owned(),
+            Device::Cuda(index) => format!("cuda:{index}"),
+            Device::Mps | Device::Vulkan => "mps".to_owned(),
+        }
     }
 }
 
@@ -79,7 +95,7 @@ fn train(
         Some(start) => Some(final_state(start, place, &mut |_| {})?),
         None => None,
     };
-    let mut cluster = Cluster::new(experiment, &place.text, start)?;
+    let mut cluster = Cluster::new(experiment, &place.text, place.device, start)?;
     let (mut points, mut seconds) = (Vec::new(), 0.0);
     let begun = Checkpoint::load(&path)?.filter(|begun| begun.belongs_to(experiment, place));
     if let Some(begun) = begun {
@@ -193,7 +209,7 @@ mod tests {
         };
         prepare(&options, &mut |_| {}).expect("it is text");
         let [work, results] = ["work", "results"].map(|name| folder.path().join(name));
-        let place = Place::open(&options.folder, work, results).expect("text");
+        let place = Place::open(&options.folder, Device::Cpu, work, results).expect("text");
         (folder, place)
     }
 
@@ -223,7 +239,8 @@ mod tests {
             let whole = run(&experiment, &place, &mut |_| {}).expect("it runs");
             let start = experiment.start.as_deref();
             let start = start.map(|it| final_state(it, &place, &mut |_| {}).expect("its end"));
-            let mut cluster = Cluster::new(&experiment, &place.text, start).expect("a cluster");
+            let mut cluster =
+                Cluster::new(&experiment, &place.text, place.device, start).expect("a cluster");
             let figures = cluster.step().expect("a round");
             let loss = cluster.held_out_loss(HELD_OUT_SEQUENCES).expect("a loss");
             let begun = Checkpoint {

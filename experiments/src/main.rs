@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use manyhands_model::device::DeviceChoice;
 use peak_alloc::PeakAlloc;
 
 use crate::experiment::Experiment;
@@ -91,11 +92,14 @@ struct Places {
     /// Where results are kept.
     #[arg(long, default_value = "docs/experiments/results")]
     results: PathBuf,
+    /// Where models are trained: cpu, cuda, cuda:N or mps.
+    #[arg(long, default_value = "cpu")]
+    device: DeviceChoice,
 }
 
 impl Places {
     fn open(self) -> anyhow::Result<Place> {
-        Place::open(&self.text, self.work, self.results)
+        Place::open(&self.text, self.device.resolve()?, self.work, self.results)
     }
 }
 

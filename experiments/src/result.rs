@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use manyhands_gradient::vector;
+use manyhands_model::Device;
 use manyhands_proto::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -18,16 +19,27 @@ pub(crate) struct Origin {
     text: String,
     /// Digest of the θ that this build makes of a tiny experiment on that text: kernels, rounding and rules show in it.
     build: String,
+    /// Where models were trained, if not on the CPU. No two runs on a GPU have the same bits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
 }
 
 impl Origin {
-    pub(crate) fn of(text: &Text) -> anyhow::Result<Self> {
-        let mut cluster = Cluster::new(&plan::tiny(), text, None)?;
+    pub(crate) fn of(text: &Text, device: Device) -> anyhow::Result<Self> {
+        let mut cluster = Cluster::new(&plan::tiny(), text, Device::Cpu, None)?;
         while cluster.state().round < plan::tiny().rounds {
             cluster.step()?;
         }
         let theta = vector::to_bytes(&cluster.state().theta);
-        Ok(Self { text: text.digest().to_string(), build: Digest::of(&theta).to_string() })
+        Ok(Self {
+            text: text.digest().to_string(),
+            build: Digest::of(&theta).to_string(),
+            device: match device {
+                Device::Cpu => None,
+                Device::Cuda(_) => Some("cuda".to_owned()),
+                Device::Mps | Device::Vulkan => Some("mps".to_owned()),
+            },
+        })
     }
 }
 

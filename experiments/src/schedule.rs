@@ -127,6 +127,7 @@ fn spawn(program: &Path, next: &Waiting, place: &Place) -> anyhow::Result<Child>
         .arg("one")
         .arg(&next.name)
         .args(next.keeps_end.then_some("--keep-end"))
+        .args(["--device", &place.device_name()])
         .args(["--text".as_ref(), place.text.folder.as_os_str()])
         .args(["--work".as_ref(), place.work.as_os_str()])
         .args(["--results".as_ref(), place.results.as_os_str()])

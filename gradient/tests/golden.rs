@@ -1,4 +1,4 @@
-//! The golden values that `oracle/oracle.py` worked out on its own: plain Python, no code in common.
+//! The golden values that `oracle/oracle.py` and `oracle/reference.py` worked out on their own: plain Python, no code in common.
 
 use manyhands_gradient::aggregate::{Member, MergePlan};
 use manyhands_gradient::codec::{Endpoints, Update, UpdateCodec};
@@ -11,12 +11,18 @@ use serde_json::Value;
 use crate::support::worker;
 
 const GOLDEN: &str = include_str!("../oracle/golden.json");
+const REFERENCE: &str = include_str!("../oracle/reference.json");
+/// Of a payload: version, profile, number of chunks.
+const HEADER_BYTES: usize = 6;
 const TOKENS: [u64; 5] = [30_000, 10_000, 25_000, 25_000, 7];
 
+fn cases(json: &str) -> Vec<Value> {
+    let all: Value = serde_json::from_str(json).expect("JSON");
+    all["cases"].as_array().expect("a list of cases").clone()
+}
+
 fn golden(kind: &str) -> Vec<Value> {
-    let all: Value = serde_json::from_str(GOLDEN).expect("golden.json is JSON");
-    let cases = all["cases"].as_array().expect("a list of cases");
-    let chosen: Vec<Value> = cases.iter().filter(|case| case["kind"] == kind).cloned().collect();
+    let chosen: Vec<_> = cases(GOLDEN).into_iter().filter(|case| case["kind"] == kind).collect();
     assert!(!chosen.is_empty());
     chosen
 }
@@ -97,20 +103,24 @@ fn encode(
     (payload.into_bytes(), error)
 }
 
+/// What a case begins with.
+fn states_of(case: &Value, layout: &Layout) -> [Vec<f32>; 3] {
+    match text(case, "input") {
+        "drawn" => drawn(layout, case["seed"].as_u64().expect("a seed")),
+        "zero" => plain(layout, |_| 0.0),
+        "tiny" => plain(layout, |_| 0.5_f32.powi(31)),
+        "large" => plain(layout, |at| if at == 1_000 { 1e6 } else { 0.0 }),
+        "ties" => plain(layout, |at| if at % 3 == 0 { 0.5 } else { -0.25 }),
+        input => panic!("unknown input {input}"),
+    }
+}
+
 #[test]
 fn payloads_and_error_buffers_are_the_oracles() {
     for case in golden("encode") {
         let layout = layout_of(text(&case, "layout"));
         let profile = named(&case, "profile");
-        let states = match text(&case, "input") {
-            "drawn" => drawn(&layout, case["seed"].as_u64().expect("a seed")),
-            "zero" => plain(&layout, |_| 0.0),
-            "tiny" => plain(&layout, |_| 0.5_f32.powi(31)),
-            "large" => plain(&layout, |at| if at == 1_000 { 1e6 } else { 0.0 }),
-            "ties" => plain(&layout, |at| if at % 3 == 0 { 0.5 } else { -0.25 }),
-            input => panic!("unknown input {input}"),
-        };
-        let (payload, error) = encode(&layout, profile, states);
+        let (payload, error) = encode(&layout, profile, states_of(&case, &layout));
         if let Some(hex) = case["payload"].as_str() {
             let got: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
             assert_eq!(got, hex, "{case}");
@@ -119,6 +129,30 @@ fn payloads_and_error_buffers_are_the_oracles() {
         assert_eq!(fnv(payload.iter().copied()), case["payload_fnv"], "{case}");
         assert_eq!(fnv_of(&error), case["error_fnv"], "{case}");
         Update::parse(&payload, &layout, profile).expect("every golden payload is read");
+    }
+}
+
+#[test]
+fn what_the_codec_is_compared_with_is_the_oracles_too() {
+    for case in cases(REFERENCE) {
+        let layout = layout_of(text(&case, "layout"));
+        let profile = named(&case, "profile");
+        let (payload, error) = encode(&layout, profile, states_of(&case, &layout));
+        assert_eq!(fnv_of(&error), case["error_fnv"], "{case}");
+        if profile == Profile::Flat12 {
+            if let Some(hex) = case["payload"].as_str() {
+                let got: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
+                assert_eq!(got, hex, "{case}");
+            }
+            assert_eq!(payload.len() as u64, case["payload_bytes"], "{case}");
+            assert_eq!(fnv(payload.iter().copied()), case["payload_fnv"], "{case}");
+        } else {
+            let content = zstd::decode_all(&payload[HEADER_BYTES..]).expect("a zstd frame");
+            assert_eq!(content.len() as u64, case["content_bytes"], "{case}");
+            assert_eq!(fnv(content), case["content_fnv"], "{case}");
+        }
+        let is_read = Update::parse(&payload, &layout, profile).is_ok();
+        assert_eq!(is_read, case["refused"] != true, "{case}");
     }
 }
 

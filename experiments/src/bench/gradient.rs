@@ -11,6 +11,7 @@ use anyhow::{Context, ensure};
 use manyhands_gradient::aggregate::Member;
 use manyhands_gradient::codec::{Endpoints, Payload, Update, UpdateCodec};
 use manyhands_gradient::{Admitted, CHUNK, Layout, OuterState, OuterStep, vector};
+use manyhands_model::Device;
 use manyhands_proto::run_file::{Aggregation, Profile};
 use manyhands_proto::{NodeId, TokenCount};
 use peak_alloc::PeakAlloc;
@@ -89,13 +90,13 @@ fn sizes(
     let Method::Sparse(method) = &experiment.method else {
         anyhow::bail!("sizes are those of a sparse method");
     };
-    let mut cluster = Cluster::new(experiment, &Text::open(&options.text)?, None)?;
+    let mut cluster = Cluster::new(experiment, &Text::open(&options.text)?, Device::Cpu, None)?;
     let mut rounds = Vec::new();
     let (mut up, mut down, mut published) = (0.0, 0.0, 0.0);
     for round in 0..options.rounds {
         eprintln!("training round {} of {}", round + 1, options.rounds);
         let before = cluster.state().clone();
-        let mut other = Cluster::new(experiment, &Text::open(&options.text)?, None)?;
+        let mut other = Cluster::new(experiment, &Text::open(&options.text)?, Device::Cpu, None)?;
         other.resume(before.clone());
         let ends = other.train_all()?;
         // The published wire of the same updates.
