@@ -276,7 +276,7 @@ mod tests {
             keep(&results, &plan, &format!("compare/dense_diloco/{seed}"), dense);
         }
         keep(&results, &plan, "robust/2_of_8/none/mean/2", 2.0);
-        keep(&results, &plan, "robust/2_of_8/zero/loss_gate/2", 2.125);
+        keep(&results, &plan, "robust/2_of_8/zero/default/2", 2.125);
         write(&plan, &results, &out).expect("it is written");
         let page = std::fs::read_to_string(out.join("RESULTS.md")).expect("a page");
         // Shares of 1, 2 and 1.5 %: a standard error of .2887 %, times 2.92.

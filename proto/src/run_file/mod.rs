@@ -452,9 +452,9 @@ mod default {
         broadcast: Profile = Profile::Wide;
         error_decay: f32 = 0.9;
         denominator: Denominator = Denominator::Contributors;
-        rules: Vec<Rule> = vec![Rule::MedianNorm, Rule::LossGate];
+        rules: Vec<Rule> = vec![Rule::MedianNorm, Rule::CosineTrust, Rule::LossGate];
         outer_learning_rate: f32 = 1.0;
-        outer_learning_rate_final: f32 = 3.0;
+        outer_learning_rate_final: f32 = 1.0;
         commit_ms: u64 = 120_000;
         upload_ms: u64 = 60_000;
         check_ms: u64 = 120_000;
