@@ -12,6 +12,7 @@ mod metrics;
 mod output;
 mod progress;
 mod remote;
+mod run_file;
 mod run_reference;
 mod stop;
 

@@ -24,7 +24,7 @@ fn help_lists_what_there_is_and_nothing_else() {
     let help = text(&manyhands(&["--help"]).stdout);
     for command in [
         "doctor", "launch", "join", "verify", "status", "audit", "claim", "export", "generate",
-        "devnet", "keys", "prepare", "demo",
+        "devnet", "keys", "prepare", "demo", "plan",
     ] {
         assert!(
             help.lines().any(|line| line.trim_start().starts_with(command)),
@@ -33,7 +33,7 @@ fn help_lists_what_there_is_and_nothing_else() {
     }
     let join = text(&manyhands(&["join", "--help"]).stdout);
     let audit = text(&manyhands(&["audit", "--help"]).stdout);
-    for later in ["plan ", "simulate ", "--ask", "--bundle", "--offline"] {
+    for later in ["simulate ", "--ask", "--bundle", "--offline"] {
         let listed = |help: &str| help.lines().any(|line| line.trim_start().starts_with(later));
         assert!(!listed(&help) && !listed(&join) && !listed(&audit), "{later}");
     }
@@ -50,6 +50,51 @@ fn a_refusal_has_a_code_a_reason_and_a_remedy() {
     let output = manyhands(&["status", "nonsense"]);
     assert!(text(&output.stderr).contains("error [invitation]"), "{output:?}");
     assert!(text(&output.stderr).contains("what to do: "), "{output:?}");
+}
+
+/// The smallest recipe with this in the place of that, in a file of its own.
+fn changed_recipe(folder: &std::path::Path, from: &str, to: &str) -> String {
+    let recipe = include_str!("../../configs/1m.toml");
+    assert!(recipe.contains(from), "{recipe}");
+    let path = folder.join("run.toml");
+    std::fs::write(&path, recipe.replace(from, to)).expect("written");
+    path.to_str().expect("a path").to_owned()
+}
+
+#[test]
+fn a_plan_says_what_deters_and_what_checks_cost() {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = changed_recipe(folder.path(), "[data]", "[data]");
+    let plan = json(&manyhands(&["plan", &file, "--json"]));
+    assert_eq!(plan["cheating_pays"], false, "{plan}");
+    assert_eq!(plan["detection"]["audit_rate"], 0.05, "{plan}");
+    let text = text(&manyhands(&["plan", &file]).stdout);
+    for line in ["in ten rounds", "38.5 %", "stake_min that takes", "replays, whole run"] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+}
+
+#[cfg(feature = "coordinator")]
+#[test]
+fn a_run_in_which_cheating_pays_is_not_launched_unless_its_file_says_so() {
+    let folder = tempfile::tempdir().expect("folder");
+    let dir = folder.path().join("launched");
+    let dir = dir.to_str().expect("a path");
+    let launch = |file: &str| json(&manyhands(&["launch", file, "--dir", dir, "--json"]));
+    let file = changed_recipe(
+        folder.path(),
+        "[verification]",
+        "[chain]\nstake_min = 1_000_000\n\n[verification]",
+    );
+    let refusal = &launch(&file)["error"];
+    assert_eq!(refusal["code"], "cheating_pays", "{refusal}");
+    assert!(refusal["remedy"].as_str().is_some_and(|text| text.contains("stake_min")), "{refusal}");
+    assert!(!folder.path().join("launched").exists(), "nothing was begun");
+    let text = std::fs::read_to_string(&file).expect("text");
+    let open = text.replace("[verification]", "[verification]\ncheating_may_pay = true");
+    std::fs::write(&file, open).expect("written");
+    // Its data set is not there: the next thing that is looked at.
+    assert_ne!(launch(&file)["error"]["code"], "cheating_pays");
 }
 
 #[test]

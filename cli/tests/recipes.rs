@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use manyhands_gradient::Layout;
 use manyhands_proto::TokenCount;
 use manyhands_proto::run_file::RunFile;
+use manyhands_rules::economics::Economics;
 use manyhands_rules::reward;
 
 fn recipes() -> Vec<(PathBuf, String)> {
@@ -59,6 +60,17 @@ fn every_budget_pays_for_its_run_with_four_times_the_workers_that_it_needs() {
         // A replay is paid like training; a tenth is what audits begin with.
         let cost = trained + trained / 10;
         assert!(cost <= file.chain.budget.0, "{}: {cost}", path.display());
+    }
+}
+
+#[test]
+fn in_no_recipe_cheating_pays_not_even_for_a_worker_of_four_times_the_mean_speed() {
+    for (path, text) in recipes() {
+        let file = RunFile::parse(&text).expect("parsed by the other test");
+        let economics = Economics::of(&file);
+        assert!(!economics.cheating_pays(&file), "{}", path.display());
+        let covered = economics.deterrent.speed_covered;
+        assert!(covered >= 4.0, "{}: {covered}", path.display());
     }
 }
 

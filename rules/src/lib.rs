@@ -9,6 +9,7 @@ pub mod assignment;
 pub mod coordinator;
 pub mod credibility;
 pub mod draw;
+pub mod economics;
 pub mod record;
 pub mod requirements;
 pub mod reward;

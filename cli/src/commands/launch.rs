@@ -10,17 +10,17 @@ use std::path::{Path, PathBuf};
 use manyhands_coordinator::service::{CoordinatorConfig, Handle};
 use manyhands_coordinator::{LaunchOrder, launch, service};
 use manyhands_proto::Digest;
-use manyhands_proto::run_file::{ChainKind, RunFile};
+use manyhands_proto::run_file::ChainKind;
 use serde::Serialize;
 use tokio::sync::watch::Receiver;
 
 use self::dataset::Resolved;
-use super::{ChainArg, DEVNET_URL};
+use super::{ChainArg, DEVNET_URL, plan};
 use crate::failure::{Explain, Failure};
 use crate::output::Output;
 use crate::remote::control_addresses;
 use crate::run_reference::INVITATION_FILE;
-use crate::{folder, stop};
+use crate::{folder, run_file, stop};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -85,13 +85,16 @@ pub(crate) async fn run(args: Args, output: Output, with_stdin: bool) -> Result<
 }
 
 async fn start(args: Args, output: Output) -> Result<Handle, Failure> {
-    let file = read_file(&args.file, args.dataset.as_deref())?;
+    let file = run_file::read(&args.file, args.dataset.as_deref())?;
     let folder = folder::choose(args.dir.clone(), Path::new("runs").join(&file.run.name))?;
+    // A launch that is resumed has its terms, and knows its chain.
+    let is_new = !folder.join("run.json").exists();
+    if is_new {
+        plan::refuse_if_cheating_pays(&file)?;
+    }
     let (key, key_is_new) = folder::key(&folder)?;
     let Resolved { data, served, theta } = dataset::resolve(&file, &args.file)?;
     let on_chain = file.chain.kind == ChainKind::Substrate;
-    // A launch that is resumed knows its chain.
-    let is_new = !folder.join("run.json").exists();
     let chain_url =
         args.chain.chain.clone().or((on_chain && is_new).then(|| DEVNET_URL.to_owned()));
     let order =
@@ -177,29 +180,6 @@ fn introduction(started: &Started<'_>) -> String {
     text + &format!(
         "\npage    {page}\n\nmanyhands join {invitation}\nmanyhands verify {invitation}\n"
     )
-}
-
-/// The file, with the data set's path made absolute.
-fn read_file(path: &Path, dataset: Option<&Path>) -> Result<RunFile, Failure> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Failure::new(
-            "run_file",
-            format!("cannot read {}: {error}", path.display()),
-            "name a run's file; configs/ has some",
-        )
-    })?;
-    let mut file = RunFile::parse(&text).map_err(|error| {
-        let problems: Vec<_> = error.problems.iter().map(ToString::to_string).collect();
-        let reason = format!("{}: {}", path.display(), problems.join("\n"));
-        Failure::new("run_file", reason, "change the lines that are named")
-    })?;
-    let beside = path.parent().unwrap_or(Path::new("."));
-    file.data.dataset = match dataset {
-        Some(dataset) => dataset.to_owned(),
-        None => beside.join(&file.data.dataset),
-    };
-    file.data.start_from = file.data.start_from.map(|folder| beside.join(folder));
-    Ok(file)
 }
 
 /// The port after the control plane's; any if that is any.

@@ -13,6 +13,7 @@ mod generate;
 mod keys;
 #[cfg(feature = "coordinator")]
 mod launch;
+mod plan;
 #[cfg(feature = "worker")]
 mod prepare;
 mod status;
@@ -42,6 +43,8 @@ pub(crate) enum Command {
     /// Turn text, JSONL or Parquet into token shards that a run can train on
     #[cfg(feature = "worker")]
     Prepare(prepare::Args),
+    /// Tell what a run's file means: how likely cheats are found, what deters them, what checks cost
+    Plan(plan::Args),
     /// Register a run, fund its escrow, and coordinate it until it completes
     ///
     /// Started again with the same folder, it goes on with the run.
@@ -97,6 +100,7 @@ pub(crate) fn run(command: Command, globals: &Globals, output: Output) -> Result
         Command::Doctor(args) => wait(doctor::run(args, output)),
         #[cfg(feature = "worker")]
         Command::Prepare(args) => prepare::run(&args, output),
+        Command::Plan(args) => plan::run(&args, output),
         #[cfg(feature = "coordinator")]
         Command::Launch(args) => wait(launch::run(args, output, with_stdin)),
         #[cfg(feature = "worker")]

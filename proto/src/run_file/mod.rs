@@ -291,6 +291,9 @@ pub struct Verification {
     /// Evaluate held-out loss after every so many rounds.
     #[serde(default = "default::evaluate_every_rounds")]
     pub evaluate_every_rounds: u32,
+    /// The run may be launched although cheating pays.
+    #[serde(default)]
+    pub cheating_may_pay: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
