@@ -5,7 +5,7 @@
 # compile the same 600 packages a second time.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-aarch64 lint experiments experiments-report bench bench-gradient bench-train fuzz check-transformers clean prerequisites
+.PHONY: help build demo test test-aarch64 lint experiments experiments-report bench bench-gradient bench-train bench-verification fuzz check-transformers clean prerequisites
 
 TORCH ?= auto
 CARGO_TARGET_DIR ?= $(CURDIR)/target
@@ -59,7 +59,10 @@ bench-gradient: build $(EXPERIMENTS)/text ## sizes and speeds of codec and merge
 bench-train: build ## tokens per second of a worker, against PyTorch, into runs/bench/report.json
 	$(BINARIES)/manyhands-experiments bench-train --torch-python scripts/torch-python
 
-bench: bench-gradient bench-train ## all benchmarks
+bench-verification: build $(EXPERIMENTS)/text ## whether checks find cheats and spare the honest, and what they cost, into runs/bench/report.json
+	$(BINARIES)/manyhands-experiments bench-verification
+
+bench: bench-gradient bench-train bench-verification ## all benchmarks
 
 FUZZ_SECONDS ?= 600
 fuzz: ## made-up bytes against the decoders (`cargo install cargo-fuzz` first; FUZZ_SECONDS=3600 for longer)

@@ -42,6 +42,11 @@ impl Text {
         self.dataset.manifest().digest()
     }
 
+    /// What is trained on.
+    pub(crate) fn train(&self, context_length: u32) -> Arc<ShardSet> {
+        self.split(Split::Train, context_length)
+    }
+
     fn split(&self, split: Split, context_length: u32) -> Arc<ShardSet> {
         let files = self.dataset.clone();
         let locate = move |digest: &_| files.shard_path(digest);
@@ -113,7 +118,7 @@ impl Cluster {
     ) -> anyhow::Result<Self> {
         let Experiment { model, training, .. } = experiment;
         let layout = Layout::of(model)?;
-        let train = text.split(Split::Train, model.context_length);
+        let train = text.train(model.context_length);
         let zeros = || vec![0.0; layout.vector_len()];
         let (processes, error) = match experiment.method {
             Method::Synchronous => (1, Vec::new()),

@@ -75,6 +75,11 @@ enum Command {
     BenchGradient(bench::gradient::Options),
     /// Tokens per second of a worker on this machine's cores.
     BenchTrain(bench::train::Options),
+    /// Whether replays and draws find cheats and spare the honest, and what they cost.
+    BenchVerification(bench::verification::Options),
+    /// What `bench-verification` starts: replays what comes on standard input.
+    #[command(hide = true)]
+    ReplayClass(bench::verification::class::Options),
 }
 
 /// Counts what is allocated, for the benchmarks.
@@ -111,6 +116,8 @@ fn main() -> anyhow::Result<()> {
             bench::gradient::run(&options, &plan::of_benchmarks(), &MEMORY)?;
         }
         Command::BenchTrain(options) => bench::train::run(&options)?,
+        Command::BenchVerification(options) => bench::verification::run(&options)?,
+        Command::ReplayClass(options) => bench::verification::class::serve(&options)?,
         Command::One { name, keep_end, places } => {
             let (experiment, place) = (named(&name)?, places.open()?);
             let rounds = experiment.rounds;

@@ -85,6 +85,12 @@ pub(crate) fn of_benchmarks() -> Experiment {
     base("bench", TUNING_SEED, Method::Sparse(ours()))
 }
 
+/// The model whose rounds are replayed, and how it is trained.
+pub(crate) fn of_replays() -> (Architecture, Training) {
+    let training = Training { beta2: 0.95, learning_rate: 2e-3, ..training() };
+    (architecture(32, 2), training)
+}
+
 /// What a build's numerics are recognised by. It says everything itself: where the plan changes its mind about a method,
 /// results of others stay.
 pub(crate) fn tiny() -> Experiment {

@@ -2,6 +2,7 @@
 
 pub(crate) mod gradient;
 pub(crate) mod train;
+pub(crate) mod verification;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,0 +1,74 @@
+//! Who is drawn: the product's own draws and credibility, over many workers.
+
+use manyhands_proto::{Digest, NodeId};
+use manyhands_rules::credibility::Credibility;
+use manyhands_rules::draw::Beacon;
+
+use super::Report;
+
+/// q₀ of a run that says nothing else, in thousandths, and its probation.
+const BASE_RATE: u32 = 100;
+const PROBATION: u32 = 5;
+const CHEATERS: u32 = 20_000;
+const ROUNDS: u32 = 10;
+/// Honest workers and rounds of which costs are told, and the last rounds that are the steady state.
+const HONEST: u32 = 500;
+const HONEST_ROUNDS: u32 = 400;
+const STEADY: u32 = 100;
+
+pub(super) fn run(report: &mut Report) {
+    let pinned = found(Credibility::on_probation(0));
+    let expected = 1.0 - (1.0 - f64::from(BASE_RATE) / 1_000.0).powi(ROUNDS as i32);
+    let share = "of cheaters in every one of ten rounds";
+    report.add("detection.rounds10", pinned, share, Some(expected));
+    report.add("detection.rounds10_error", (pinned - expected).abs(), "against the formula", None);
+    report.add(
+        "detection.rounds10_default",
+        found(Credibility::on_probation(PROBATION)),
+        share,
+        None,
+    );
+    report.add("detection.rounds10_at_the_floor", found(Credibility::full()), share, None);
+
+    let (steady, whole) = replayed();
+    let computing = "replayed over trained";
+    report.add("verification.cost_share", steady, computing, None);
+    report.add("verification.cost_share_of_the_whole_run", whole, computing, None);
+}
+
+fn beacon(round: u32) -> Beacon {
+    Beacon::new(Digest::of(&round.to_le_bytes()), Digest::of(b"entropy of a benchmark"))
+}
+
+fn worker(number: u32) -> NodeId {
+    NodeId::new(*Digest::of(&number.to_le_bytes()).as_bytes())
+}
+
+/// The share of cheaters that are replayed at least once. A replay of a cheat rejects it: that is measured apart.
+fn found(begins_with: Credibility) -> f64 {
+    let beacons: Vec<Beacon> = (0..ROUNDS).map(beacon).collect();
+    let is_found = |number: &u32| {
+        let worker = worker(*number);
+        beacons.iter().any(|beacon| beacon.audits(worker, begins_with, BASE_RATE))
+    };
+    (0..CHEATERS).filter(is_found).count() as f64 / f64::from(CHEATERS)
+}
+
+/// Replays per round of honest workers: in the last rounds, and in all.
+fn replayed() -> (f64, f64) {
+    let beacons: Vec<Beacon> = (0..HONEST_ROUNDS).map(beacon).collect();
+    let (mut steady, mut whole) = (0_u32, 0_u32);
+    for number in 0..HONEST {
+        let worker = worker(number);
+        let mut credibility = Credibility::on_probation(PROBATION);
+        for (round, beacon) in (0..).zip(&beacons) {
+            if beacon.audits(worker, credibility, BASE_RATE) {
+                credibility.passed();
+                whole += 1;
+                steady += u32::from(round >= HONEST_ROUNDS - STEADY);
+            }
+        }
+    }
+    let share = |count: u32, rounds: u32| f64::from(count) / f64::from(HONEST * rounds);
+    (share(steady, STEADY), share(whole, HONEST_ROUNDS))
+}

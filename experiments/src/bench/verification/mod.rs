@@ -1,0 +1,66 @@
+//! Whether checks find cheats and leave the honest alone, and what they cost.
+
+pub(crate) mod class;
+mod detection;
+mod replays;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use manyhands_proto::run_file::RunFile;
+use manyhands_rules::economics::Economics;
+
+use super::Report;
+use crate::cluster::Text;
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Options {
+    /// A data set that `manyhands prepare` wrote.
+    #[arg(long, default_value = "runs/experiments/text")]
+    text: PathBuf,
+    /// Where the figures are kept.
+    #[arg(long, default_value = "runs/bench/report.json")]
+    report: PathBuf,
+    /// The run whose costs are told.
+    #[arg(long, default_value = "configs/10m.toml")]
+    run_file: PathBuf,
+    /// Rounds that are cheated in, with a seed each.
+    #[arg(long, default_value = "100")]
+    cheated: u64,
+    /// Honest rounds that are replayed elsewhere, with a seed each.
+    #[arg(long, default_value = "1000")]
+    honest: u64,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let mut report = Report::default();
+    detection::run(&mut report);
+    costs(options, &mut report)?;
+    let text = Text::open(&options.text)?;
+    let laboratory = replays::Laboratory::new(&text)?;
+    laboratory.cheats(options.cheated, &mut report)?;
+    laboratory.honest(options.honest, &mut report)?;
+    report.save(&options.report)
+}
+
+fn costs(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let path = &options.run_file;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let Economics { cost, traffic, .. } = Economics::of(&RunFile::parse(&text)?);
+    let bits = "bits per parameter, worker and round";
+    report.add(
+        "verification.audit_bits_per_parameter",
+        traffic.replays,
+        bits,
+        Some(traffic.update),
+    );
+    report.add(
+        "verification.codec_bits_per_parameter",
+        traffic.codec_check,
+        bits,
+        Some(traffic.update),
+    );
+    report.add("verification.weighing_share", cost.weighing, "of training", None);
+    Ok(())
+}

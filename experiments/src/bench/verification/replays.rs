@@ -1,0 +1,397 @@
+//! Replays of a small transformer's rounds: of cheats, and of honest rounds by machines that add in another order.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use manyhands_gradient::codec::{Endpoints, OpenedChunk, Update, UpdateCodec};
+use manyhands_gradient::moments8::Moments8;
+use manyhands_gradient::{CHUNK, Layout, initial_theta};
+use manyhands_model::data::{SequenceId, SequenceSource, ShardSet};
+use manyhands_model::{
+    ClaimedChunk, Control, Device, Distances, EndState, LocalTrainer, TrainTask, Trainer, compare,
+};
+use manyhands_proto::run_file::{Architecture, Codec, Precision, Training, Verification};
+use manyhands_proto::{ChunkIndex, Digest, NodeId};
+use manyhands_rules::draw::Beacon;
+use manyhands_rules::sampling::sequence_at;
+
+use super::super::Report;
+use super::class::Class;
+use crate::cluster::Text;
+use crate::plan;
+
+/// Steps that a round has behind it: moments are warm, and the learning rate is at its height.
+const WARM_STEPS: usize = 60;
+const STEPS: usize = 30;
+const SEQUENCES: usize = 4;
+/// A run of so many steps, for its schedule.
+const RUN_STEPS: u64 = 3_000;
+/// Of a run in bf16, as the recipes have it.
+const BF16_DELTA_MAX: f64 = 0.02;
+
+/// What decides the bits of a round, beside the process.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Numerics {
+    pub(super) threads: u32,
+    pub(super) micro_batch_sequences: u32,
+    pub(super) precision: Precision,
+}
+
+/// What the assignment says.
+const ASSIGNED: Numerics =
+    Numerics { threads: 1, micro_batch_sequences: SEQUENCES as u32, precision: Precision::F32 };
+
+/// Where a worker's round begins; its batches follow from the seed.
+#[derive(Debug, Clone)]
+pub(super) struct Start {
+    pub(super) seed: u64,
+    pub(super) theta: Vec<f32>,
+    pub(super) moments: Moments8,
+}
+
+/// Where it ends.
+#[derive(Debug, Clone)]
+pub(super) struct End {
+    pub(super) theta: Vec<f32>,
+    pub(super) moments: Moments8,
+}
+
+/// The model, its training and the text.
+pub(super) struct Bench {
+    pub(super) layout: Layout,
+    model: Architecture,
+    training: Training,
+    text: Arc<ShardSet>,
+}
+
+impl Bench {
+    pub(super) fn new(text: &Text) -> anyhow::Result<Self> {
+        let (model, training) = plan::of_replays();
+        let text = text.train(model.context_length);
+        Ok(Self { layout: Layout::of(&model)?, model, training, text })
+    }
+
+    fn batches(&self, seed: u64, steps: std::ops::Range<usize>) -> Vec<Vec<SequenceId>> {
+        let sequence =
+            |at: usize| SequenceId(sequence_at(seed, at as u64, self.text.sequence_count()));
+        steps
+            .map(|step| (step * SEQUENCES..(step + 1) * SEQUENCES).map(sequence).collect())
+            .collect()
+    }
+
+    fn assigned(&self, seed: u64) -> Vec<Vec<SequenceId>> {
+        self.batches(seed, WARM_STEPS..WARM_STEPS + STEPS)
+    }
+
+    /// A run of this seed, some steps after its beginning.
+    fn begin(&self, seed: u64, precision: Precision) -> anyhow::Result<Start> {
+        let theta = initial_theta(&self.layout, &self.model, seed);
+        let batches = self.batches(seed, 0..WARM_STEPS);
+        let task = TrainTask {
+            theta: &theta,
+            moments: None,
+            adam_step: 0,
+            first_step: 0,
+            batches: &batches,
+            micro_batch_sequences: SEQUENCES as u32,
+            precision,
+            threads: 1,
+        };
+        let End { theta, moments } = self.run(&self.training, &task)?;
+        Ok(Start { seed, theta, moments })
+    }
+
+    pub(super) fn train(&self, start: &Start, numerics: Numerics) -> anyhow::Result<End> {
+        self.run(&self.training, &task(start, &self.assigned(start.seed), numerics))
+    }
+
+    fn run(&self, training: &Training, task: &TrainTask<'_>) -> anyhow::Result<End> {
+        let text = Arc::clone(&self.text) as Arc<dyn SequenceSource>;
+        let mut trainer = LocalTrainer::new(&self.model, training, RUN_STEPS, text, Device::Cpu)?;
+        let outcome = trainer.train(task, &mut |_| Control::Continue)?;
+        Ok(End { theta: outcome.theta, moments: outcome.moments })
+    }
+
+    /// How far `claimed` is from `replayed`, over all chunks.
+    fn distances(&self, start: &Start, claimed: &End, replayed: &End) -> anyhow::Result<Distances> {
+        let claimed_moments = claimed.moments.dequantise();
+        let end = EndState { theta: &claimed.theta, moments: &claimed_moments };
+        let chunks: Vec<ClaimedChunk> =
+            (0..self.layout.chunk_count()).map(|at| end.chunk(ChunkIndex(at as u32))).collect();
+        let moments = replayed.moments.dequantise();
+        let replayed = EndState { theta: &replayed.theta, moments: &moments };
+        Ok(compare(&start.theta, replayed, &chunks)?)
+    }
+}
+
+fn task<'a>(
+    start: &'a Start,
+    batches: &'a [Vec<SequenceId>],
+    Numerics { threads, micro_batch_sequences, precision }: Numerics,
+) -> TrainTask<'a> {
+    TrainTask {
+        theta: &start.theta,
+        moments: Some(&start.moments),
+        adam_step: WARM_STEPS as u64,
+        first_step: WARM_STEPS as u64,
+        batches,
+        micro_batch_sequences,
+        precision,
+        threads,
+    }
+}
+
+/// The largest of the three distances, each over what a run lets pass.
+fn over_threshold(distances: Distances, precision: Precision) -> f64 {
+    let terms = Verification::default();
+    let delta_max = match precision {
+        Precision::F32 => terms.delta_distance_max,
+        Precision::Bf16 => BF16_DELTA_MAX,
+    };
+    (distances.delta / delta_max)
+        .max(distances.first_moment / terms.first_moment_distance_max)
+        .max(distances.second_moment / terms.second_moment_distance_max)
+}
+
+/// What a worker may have done instead.
+#[derive(Debug, Clone, Copy)]
+enum Cheat {
+    BatchReplaced,
+    OtherData,
+    Steps(usize),
+    LearningRate(f64),
+    ZeroedMoments,
+    ZeroUpdate,
+    RandomUpdate,
+    CopiedUpdate,
+    ScaledUpdate(f32),
+    LowerPrecision,
+}
+
+const CHEATS: [(&str, Cheat); 11] = [
+    ("batch_replaced", Cheat::BatchReplaced),
+    ("other_data", Cheat::OtherData),
+    ("steps_90_percent", Cheat::Steps(STEPS * 9 / 10)),
+    ("steps_50_percent", Cheat::Steps(STEPS / 2)),
+    ("learning_rate_1.1", Cheat::LearningRate(1.1)),
+    ("zeroed_moments", Cheat::ZeroedMoments),
+    ("zero_update", Cheat::ZeroUpdate),
+    ("random_update", Cheat::RandomUpdate),
+    ("copied_update", Cheat::CopiedUpdate),
+    ("scaled_update_1.1", Cheat::ScaledUpdate(1.1)),
+    ("bf16_for_f32", Cheat::LowerPrecision),
+];
+
+/// What the measurements share.
+pub(super) struct Laboratory {
+    bench: Bench,
+    text: PathBuf,
+}
+
+impl Laboratory {
+    pub(super) fn new(text: &Text) -> anyhow::Result<Self> {
+        Ok(Self { bench: Bench::new(text)?, text: text.folder.clone() })
+    }
+
+    /// Every cheat in as many rounds.
+    pub(super) fn cheats(&self, seeds: u64, report: &mut Report) -> anyhow::Result<()> {
+        let mut rejected = [0_u64; CHEATS.len()];
+        let mut nearest = [f64::INFINITY; CHEATS.len()];
+        let mut forged = [0_u64; FORGERIES.len()];
+        for seed in 0..seeds {
+            if seed.is_multiple_of(20) {
+                eprintln!("cheats: {seed} of {seeds} rounds");
+            }
+            let start = self.bench.begin(seed, Precision::F32)?;
+            let honest = self.bench.train(&start, ASSIGNED)?;
+            for (at, (_, cheat)) in CHEATS.iter().enumerate() {
+                let claimed = self.claim(*cheat, &start, &honest)?;
+                let distances = self.bench.distances(&start, &claimed, &honest)?;
+                let distance = over_threshold(distances, Precision::F32);
+                rejected[at] += u64::from(distance > 1.0);
+                nearest[at] = nearest[at].min(distance);
+            }
+            for (at, (_, forgery)) in FORGERIES.iter().enumerate() {
+                forged[at] += u64::from(self.codec_check_rejects(*forgery, &start, &honest)?);
+            }
+        }
+        let share = |count: u64| count as f64 / seeds as f64;
+        for (at, (name, _)) in CHEATS.iter().enumerate() {
+            report.add(&format!("replay.{name}.rejected"), share(rejected[at]), "of rounds", None);
+            let unit = "thresholds, the nearest";
+            report.add(&format!("replay.{name}.distance"), nearest[at], unit, None);
+        }
+        for (at, (name, _)) in FORGERIES.iter().enumerate() {
+            report.add(&format!("codec.{name}.rejected"), share(forged[at]), "of rounds", None);
+        }
+        Ok(())
+    }
+
+    fn claim(&self, cheat: Cheat, start: &Start, honest: &End) -> anyhow::Result<End> {
+        let bench = &self.bench;
+        let assigned = bench.assigned(start.seed);
+        let moved = |change: &dyn Fn(usize, f32) -> f32| {
+            let values = start.theta.iter().zip(&honest.theta).enumerate();
+            let theta = values.map(|(at, (from, to))| from - change(at, from - to)).collect();
+            End { theta, moments: honest.moments.clone() }
+        };
+        let trained = |batches: &[Vec<SequenceId>]| {
+            bench.run(&bench.training, &task(start, batches, ASSIGNED))
+        };
+        Ok(match cheat {
+            Cheat::BatchReplaced => {
+                let mut batches = assigned;
+                batches[STEPS / 2] = bench.batches(start.seed + 1, 0..1).remove(0);
+                trained(&batches)?
+            }
+            Cheat::OtherData => trained(&bench.assigned(start.seed + 1_000_000))?,
+            Cheat::Steps(steps) => trained(&assigned[..steps])?,
+            Cheat::LearningRate(factor) => {
+                let learning_rate = bench.training.learning_rate * factor;
+                let training = Training { learning_rate, ..bench.training.clone() };
+                bench.run(&training, &task(start, &assigned, ASSIGNED))?
+            }
+            Cheat::ZeroedMoments => {
+                let task = task(start, &assigned, ASSIGNED);
+                bench.run(&bench.training, &TrainTask { moments: None, adam_step: 0, ..task })?
+            }
+            Cheat::ZeroUpdate => End { theta: start.theta.clone(), moments: start.moments.clone() },
+            Cheat::RandomUpdate => {
+                let last = start.theta.len() - 1;
+                // As long as an honest one, and in no relation to it.
+                moved(&|at, _| start.theta[last - at] - honest.theta[last - at])
+            }
+            Cheat::CopiedUpdate => {
+                let other = Start { seed: start.seed + 2_000_000, ..start.clone() };
+                bench.train(&other, ASSIGNED)?
+            }
+            Cheat::ScaledUpdate(factor) => moved(&|_, delta| factor * delta),
+            Cheat::LowerPrecision => {
+                bench.train(start, Numerics { precision: Precision::Bf16, ..ASSIGNED })?
+            }
+        })
+    }
+}
+
+/// What the codec check is there for.
+#[derive(Debug, Clone, Copy)]
+enum Forgery {
+    /// What was sent does not follow from θ_t − θ_H.
+    OtherDelta,
+    /// What is kept for the next round is not what sending left over.
+    OtherErrorBuffer,
+}
+
+const FORGERIES: [(&str, Forgery); 2] = [
+    ("delta_is_not_theirs", Forgery::OtherDelta),
+    ("forged_error_buffer", Forgery::OtherErrorBuffer),
+];
+
+impl Laboratory {
+    /// As the coordinator checks a round whose error buffer was empty.
+    fn codec_check_rejects(
+        &self,
+        forgery: Forgery,
+        start: &Start,
+        honest: &End,
+    ) -> anyhow::Result<bool> {
+        let layout = &self.bench.layout;
+        let Codec { profile, error_decay } = Codec::default();
+        let codec = UpdateCodec::new(profile, error_decay)?;
+        let ends = Endpoints { start: &start.theta, end: &honest.theta };
+        let sent = match forgery {
+            Forgery::OtherDelta => Endpoints { start: &honest.theta, end: &start.theta },
+            Forgery::OtherErrorBuffer => ends,
+        };
+        let mut error_next = vec![0.0; layout.vector_len()];
+        let payload = codec.encode(layout, &mut error_next, sent)?;
+        if let Forgery::OtherErrorBuffer = forgery {
+            error_next.iter_mut().for_each(|value| *value *= 2.0);
+        }
+        let update = Update::parse(payload.as_bytes(), layout, profile)?;
+        let beacon =
+            Beacon::new(Digest::of(payload.as_bytes()), Digest::of(&start.seed.to_le_bytes()));
+        let count = Verification::default().codec_chunks;
+        let energy = vec![1; layout.chunk_count()];
+        let empty = vec![0.0; CHUNK];
+        let drawn = beacon.codec_chunks(NodeId::new([1; 32]), count, &energy);
+        Ok(drawn.into_iter().any(|chunk| {
+            let range = chunk.0 as usize * CHUNK..(chunk.0 as usize + 1) * CHUNK;
+            let ends =
+                Endpoints { start: &ends.start[range.clone()], end: &ends.end[range.clone()] };
+            let opened = OpenedChunk { error_in: &empty, ends };
+            let expected = codec.check_chunk(layout, &update, chunk, opened);
+            expected.map_or(true, |expected| expected != error_next[range])
+        }))
+    }
+
+    /// Honest rounds, replayed by processes of other classes.
+    pub(super) fn honest(&self, seeds: u64, report: &mut Report) -> anyhow::Result<()> {
+        let classes = classes();
+        let share = seeds.div_ceil(classes.len() as u64);
+        let (mut rejected, mut farthest) = (0_u32, 0.0_f64);
+        for (number, (name, kernels, numerics)) in (0..).zip(&classes) {
+            eprintln!("honest rounds replayed by {name}");
+            let mut class = Class::start(&self.text, kernels, *numerics)?;
+            let mut farthest_here = 0.0_f64;
+            let reference = Numerics { precision: numerics.precision, ..ASSIGNED };
+            for seed in number * share..(number + 1) * share {
+                // No seed of those that were cheated with.
+                let start = self.bench.begin(10_000_000 + seed, numerics.precision)?;
+                class.ask(&start)?;
+                let claimed = self.bench.train(&start, reference)?;
+                let replayed = class
+                    .answer(&self.bench.layout)
+                    .with_context(|| format!("the class {name} did not answer"))?;
+                let distances = self.bench.distances(&start, &claimed, &replayed)?;
+                let distance = over_threshold(distances, numerics.precision);
+                rejected += u32::from(distance > 1.0);
+                farthest_here = farthest_here.max(distance);
+            }
+            let unit = "thresholds, the farthest";
+            report.add(&format!("replay.honest.{name}.distance"), farthest_here, unit, None);
+            farthest = farthest.max(farthest_here);
+        }
+        let honest = share * classes.len() as u64;
+        report.add("replay.honest.rounds", honest as f64, "rounds of distinct seeds", None);
+        report.add("replay.honest.rejected", f64::from(rejected), "rounds", None);
+        report.add("replay.honest.distance_over_threshold", farthest, "the farthest", None);
+        Ok(())
+    }
+}
+
+/// Classes that this machine's processor offers beside that of this process: name, kernels, numerics.
+fn classes() -> Vec<(&'static str, &'static str, Numerics)> {
+    let bf16 = Numerics { precision: Precision::Bf16, ..ASSIGNED };
+    let mut classes = vec![
+        ("threads_2", best_kernels(), Numerics { threads: 2, ..ASSIGNED }),
+        ("kernels_default", "default", ASSIGNED),
+        ("micro_batches_of_1", best_kernels(), Numerics { micro_batch_sequences: 1, ..ASSIGNED }),
+        ("micro_batches_of_3", best_kernels(), Numerics { micro_batch_sequences: 3, ..ASSIGNED }),
+        ("all_of_it", "default", Numerics { threads: 2, micro_batch_sequences: 1, ..ASSIGNED }),
+        ("bf16_threads_2", best_kernels(), Numerics { threads: 2, ..bf16 }),
+        ("bf16_kernels_default", "default", bf16),
+    ];
+    if best_kernels() == "avx512" {
+        classes.push(("kernels_avx2", "avx2", ASSIGNED));
+    }
+    classes
+}
+
+/// What libtorch takes where nobody says otherwise, as `ATEN_CPU_CAPABILITY` names it.
+fn best_kernels() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let has_avx512 = is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq");
+        if has_avx512 {
+            return "avx512";
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return "avx2";
+        }
+    }
+    "default"
+}
