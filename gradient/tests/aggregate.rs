@@ -406,7 +406,7 @@ fn sets_that_make_no_sense_are_refused_with_a_name() {
 }
 
 #[test]
-fn products_of_slices_add_up_and_the_diagonal_is_the_norms() {
+fn products_of_slices_add_up_to_those_of_whole_vectors() {
     let layout = layout();
     let updates = updates(&layout);
     let updates: Vec<&Update> = updates.iter().collect();
@@ -415,13 +415,27 @@ fn products_of_slices_add_up_and_the_diagonal_is_the_norms() {
     let mut sum = Gram::of_slice(&layout, &updates, GROUP_CHUNKS..chunks);
     sum.add(&Gram::of_slice(&layout, &updates, 0..GROUP_CHUNKS));
     assert_eq!(sum, whole);
-    for tensor in 0..layout.tensors().len() {
-        for (at, update) in updates.iter().enumerate() {
-            let squared = update.norms().squared()[tensor];
-            assert_eq!(whole.product(tensor, (at, at)), squared as i128);
+    let sent: Vec<Vec<f32>> = updates
+        .iter()
+        .map(|update| {
+            let mut sent = vec![0.0; layout.vector_len()];
+            update.subtract_from(&layout, &mut sent);
+            sent
+        })
+        .collect();
+    for (number, tensor) in layout.tensors().iter().enumerate() {
+        for a in 0..updates.len() {
+            for b in 0..a {
+                let values = sent[a][tensor.range()].iter().zip(&sent[b][tensor.range()]);
+                let unit = 2.0_f64.powi(72);
+                let product: i128 =
+                    values.map(|(a, b)| (f64::from(*a) * f64::from(*b) * unit) as i128).sum();
+                assert_eq!(whole.product(number, (a, b)), product, "{a} {b} {}", tensor.name());
+                assert_eq!(whole.product(number, (b, a)), product);
+            }
         }
-        assert_eq!(whole.product(tensor, (1, 3)), whole.product(tensor, (3, 1)));
     }
+    assert_eq!(Gram::of(&layout, &updates[..1]).workers(), 1, "one alone has no pair");
 }
 
 /// Updates of workers that agree: a common step, and a little of their own.

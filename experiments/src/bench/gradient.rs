@@ -247,10 +247,20 @@ fn merging(
     });
     let room = peak.peak_usage().saturating_sub(before) as f64;
     let merged = parameters / median_seconds(|| step.merge_into(whole.clone(), &mut theta));
+    let ruled = parameters
+        / median_seconds(|| {
+            let step = OuterStep::new(layout, &config, admitted, &[]);
+            std::hint::black_box(step.expect("it went well before"));
+        });
     let giga = 1e9;
     let speed = parameters / seconds;
     let unit = "Gparameter/s";
-    let speeds = [("speed", merged), ("from_bytes_speed", from_bytes), ("broadcast_speed", speed)];
+    let speeds = [
+        ("speed", merged),
+        ("rules_speed", ruled),
+        ("from_bytes_speed", from_bytes),
+        ("broadcast_speed", speed),
+    ];
     for (name, speed) in speeds {
         let name = format!("aggregate.{name}_{threads}_threads");
         report.add(&name, speed / giga, unit, Some(memory / giga));

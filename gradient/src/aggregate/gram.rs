@@ -10,12 +10,12 @@ use crate::codec::{ChunkReader, ChunkScratch, GROUP_CHUNKS, Update};
 use crate::ieee::assert_ieee;
 use crate::layout::{CHUNK, Layout};
 
-/// For each tensor the dot products of all pairs of updates, in units of 2⁻⁷², each product of two values
+/// For each tensor the dot products of all pairs of different updates, in units of 2⁻⁷², each product of two values
 /// rounded toward 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gram {
     workers: usize,
-    /// Tensor after tensor; of each the pairs (r, s) with r ≤ s, row after row.
+    /// Tensor after tensor; of each the pairs of workers.
     products: Vec<i128>,
 }
 
@@ -31,14 +31,15 @@ impl Gram {
     /// The part that a slice (an interval of chunks that begins with a group) contributes.
     ///
     /// # Panics
-    /// When there is no update, one belongs to another layout, or the slice ends past it.
+    /// When an update belongs to another layout, or the slice ends past it.
     pub fn of_slice(layout: &Layout, updates: &[&Update], slice: Range<usize>) -> Self {
         assert!(slice.end <= layout.chunk_count(), "a slice of the layout");
         let mut gram = Self::zero(layout, updates.len());
         // Integers: whatever order the threads finish in, the sums are the same.
-        assert!(!updates.is_empty(), "products of somebody's updates");
-        let pairs = gram.pairs();
-        let rows: Vec<_> = gram.products.chunks_mut(pairs).map(Mutex::new).collect();
+        if updates.len() < 2 {
+            return gram;
+        }
+        let rows: Vec<_> = gram.products.chunks_mut(pairs(updates.len())).map(Mutex::new).collect();
         let firsts: Vec<usize> = slice.clone().step_by(GROUP_CHUNKS).collect();
         firsts.into_par_iter().for_each_init(Room::default, |room, first| {
             assert_ieee();
@@ -64,51 +65,58 @@ impl Gram {
         self.workers
     }
 
-    pub fn tensors(&self) -> usize {
-        self.products.len() / self.pairs()
-    }
-
-    /// The dot product of two workers' updates of a tensor, in units of 2⁻⁷².
+    /// The dot product of two different workers' updates of a tensor, in units of 2⁻⁷². An update's product with
+    /// itself is its squared norm.
     ///
     /// # Panics
-    /// When there is no such tensor or worker.
+    /// When there is no such tensor or worker, or the two are one.
     pub fn product(&self, tensor: usize, (a, b): (usize, usize)) -> i128 {
-        assert!(a < self.workers && b < self.workers, "a worker of the set");
-        self.products[tensor * self.pairs() + self.pair(a.min(b), a.max(b))]
+        assert!(a != b && a.max(b) < self.workers, "two workers of the set");
+        self.products[tensor * pairs(self.workers) + pair(a.min(b), a.max(b))]
     }
 
     fn zero(layout: &Layout, workers: usize) -> Self {
         let mut gram = Self { workers, products: Vec::new() };
-        gram.products.resize(layout.tensors().len() * gram.pairs(), 0);
+        gram.products.resize(layout.tensors().len() * pairs(workers), 0);
         gram
     }
+}
 
-    fn pairs(&self) -> usize {
-        self.workers * (self.workers + 1) / 2
-    }
+fn pairs(workers: usize) -> usize {
+    workers * workers.saturating_sub(1) / 2
+}
 
-    /// The place of a pair with a ≤ b.
-    fn pair(&self, a: usize, b: usize) -> usize {
-        a * self.workers - a * (a + 1) / 2 + b
-    }
+/// The place of a pair with a < b: by b, then by a.
+fn pair(a: usize, b: usize) -> usize {
+    b * (b - 1) / 2 + a
 }
 
 /// What a thread works in.
 #[derive(Debug)]
 struct Room {
     scratch: ChunkScratch,
-    /// What each worker sends of the chunk.
-    sent: Vec<Vec<(u16, f32)>>,
-    /// Everything that one worker sends, at its place; zeros between workers.
-    dense: Box<[f32; CHUNK]>,
+    /// What was sent of the chunk, worker after worker.
+    sent: Vec<Sent>,
+    /// One more than where `sent` has the last of each index; 0 where nobody sent it. All 0 between chunks.
+    last: Box<[u32; CHUNK]>,
     /// Products of a chunk's tensor, pair after pair.
     row: Vec<i128>,
 }
 
+/// One value of one worker.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    worker: u32,
+    index: u16,
+    value: f32,
+    /// One more than where the same index was sent before; 0 if it was not.
+    before: u32,
+}
+
 impl Default for Room {
     fn default() -> Self {
-        let (scratch, dense) = (ChunkScratch::default(), Box::new([0.0; CHUNK]));
-        Self { scratch, sent: Vec::new(), dense, row: Vec::new() }
+        let (scratch, last) = (ChunkScratch::default(), Box::new([0; CHUNK]));
+        Self { scratch, sent: Vec::new(), last, row: Vec::new() }
     }
 }
 
@@ -125,40 +133,39 @@ impl Room {
             updates.iter().map(|update| update.reader(layout, chunks.start)).collect();
         for of_tensor in layout.places()[chunks].chunk_by(|a, b| a.tensor == b.tensor) {
             self.row.clear();
-            self.row.resize(updates.len() * (updates.len() + 1) / 2, 0);
+            self.row.resize(pairs(updates.len()), 0);
             of_tensor.iter().for_each(|_| self.add_chunk(&mut readers));
             let mut row = rows[of_tensor[0].tensor].lock().expect("no thread panicked");
             row.iter_mut().zip(&self.row).for_each(|(sum, part)| *sum += part);
         }
     }
 
+    /// Sparse updates rarely meet: every value looks for those before it at its own index, and nowhere else.
     fn add_chunk(&mut self, readers: &mut [ChunkReader<'_>]) {
-        let Self { scratch, sent, dense, row } = self;
-        sent.resize(readers.len(), Vec::new());
-        for (sent, reader) in sent.iter_mut().zip(readers) {
-            sent.clear();
-            let symbols = reader.next(scratch);
-            symbols.for_each(|index, value| sent.push((index as u16, value)));
+        let Self { scratch, sent, last, row } = self;
+        for (worker, reader) in (0_u32..).zip(readers) {
+            reader.next(scratch).for_each(|index, value| {
+                let last = &mut last[index];
+                let own = Sent { worker, index: index as u16, value, before: *last };
+                if own.before != 0 {
+                    add_products(row, sent, own);
+                }
+                sent.push(own);
+                *last = sent.len() as u32;
+            });
         }
-        let mut row = row.iter_mut();
-        for (a, own) in sent.iter().enumerate() {
-            own.iter().for_each(|&(index, value)| dense[usize::from(index)] = value);
-            for (other, product) in sent[a..].iter().zip(&mut row) {
-                *product += dot(&dense[..], other);
-            }
-            own.iter().for_each(|&(index, _)| dense[usize::from(index)] = 0.0);
-        }
+        sent.drain(..).for_each(|it| last[usize::from(it.index)] = 0);
     }
 }
 
-/// A product of two floats is exact as an f64, and so is its product with a power of two.
-fn dot(dense: &[f32], sent: &[(u16, f32)]) -> i128 {
-    let mut sum = 0;
-    for &(index, value) in sent {
-        let other = dense[usize::from(index)];
-        if other != 0.0 {
-            sum += (f64::from(value) * f64::from(other) * UNITS) as i128;
-        }
+/// Adds a value's products with all that was sent at its index before. Out of line, as it is rarely called.
+#[inline(never)]
+fn add_products(row: &mut [i128], sent: &[Sent], own: Sent) {
+    let mut before = own.before;
+    while let Some(other) = before.checked_sub(1).map(|at| sent[at as usize]) {
+        // A product of two floats is exact as an f64, and so is its product with a power of two.
+        let product = f64::from(other.value) * f64::from(own.value) * UNITS;
+        row[pair(other.worker as usize, own.worker as usize)] += product as i128;
+        before = other.before;
     }
-    sum
 }

@@ -54,7 +54,11 @@ impl Statistics<'_> {
                 .collect();
             for a in 0..workers {
                 for b in 0..workers {
-                    let product = gram.product(tensor, (a, b)) as f64;
+                    let product = if a == b {
+                        self.norms[a].squared()[tensor] as f64
+                    } else {
+                        gram.product(tensor, (a, b)) as f64
+                    };
                     products[a * workers + b] += product / lengths[a] / lengths[b];
                 }
             }
