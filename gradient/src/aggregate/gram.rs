@@ -158,14 +158,17 @@ impl Room {
     }
 }
 
-/// Adds a value's products with all that was sent at its index before. Out of line, as it is rarely called.
+/// Adds a value's products with all that was sent at its index before. Out of line, as most values meet none.
 #[inline(never)]
 fn add_products(row: &mut [i128], sent: &[Sent], own: Sent) {
     let mut before = own.before;
     while let Some(other) = before.checked_sub(1).map(|at| sent[at as usize]) {
         // A product of two floats is exact as an f64, and so is its product with a power of two.
         let product = f64::from(other.value) * f64::from(own.value) * UNITS;
-        row[pair(other.worker as usize, own.worker as usize)] += product as i128;
+        // The processor rounds to 64 bits in one instruction, to 128 in a long function.
+        let is_small = product.abs() < (1_u64 << 62) as f64;
+        let rounded = if is_small { i128::from(product as i64) } else { product as i128 };
+        row[pair(other.worker as usize, own.worker as usize)] += rounded;
         before = other.before;
     }
 }
