@@ -203,7 +203,7 @@ mod tests {
             sources: SourceSet::find(&text, &extensions, "text").expect("sources"),
             tokenizer: TokenizerChoice::Train { vocabulary_size: 400, sample_bytes_max: 1 << 17 },
             folder: folder.path().join("text"),
-            held_out_per_mille: 100,
+            held_out_per_mille: 200,
             shard_tokens: 1 << 16,
             text_bytes_max: None,
         };

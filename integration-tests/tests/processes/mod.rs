@@ -91,6 +91,9 @@ impl Bench {
             "rs",
             "--vocabulary",
             "512",
+            // Of so few documents a hundredth may be none.
+            "--held-out-per-mille",
+            "200",
             "--out",
             &path("data"),
         ]);
@@ -350,6 +353,8 @@ fn one_folder_serves_one_run_after_another() {
             &repository("rules/src"),
             "--vocabulary",
             vocabulary,
+            "--held-out-per-mille",
+            "200",
             "--out",
             &data,
         ]);
