@@ -16,8 +16,8 @@ use crate::credibility::Credibility;
 use crate::reward::{layout, work};
 use crate::sampling::WEIGHED_SEQUENCES;
 
-/// c: nobody can save more of a round and still have something to send.
-const SAVED: f64 = 0.8;
+/// c: something that was never trained encodes as well as anything else.
+const SAVED: f64 = 1.0;
 /// d of a replay of the whole round. Every cheat that was tried was found; this leaves room for those that were not.
 const DETECTION: f64 = 0.95;
 /// A backward pass costs twice what a forward pass does.
@@ -55,13 +55,14 @@ pub struct Deterrent {
     pub slash: Balance,
     /// The slash below which cheating pays.
     pub slash_needed: Balance,
-    /// The `stake_min` that this takes.
-    pub stake_needed: Balance,
-    /// Workers up to so many times the mean speed are deterred: what cheating saves grows with a worker's share.
-    pub speed_covered: f64,
+    /// The `stake_min` that this takes; none where no stake helps, as nothing is replayed or slashed.
+    pub stake_needed: Option<Balance>,
+    /// Workers up to so many times the mean speed are deterred: what cheating saves grows with a worker's share. None
+    /// where there is nothing to earn.
+    pub speed_covered: Option<f64>,
     pub vesting_rounds: u32,
-    /// Rounds in which a cheat is replayed once, on average.
-    pub vesting_rounds_needed: u32,
+    /// Rounds in which a cheat is replayed once, on average; none where it never is.
+    pub vesting_rounds_needed: Option<u32>,
 }
 
 /// Computing spent on checks, as shares of the computing spent on training.
@@ -103,7 +104,10 @@ impl Economics {
         let tokens = TokenCount(sequences * u64::from(file.model.context_length));
         let reward = work(&file.model, tokens).0 as f64 * chain.price_per_work_unit.0 as f64;
         let slash = chain.stake_min.0 as f64 * f64::from(chain.slash_per_mille) / 1_000.0;
-        let slash_needed = reward * (SAVED / per_round - 1.0).max(0.0);
+        let slash_needed =
+            if reward > 0.0 { reward * (SAVED / per_round - 1.0).max(0.0) } else { 0.0 };
+        let slashed = f64::from(chain.slash_per_mille) / 1_000.0;
+        let stake_needed = slash_needed / slashed;
         let balance = |amount: f64| Balance(amount.ceil() as u128);
 
         let workers = f64::from(run.workers_min.max(1));
@@ -126,12 +130,11 @@ impl Economics {
                 reward_per_round: balance(reward),
                 slash: balance(slash),
                 slash_needed: balance(slash_needed),
-                stake_needed: balance(
-                    slash_needed * 1_000.0 / f64::from(chain.slash_per_mille.max(1)),
-                ),
-                speed_covered: slash / slash_needed.max(1.0),
+                stake_needed: (slash_needed == 0.0 || stake_needed.is_finite())
+                    .then(|| balance(if slash_needed > 0.0 { stake_needed } else { 0.0 })),
+                speed_covered: (slash_needed > 0.0).then(|| slash / slash_needed),
                 vesting_rounds: chain.vesting_rounds,
-                vesting_rounds_needed: (1.0 / audit_rate).ceil() as u32,
+                vesting_rounds_needed: (audit_rate > 0.0).then(|| (1.0 / audit_rate).ceil() as u32),
             },
             cost: Cost {
                 replays_in_the_steady_state: audit_rate,
@@ -225,11 +228,12 @@ mod tests {
         let Deterrent {
             reward_per_round, slash_needed, stake_needed, vesting_rounds_needed, ..
         } = economics.deterrent;
-        // .8 / .0475 − 1 rounds of reward; half of a stake is slashed.
-        let needed = reward_per_round.0 as f64 * (0.8 / 0.0475 - 1.0);
+        // 1 / .0475 − 1 rounds of reward; half of a stake is slashed.
+        let needed = reward_per_round.0 as f64 * (1.0 / 0.0475 - 1.0);
         assert!((slash_needed.0 as f64 - needed).abs() <= 1.0);
+        let stake_needed = stake_needed.expect("a stake helps");
         assert!(stake_needed.0.abs_diff(2 * slash_needed.0) <= 2);
-        assert_eq!(vesting_rounds_needed, 20);
+        assert_eq!(vesting_rounds_needed, Some(20));
 
         let with_stake = |stake: u128| file(&format!("[chain]\nstake_min = {stake}"));
         for (stake, pays) in [(stake_needed.0, false), (stake_needed.0 - 4, true)] {
@@ -238,6 +242,22 @@ mod tests {
         }
         let free = file("[chain]\nkind = \"none\"\nstake_min = 0");
         assert!(!Economics::of(&free).cheating_pays(&free), "nobody is paid");
+    }
+
+    #[test]
+    fn where_nothing_is_replayed_slashed_or_paid_no_stake_is_named() {
+        let deterrent = |sections: &str| {
+            let file = file(sections);
+            let economics = Economics::of(&file);
+            (economics.cheating_pays(&file), economics.deterrent)
+        };
+        let (pays, never) = deterrent("[verification]\naudit_rate_per_mille = 0");
+        assert!(pays && never.stake_needed.is_none() && never.vesting_rounds_needed.is_none());
+        let (pays, spared) = deterrent("[chain]\nslash_per_mille = 0");
+        assert!(pays && spared.stake_needed.is_none());
+        let (pays, unpaid) = deterrent("[chain]\nprice_per_work_unit = 0");
+        assert!(!pays && unpaid.speed_covered.is_none());
+        assert_eq!(unpaid.stake_needed, Some(Balance(0)));
     }
 
     #[test]

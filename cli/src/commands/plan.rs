@@ -56,10 +56,12 @@ pub(crate) fn refuse_if_cheating_pays(file: &RunFile) -> Result<(), Failure> {
              unless it takes {slash_needed}"
         ),
         &format!(
-            "set chain.stake_min to {} or more, raise verification.audit_rate_per_mille or lower \
-             chain.price_per_work_unit (`manyhands plan` shows what comes of it); verification.cheating_may_pay = true \
-             launches it as it is",
-            stake_needed.0
+            "{}, raise verification.audit_rate_per_mille or lower chain.price_per_work_unit (`manyhands plan` shows \
+             what comes of it); verification.cheating_may_pay = true launches it as it is",
+            stake_needed.map_or("let faults be found and slashed".to_owned(), |stake| format!(
+                "set chain.stake_min to {} or more",
+                stake.0
+            ))
         ),
     ))
 }
@@ -131,14 +133,21 @@ fn deterred(deterrent: &Deterrent) -> Vec<[String; 2]> {
         row("slash below which cheating pays", slash_needed.to_string()),
         row(
             "stake_min that takes",
-            format!("{stake_needed} (chain.stake_min = {})", stake_needed.0),
+            stake_needed.map_or("no stake helps".to_owned(), |stake| {
+                format!("{stake} (chain.stake_min = {})", stake.0)
+            }),
         ),
-        row("deters workers up to", format!("{speed_covered:.1} times the mean speed")),
+        row(
+            "deters workers up to",
+            speed_covered
+                .map_or("any speed".to_owned(), |it| format!("{it:.1} times the mean speed")),
+        ),
         row(
             "vesting",
-            format!(
-                "{vesting_rounds} rounds; a replay comes every {vesting_rounds_needed} on average"
-            ),
+            vesting_rounds_needed
+                .map_or(format!("{vesting_rounds} rounds; nothing is replayed"), |every| {
+                    format!("{vesting_rounds} rounds; a replay comes every {every} on average")
+                }),
         ),
     ]
 }

@@ -145,6 +145,10 @@ impl Room {
         let Self { scratch, sent, last, row } = self;
         for (worker, reader) in (0_u32..).zip(readers) {
             reader.next(scratch).for_each(|index, value| {
+                // What dense profiles send everywhere adds nothing.
+                if value == 0.0 {
+                    return;
+                }
                 let last = &mut last[index];
                 let own = Sent { worker, index: index as u16, value, before: *last };
                 if own.before != 0 {
@@ -163,6 +167,7 @@ impl Room {
 fn add_products(row: &mut [i128], sent: &[Sent], own: Sent) {
     let mut before = own.before;
     while let Some(other) = before.checked_sub(1).map(|at| sent[at as usize]) {
+        debug_assert!(other.worker < own.worker, "no update sends an index twice");
         // A product of two floats is exact as an f64, and so is its product with a power of two.
         let product = f64::from(other.value) * f64::from(own.value) * UNITS;
         // The processor rounds to 64 bits in one instruction, to 128 in a long function.

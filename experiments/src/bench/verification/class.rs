@@ -87,8 +87,9 @@ impl Class {
 
 impl Drop for Class {
     fn drop(&mut self) {
-        // It ends where its input does.
+        // It ends where its input does; after an error it may still wait for somebody to read.
         self.to = None;
+        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }

@@ -263,8 +263,9 @@ impl Laboratory {
                 moved(&|at, _| start.theta[last - at] - honest.theta[last - at])
             }
             Cheat::CopiedUpdate => {
-                let other = Start { seed: start.seed + 2_000_000, ..start.clone() };
-                bench.train(&other, ASSIGNED)?
+                // Of a worker with moments and batches of its own.
+                let other = bench.begin(start.seed + 2_000_000, Precision::F32)?;
+                bench.train(&Start { theta: start.theta.clone(), ..other }, ASSIGNED)?
             }
             Cheat::ScaledUpdate(factor) => moved(&|_, delta| factor * delta),
             Cheat::LowerPrecision => {
@@ -277,13 +278,16 @@ impl Laboratory {
 /// What the codec check is there for.
 #[derive(Debug, Clone, Copy)]
 enum Forgery {
+    /// An honest round: it has to pass.
+    Nothing,
     /// What was sent does not follow from θ_t − θ_H.
     OtherDelta,
     /// What is kept for the next round is not what sending left over.
     OtherErrorBuffer,
 }
 
-const FORGERIES: [(&str, Forgery); 2] = [
+const FORGERIES: [(&str, Forgery); 3] = [
+    ("honest", Forgery::Nothing),
     ("delta_is_not_theirs", Forgery::OtherDelta),
     ("forged_error_buffer", Forgery::OtherErrorBuffer),
 ];
@@ -302,7 +306,7 @@ impl Laboratory {
         let ends = Endpoints { start: &start.theta, end: &honest.theta };
         let sent = match forgery {
             Forgery::OtherDelta => Endpoints { start: &honest.theta, end: &start.theta },
-            Forgery::OtherErrorBuffer => ends,
+            Forgery::Nothing | Forgery::OtherErrorBuffer => ends,
         };
         let mut error_next = vec![0.0; layout.vector_len()];
         let payload = codec.encode(layout, &mut error_next, sent)?;
