@@ -1,9 +1,9 @@
 //! What checking costs, and below which stake cheating pays: from a run's file alone.
 //!
-//! The model: a cheat saves a share of a round's cost, and no cost is above the round's reward r. It does so in every
-//! round, with as much credibility as can be had, so that it is replayed at the lowest rate q. A replay finds it with
-//! probability d; then it loses the round's reward and the slash s. Cheating loses where c·r < q·d·(s + r), so where
-//! s > r·(c/(q·d) − 1).
+//! The model: a cheat saves all of a round's cost, as what was never trained encodes as well as anything else, and no
+//! cost is above the round's reward r. It does so in every round, with as much credibility as can be had, so that it is
+//! replayed at the lowest rate q. A replay finds it with probability d; then it loses the round's reward and the slash s.
+//! Cheating loses where r < q·d·(s + r), so where s > r·(1/(q·d) − 1).
 
 use manyhands_gradient::CHUNK;
 use manyhands_proto::Balance;
@@ -16,8 +16,6 @@ use crate::credibility::Credibility;
 use crate::reward::{layout, work};
 use crate::sampling::WEIGHED_SEQUENCES;
 
-/// c: something that was never trained encodes as well as anything else.
-const SAVED: f64 = 1.0;
 /// d of a replay of the whole round. Every cheat that was tried was found; this leaves room for those that were not.
 const DETECTION: f64 = 0.95;
 /// A backward pass costs twice what a forward pass does.
@@ -103,11 +101,10 @@ impl Economics {
         let sequences = u64::from(training.batch_sequences) * u64::from(training.steps_per_round);
         let tokens = TokenCount(sequences * u64::from(file.model.context_length));
         let reward = work(&file.model, tokens).0 as f64 * chain.price_per_work_unit.0 as f64;
-        let slash = chain.stake_min.0 as f64 * f64::from(chain.slash_per_mille) / 1_000.0;
-        let slash_needed =
-            if reward > 0.0 { reward * (SAVED / per_round - 1.0).max(0.0) } else { 0.0 };
         let slashed = f64::from(chain.slash_per_mille) / 1_000.0;
-        let stake_needed = slash_needed / slashed;
+        let slash = chain.stake_min.0 as f64 * slashed;
+        let slash_needed = if reward > 0.0 { reward * (1.0 / per_round - 1.0) } else { 0.0 };
+        let stake_needed = if slash_needed > 0.0 { slash_needed / slashed } else { 0.0 };
         let balance = |amount: f64| Balance(amount.ceil() as u128);
 
         let workers = f64::from(run.workers_min.max(1));
@@ -130,8 +127,7 @@ impl Economics {
                 reward_per_round: balance(reward),
                 slash: balance(slash),
                 slash_needed: balance(slash_needed),
-                stake_needed: (slash_needed == 0.0 || stake_needed.is_finite())
-                    .then(|| balance(if slash_needed > 0.0 { stake_needed } else { 0.0 })),
+                stake_needed: stake_needed.is_finite().then(|| balance(stake_needed)),
                 speed_covered: (slash_needed > 0.0).then(|| slash / slash_needed),
                 vesting_rounds: chain.vesting_rounds,
                 vesting_rounds_needed: (audit_rate > 0.0).then(|| (1.0 / audit_rate).ceil() as u32),

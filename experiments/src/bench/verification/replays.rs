@@ -8,6 +8,7 @@ use manyhands_gradient::codec::{Endpoints, OpenedChunk, Update, UpdateCodec};
 use manyhands_gradient::moments8::Moments8;
 use manyhands_gradient::{CHUNK, Layout, initial_theta};
 use manyhands_model::data::{SequenceId, SequenceSource, ShardSet};
+use manyhands_model::device::NumericClass;
 use manyhands_model::{
     ClaimedChunk, Control, Device, Distances, EndState, LocalTrainer, TrainTask, Trainer, compare,
 };
@@ -366,36 +367,27 @@ impl Laboratory {
 }
 
 /// Classes that this machine's processor offers beside that of this process: name, kernels, numerics.
-fn classes() -> Vec<(&'static str, &'static str, Numerics)> {
+fn classes() -> Vec<(&'static str, String, Numerics)> {
+    let own = || NumericClass::of(Device::Cpu, Precision::F32, 1).kernels;
     let bf16 = Numerics { precision: Precision::Bf16, ..ASSIGNED };
+    let in_threads = |numerics| Numerics { threads: 2, ..numerics };
+    let in_micro_batches = |of| Numerics { micro_batch_sequences: of, ..ASSIGNED };
     let mut classes = vec![
-        ("threads_2", best_kernels(), Numerics { threads: 2, ..ASSIGNED }),
-        ("kernels_default", "default", ASSIGNED),
-        ("micro_batches_of_1", best_kernels(), Numerics { micro_batch_sequences: 1, ..ASSIGNED }),
-        ("micro_batches_of_3", best_kernels(), Numerics { micro_batch_sequences: 3, ..ASSIGNED }),
-        ("all_of_it", "default", Numerics { threads: 2, micro_batch_sequences: 1, ..ASSIGNED }),
-        ("bf16_threads_2", best_kernels(), Numerics { threads: 2, ..bf16 }),
-        ("bf16_kernels_default", "default", bf16),
+        ("threads_2", own(), in_threads(ASSIGNED)),
+        ("micro_batches_of_1", own(), in_micro_batches(1)),
+        ("micro_batches_of_3", own(), in_micro_batches(3)),
+        ("all_of_it", "default".to_owned(), in_threads(in_micro_batches(1))),
+        ("bf16_threads_2", own(), in_threads(bf16)),
     ];
-    if best_kernels() == "avx512" {
-        classes.push(("kernels_avx2", "avx2", ASSIGNED));
+    for (kernels, name, bf16_name) in [
+        ("default", "kernels_default", "bf16_kernels_default"),
+        ("avx2", "kernels_avx2", "bf16_kernels_avx2"),
+    ] {
+        // Its own are no other class, and AVX2's are there where better ones are.
+        if own() == "avx512" || (own() == "avx2" && kernels == "default") {
+            classes.push((name, kernels.to_owned(), ASSIGNED));
+            classes.push((bf16_name, kernels.to_owned(), bf16));
+        }
     }
     classes
-}
-
-/// What libtorch takes where nobody says otherwise, as `ATEN_CPU_CAPABILITY` names it.
-fn best_kernels() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let has_avx512 = is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq");
-        if has_avx512 {
-            return "avx512";
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return "avx2";
-        }
-    }
-    "default"
 }
