@@ -17,6 +17,7 @@ mod report;
 mod rounds;
 mod settlement;
 mod trust;
+mod verdicts;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -116,15 +116,21 @@ impl<'a> Pay<'a> {
     ) -> BTreeMap<NodeId, WorkUnits> {
         let mut done: BTreeMap<NodeId, WorkUnits> = BTreeMap::new();
         for check in &record.checks {
-            let Some(verifier) = check.verifier else { continue };
+            if check.is_of_codec() {
+                continue;
+            }
             let Some(signed) = records.commitment(check.round, check.worker) else {
-                let at = Link::Rewards.at(record.round).of(verifier);
+                let at = Link::Rewards.at(record.round).of(check.worker);
                 findings.failed(at, "a replay of a committed update", "one of another");
                 continue;
             };
             let work = self.work_of(signed.commitment.tokens);
-            let sum = done.entry(verifier).or_default();
-            sum.0 = sum.0.saturating_add(work.0);
+            for judgement in &check.judgements {
+                if judgement.verdict.agrees_with(&check.finding) {
+                    let sum = done.entry(judgement.verifier).or_default();
+                    sum.0 = sum.0.saturating_add(work.0);
+                }
+            }
         }
         for (verifier, work) in &done {
             let earned = self.earned.entry(*verifier).or_default();
@@ -196,7 +202,10 @@ pub(crate) fn effective<'r>(
 fn found_against(check: &Check) -> bool {
     match check.finding {
         Finding::ReplayFault(_) | Finding::Withheld(_) => true,
-        Finding::CodecPassed | Finding::CodecFault(_) | Finding::ReplayPassed(_) => false,
+        Finding::CodecPassed
+        | Finding::CodecFault(_)
+        | Finding::ReplayPassed(_)
+        | Finding::Undecided => false,
     }
 }
 

@@ -74,7 +74,8 @@ impl Records {
                 Finding::CodecPassed
                 | Finding::CodecFault(_)
                 | Finding::ReplayPassed(_)
-                | Finding::Withheld(_) => None,
+                | Finding::Withheld(_)
+                | Finding::Undecided => None,
             });
             at_close.chain(later)
         })
@@ -84,7 +85,7 @@ impl Records {
 /// Where in `record.checks` the checks ended and the outcomes were decided: the coordinator's codec
 /// checks are recorded at that moment. None if there was none: nobody had uploaded.
 pub(crate) fn close_of(record: &RoundRecord) -> Option<usize> {
-    let of_codec = |check: &Check| check.verifier.is_none() && check.round == record.round;
+    let of_codec = |check: &Check| check.is_of_codec() && check.round == record.round;
     record.checks.iter().position(of_codec)
 }
 
@@ -93,7 +94,7 @@ pub(crate) fn early_checks(record: &RoundRecord) -> impl Iterator<Item = &Check>
     let close = close_of(record).unwrap_or(0);
     record.checks[..close]
         .iter()
-        .filter(move |check| check.verifier.is_some() && check.round == record.round)
+        .filter(move |check| !check.is_of_codec() && check.round == record.round)
 }
 
 /// Replays of rounds that were merged before they ended.
@@ -101,7 +102,7 @@ pub(crate) fn late_checks(record: &RoundRecord) -> impl Iterator<Item = &Check> 
     let close = close_of(record).unwrap_or(0);
     record.checks.iter().enumerate().filter_map(move |(index, check)| {
         let late = check.round != record.round || index >= close;
-        (check.verifier.is_some() && late).then_some(check)
+        (!check.is_of_codec() && late).then_some(check)
     })
 }
 

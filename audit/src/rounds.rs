@@ -7,11 +7,12 @@ use manyhands_proto::message::{Assignment, Start};
 use manyhands_proto::run_file::{Rule, RunSpec};
 use manyhands_proto::{Digest, NodeId, Round, RunId};
 use manyhands_rules::assignment::{Opening, plan};
-use manyhands_rules::coordinator::{WEIGHERS_MAX, within};
+use manyhands_rules::coordinator::WEIGHERS_MAX;
 use manyhands_rules::record::{Check, Finding, Outcome, RoundRecord, Weighed};
 
 use crate::records::{Records, early_checks, late_checks};
 use crate::report::{Findings, Link};
+use crate::verdicts::Verdicts;
 
 /// What the next round must start from.
 pub(crate) struct Walker<'a> {
@@ -20,15 +21,7 @@ pub(crate) struct Walker<'a> {
     theta: Digest,
     first_sequence: u64,
     heads: BTreeMap<NodeId, Head>,
-    /// Worker-rounds with a verdict on record, of the codec and of a replay.
-    judged: BTreeSet<(Judge, Round, NodeId)>,
-}
-
-/// Whose verdict a check is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Judge {
-    Coordinator,
-    Verifier,
+    verdicts: Verdicts,
 }
 
 /// A worker's last commitment, as far as its next assignment names it.
@@ -47,7 +40,7 @@ impl<'a> Walker<'a> {
             theta: spec.data.theta,
             first_sequence: 0,
             heads: BTreeMap::new(),
-            judged: BTreeSet::new(),
+            verdicts: Verdicts::default(),
         }
     }
 
@@ -63,10 +56,9 @@ impl<'a> Walker<'a> {
         let assignments = self.assignments(record, findings);
         self.check_starts(record, findings);
         self.check_commitments(record, &assignments, findings);
-        check_outcomes(self.spec, record, findings);
+        check_outcomes(record, findings);
         check_weighings(self.spec, record, findings);
-        check_late_checks(records, record, self.spec, findings);
-        self.check_once(record, findings);
+        self.verdicts.step(self.spec, records, record, findings);
         self.theta = record.theta_next;
         self.follow(record, &assignments);
     }
@@ -171,23 +163,6 @@ impl<'a> Walker<'a> {
         }
     }
 
-    /// A worker-round is checked once and replayed once: each verdict is paid for, and adds to the
-    /// worker's credibility.
-    fn check_once(&mut self, record: &RoundRecord, findings: &mut Findings) {
-        for check in &record.checks {
-            let judge = if check.verifier.is_some() { Judge::Verifier } else { Judge::Coordinator };
-            if self.judged.insert((judge, check.round, check.worker)) {
-                continue;
-            }
-            let what = match judge {
-                Judge::Coordinator => "one codec check of a worker's round",
-                Judge::Verifier => "one replay of a worker's round",
-            };
-            let found = format!("another in the record of round {}", record.round);
-            findings.failed(Link::Outcomes.at(check.round).of(check.worker), what, found);
-        }
-    }
-
     /// What each worker's next round starts from.
     fn follow(&mut self, record: &RoundRecord, assignments: &BTreeMap<NodeId, Assignment>) {
         for signed in &record.commitments {
@@ -225,7 +200,10 @@ impl<'a> Walker<'a> {
                         self.heads.remove(&check.worker);
                     }
                 }
-                Finding::CodecPassed | Finding::CodecFault(_) | Finding::ReplayPassed(_) => {}
+                Finding::CodecPassed
+                | Finding::CodecFault(_)
+                | Finding::ReplayPassed(_)
+                | Finding::Undecided => {}
             }
         }
     }
@@ -271,7 +249,7 @@ fn check_weighings(spec: &RunSpec, record: &RoundRecord, findings: &mut Findings
 }
 
 /// The outcomes that the recorded checks allow.
-fn check_outcomes(spec: &RunSpec, record: &RoundRecord, findings: &mut Findings) {
+fn check_outcomes(record: &RoundRecord, findings: &mut Findings) {
     let at = Link::Outcomes.at(record.round);
     let candidates: Vec<NodeId> = record.candidates.iter().map(|c| c.worker).collect();
     let judged: Vec<NodeId> = record.results.iter().map(|result| result.worker).collect();
@@ -282,7 +260,7 @@ fn check_outcomes(spec: &RunSpec, record: &RoundRecord, findings: &mut Findings)
         || format!("{} results for {} candidates", judged.len(), candidates.len()),
     );
     let committed: BTreeSet<NodeId> = record.commitments.iter().map(|c| c.worker).collect();
-    let codec = of_this_round(record.checks.iter().filter(|check| check.verifier.is_none()));
+    let codec = of_this_round(record.checks.iter().filter(|check| check.is_of_codec()));
     let replays = of_this_round(early_checks(record));
     for result in &record.results {
         let worker = result.worker;
@@ -293,9 +271,6 @@ fn check_outcomes(spec: &RunSpec, record: &RoundRecord, findings: &mut Findings)
         };
         let holds = known.allows(&result.outcome);
         findings.require(at.of(worker), holds, || known.says(), || said(&result.outcome));
-    }
-    for check in &record.checks {
-        check_verdict(spec, record, check, &committed, findings);
     }
 }
 
@@ -341,9 +316,14 @@ impl Known<'_> {
             (Some(Finding::CodecPassed), Some(Finding::ReplayFault(distances))) => {
                 *outcome == Outcome::ReplayFault(*distances)
             }
-            (_, Some(_)) | (Some(Finding::ReplayPassed(_) | Finding::ReplayFault(_)), None) => {
-                false
+            (Some(Finding::CodecPassed), Some(Finding::Undecided)) => {
+                *outcome == Outcome::Unverified
             }
+            (_, Some(_))
+            | (
+                Some(Finding::ReplayPassed(_) | Finding::ReplayFault(_) | Finding::Undecided),
+                None,
+            ) => false,
         }
     }
 
@@ -353,6 +333,7 @@ impl Known<'_> {
             Some(Finding::CodecPassed | Finding::ReplayPassed(_)) => "passed",
             Some(Finding::CodecFault(_) | Finding::ReplayFault(_)) => "a fault",
             Some(Finding::Withheld(_)) => "withheld",
+            Some(Finding::Undecided) => "undecided",
         };
         let committed = if self.committed { "committed" } else { "not committed" };
         let (codec, replay) = (finding(self.codec), finding(self.replay));
@@ -373,66 +354,5 @@ fn said(outcome: &Outcome) -> String {
         }
         Outcome::Withheld(reason) => format!("withheld ({reason})"),
         Outcome::Unverified => "unverified".to_owned(),
-    }
-}
-
-/// Whether a check belongs where it is recorded and its verdict follows from the distances.
-fn check_verdict(
-    spec: &RunSpec,
-    record: &RoundRecord,
-    check: &Check,
-    committed: &BTreeSet<NodeId>,
-    findings: &mut Findings,
-) {
-    let at = Link::Outcomes.at(check.round).of(check.worker);
-    let belongs = match (check.verifier, &check.finding) {
-        (None, Finding::CodecPassed | Finding::CodecFault(_) | Finding::Withheld(_)) => {
-            check.round == record.round && committed.contains(&check.worker)
-        }
-        (
-            Some(verifier),
-            Finding::ReplayPassed(_) | Finding::ReplayFault(_) | Finding::Withheld(_),
-        ) => verifier != check.worker && check.round <= record.round,
-        (None, Finding::ReplayPassed(_) | Finding::ReplayFault(_))
-        | (Some(_), Finding::CodecPassed | Finding::CodecFault(_)) => false,
-    };
-    findings.require(
-        at,
-        belongs,
-        || "a codec check by the coordinator, or a replay by another node",
-        || format!("another check in the record of round {}", record.round),
-    );
-    let follows = match &check.finding {
-        Finding::ReplayPassed(distances) => within(distances, &spec.verification),
-        Finding::ReplayFault(distances) => !within(distances, &spec.verification),
-        Finding::CodecPassed | Finding::CodecFault(_) | Finding::Withheld(_) => return,
-    };
-    findings.require(
-        at,
-        follows,
-        || "the verdict that follows from distances and thresholds",
-        || "the other",
-    );
-}
-
-/// A replay after the merge is of a drawn worker, once.
-fn check_late_checks(
-    records: &Records,
-    record: &RoundRecord,
-    spec: &RunSpec,
-    findings: &mut Findings,
-) {
-    for check in late_checks(record) {
-        let between = check.round.0 as usize..=record.round.0 as usize;
-        let mut draws = records.all.get(between).into_iter().flatten().flat_map(|r| &r.draws);
-        let drawn =
-            draws.any(|draw| draw.round == check.round && draw.drawn.contains(&check.worker));
-        let kept = crate::records::is_kept(spec, record.round, check.round);
-        findings.require(
-            Link::AuditDraw.at(check.round).of(check.worker),
-            drawn && kept,
-            || "a replay of a drawn worker",
-            || "one that was not drawn",
-        );
     }
 }

@@ -112,7 +112,7 @@ impl<'a> Trust<'a> {
                 Finding::ReplayPassed(_) => events.push(Event::Passed(check.worker)),
                 Finding::ReplayFault(_) | Finding::Withheld(_)
                     if late
-                        && check.verifier.is_some()
+                        && !check.is_of_codec()
                         && is_kept(self.spec, record.round, check.round) =>
                 {
                     events.push(Event::Failed(check.worker));
@@ -120,7 +120,8 @@ impl<'a> Trust<'a> {
                 Finding::ReplayFault(_)
                 | Finding::Withheld(_)
                 | Finding::CodecPassed
-                | Finding::CodecFault(_) => {}
+                | Finding::CodecFault(_)
+                | Finding::Undecided => {}
             }
         }
         let closed_at = closed_at.unwrap_or(events.len());
@@ -175,7 +176,7 @@ impl<'a> Trust<'a> {
             .all
             .iter()
             .flat_map(|record| &record.checks)
-            .filter(|check| check.verifier.is_some())
+            .filter(|check| !check.is_of_codec())
             .map(|check| (check.round, check.worker))
             .collect();
         for draw in records.all.iter().flat_map(|record| &record.draws) {

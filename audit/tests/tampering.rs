@@ -122,15 +122,14 @@ fn draws_cannot_be_chosen() {
 
     // A replay of somebody who was not drawn, and one before the merge that was left out.
     let mut changed = clone(&world);
-    let verifier = node(9);
-    let found = world.records[0].checks.iter().find(|check| check.verifier == Some(verifier));
+    let found = world.records[0].checks.iter().find(|check| !check.is_of_codec());
     let mut check = found.expect("probation").clone();
     check.worker = node(77);
     changed.rewrite(2, move |record| record.checks.push(check));
     assert_broken(&changed.audit(), Link::AuditDraw, Some(0));
 
     let mut changed = clone(&world);
-    changed.rewrite(0, |record| record.checks.retain(|check| check.verifier.is_none()));
+    changed.rewrite(0, |record| record.checks.retain(Check::is_of_codec));
     assert_broken(&changed.audit(), Link::AuditDraw, Some(0));
 }
 
@@ -197,7 +196,7 @@ fn list_again(world: &World, is_wanted: fn(&Check) -> bool) -> World {
     let mut changed = clone(world);
     let position = world.records[0].checks.iter().position(is_wanted).expect("a check");
     let check = world.records[0].checks[position].clone();
-    if let Some(verifier) = check.verifier {
+    for verifier in check.judgements.iter().map(|judgement| judgement.verifier) {
         let of_worker = |r: &&WorkerResult| r.worker == check.worker;
         let result = world.records[0].results.iter().find(of_worker).expect("it was a candidate");
         let (work, reward) = (result.work.0, result.reward.0);
@@ -218,11 +217,8 @@ fn list_again(world: &World, is_wanted: fn(&Check) -> bool) -> World {
 #[test]
 fn no_verdict_counts_twice() {
     let world = honest();
-    for is_wanted in
-        [(|check: &Check| check.verifier.is_some()) as fn(&Check) -> bool, |check: &Check| {
-            check.verifier.is_none()
-        }]
-    {
+    let of_replay: fn(&Check) -> bool = |check| !check.is_of_codec();
+    for is_wanted in [of_replay, Check::is_of_codec] {
         let report = list_again(&world, is_wanted).audit();
         assert_broken(&report, Link::Outcomes, Some(0));
         let money = |f: &manyhands_audit::Finding| f.link == Link::Rewards;
@@ -230,7 +226,7 @@ fn no_verdict_counts_twice() {
     }
     // The same in the record of a later round.
     let mut changed = clone(&world);
-    let replay = world.records[0].checks.iter().find(|check| check.verifier.is_some());
+    let replay = world.records[0].checks.iter().find(|check| !check.is_of_codec());
     let replay = replay.expect("probation").clone();
     changed.rewrite(2, |record| record.checks.push(replay));
     assert_broken(&changed.audit(), Link::Outcomes, Some(0));

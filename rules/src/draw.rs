@@ -30,7 +30,7 @@ impl Beacon {
         credibility: Credibility,
         audit_rate_per_mille: u32,
     ) -> bool {
-        let draw = u128::from(self.number("audit", worker, 0));
+        let draw = u128::from(self.number("audit", worker.as_bytes(), 0));
         let (numerator, denominator) = credibility.audit_rate(audit_rate_per_mille);
         // draw / 2⁶⁴ < numerator / denominator, without rounding.
         draw * u128::from(denominator) < u128::from(numerator) << 64
@@ -49,7 +49,7 @@ impl Beacon {
         let total: u128 = chunk_energy.iter().map(|&energy| u128::from(energy)).sum();
         let mut drawn = BTreeSet::new();
         for i in 0..u64::from(count) {
-            let number = self.number("codec", worker, i);
+            let number = self.number("codec", worker.as_bytes(), i);
             let index = if i % 2 == 0 || total == 0 {
                 scale(number, u128::from(chunks)) as u32
             } else {
@@ -68,7 +68,7 @@ impl Beacon {
         let mut drawn = BTreeSet::new();
         let mut i = 0;
         while drawn.len() < count as usize {
-            let number = self.number("replay", worker, i);
+            let number = self.number("replay", worker.as_bytes(), i);
             drawn.insert(ChunkIndex(scale(number, u128::from(chunks)) as u32));
             i += 1;
         }
@@ -78,14 +78,30 @@ impl Beacon {
     /// `count` of the verifiers, or all if there are fewer.
     pub fn verifiers(&self, count: usize, verifiers: &[NodeId]) -> Vec<NodeId> {
         let mut drawn = verifiers.to_vec();
-        drawn.sort_by_key(|&verifier| (self.number("verifier", verifier, 0), verifier));
+        drawn.sort_by_key(|&verifier| (self.number("verifier", verifier.as_bytes(), 0), verifier));
         drawn.truncate(count);
         drawn
     }
 
-    fn number(&self, purpose: &str, worker: NodeId, index: u64) -> u64 {
+    /// All of `verifiers`, in the order in which they are asked about `worker`'s round.
+    pub fn panel(&self, worker: NodeId, verifiers: &[NodeId]) -> Vec<NodeId> {
+        let mut drawn = verifiers.to_vec();
+        drawn.sort_by_cached_key(|verifier| {
+            let pair = [worker.as_bytes().as_slice(), verifier.as_bytes()].concat();
+            (self.number("panel", &pair, 0), *verifier)
+        });
+        drawn
+    }
+
+    /// Whether a second verifier looks over a replay of `worker`'s round that passed.
+    pub fn rechecks(&self, worker: NodeId, recheck_per_mille: u32) -> bool {
+        let draw = u128::from(self.number("recheck", worker.as_bytes(), 0));
+        draw * 1_000 < u128::from(recheck_per_mille) << 64
+    }
+
+    fn number(&self, purpose: &str, about: &[u8], index: u64) -> u64 {
         let mut material = self.0.as_bytes().to_vec();
-        material.extend_from_slice(worker.as_bytes());
+        material.extend_from_slice(about);
         material.extend_from_slice(&index.to_le_bytes());
         material.extend_from_slice(purpose.as_bytes());
         first_u64(&Digest::derive("manyhands 2026 draw", &material))

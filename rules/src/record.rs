@@ -11,6 +11,7 @@ use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, WorkUnits};
 use serde::{Deserialize, Serialize};
 
 use crate::assignment::Candidate;
+use crate::panel::Judgement;
 
 /// Everything about a round that is not in a blob named by it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +31,8 @@ pub struct RoundRecord {
     pub candidates: Vec<Candidate>,
     /// Whether a verifier was there. Without one nothing is replayed, and the run says so.
     pub verified: bool,
+    /// Verifiers that were there before anything was drawn, in the order of their ids: who may judge the round.
+    pub attending: Vec<NodeId>,
     /// In worker order.
     pub commitments: Vec<SignedCommitment>,
     pub commitments_entropy: Option<Entropy>,
@@ -230,9 +233,16 @@ pub fn by_round<'a>(
 pub struct Check {
     pub round: Round,
     pub worker: NodeId,
-    /// None for the coordinator's codec check.
-    pub verifier: Option<NodeId>,
     pub finding: Finding,
+    /// What verifiers found, in the order in which it came; none for the coordinator's codec check.
+    pub judgements: Vec<Judgement>,
+}
+
+impl Check {
+    /// Whether it is the coordinator's own.
+    pub fn is_of_codec(&self) -> bool {
+        self.judgements.is_empty()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -243,6 +253,8 @@ pub enum Finding {
     ReplayPassed(Distances),
     ReplayFault(Distances),
     Withheld(String),
+    /// As many verifiers found against the worker as for it, and no other could be asked.
+    Undecided,
 }
 
 /// Who of a merged round is replayed.

@@ -110,14 +110,16 @@ impl Node {
     }
 }
 
-/// How far a replay of `node`'s round comes out from what it committed.
-pub(crate) fn replay_distance(node: &Node, task: &Replay) -> f64 {
-    let honest = task.assignment.worker == node.id();
-    assert!(honest, "a replay is of the node that it names");
-    match node.adversary {
-        Some(Adversary::SkipsSteps) => 0.2,
-        // Another order of summation.
-        Some(_) | None => 1e-5,
+/// How far `verifier` says that its replay of `worker`'s round comes out from what was committed.
+pub(crate) fn found_distance(verifier: &Node, worker: &Node, task: &Replay) -> f64 {
+    assert_eq!(task.assignment.worker, worker.id(), "a replay is of the node that it names");
+    // Another order of summation.
+    const HONEST: f64 = 1e-5;
+    match (verifier.adversary, worker.adversary) {
+        (Some(Adversary::AccusesEverybody), _) => 0.5,
+        (Some(Adversary::PassesEverybody), _) => HONEST,
+        (_, Some(Adversary::SkipsSteps)) => 0.2,
+        _ => HONEST,
     }
 }
 

@@ -14,6 +14,8 @@ pub struct Outcome {
     pub status: Status,
     pub honest: Vec<NodeId>,
     pub adversaries: Vec<NodeId>,
+    /// The lying ones last.
+    pub verifiers: Vec<NodeId>,
     /// How each node ended.
     pub exits: BTreeMap<NodeId, Exit>,
     /// Every θ that a node proved, by round.

@@ -6,7 +6,7 @@ use manyhands_proto::run_file::{DataSet, RunFile, RunSpec};
 use crate::outcome::Outcome;
 use crate::world::World;
 
-/// A worker that does not do what it should.
+/// A worker or verifier that does not do what it should.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Adversary {
     /// Trains a part of its steps and invents the rest: a replay comes out elsewhere.
@@ -21,6 +21,10 @@ pub enum Adversary {
     NeverOpens,
     /// Claims a θ that it does not hold.
     ClaimsOtherTheta,
+    /// As a verifier, finds against everybody.
+    AccusesEverybody,
+    /// As a verifier, finds against nobody.
+    PassesEverybody,
 }
 
 /// A scenario; [`Simulation::run`] plays it.
@@ -30,6 +34,7 @@ pub struct Simulation {
     pub(crate) honest: u32,
     pub(crate) adversaries: Vec<Adversary>,
     pub(crate) verifiers: u32,
+    pub(crate) lying_verifiers: Vec<Adversary>,
     /// Of a hundred messages, how many are lost.
     pub(crate) loss_percent: u64,
     /// Workers that crash once, in the round of that number.
@@ -49,6 +54,7 @@ impl Simulation {
             honest: 1,
             adversaries: Vec::new(),
             verifiers: 1,
+            lying_verifiers: Vec::new(),
             loss_percent: 0,
             crashes: Vec::new(),
             coordinator_restarts_every: None,
@@ -70,10 +76,16 @@ impl Simulation {
         self
     }
 
+    /// Honest verifiers.
     #[must_use]
     pub fn verifiers(mut self, verifiers: u32) -> Self {
         self.verifiers = verifiers;
-        self.spec.verification.verifiers_min = verifiers;
+        self
+    }
+
+    #[must_use]
+    pub fn lying_verifier(mut self, adversary: Adversary) -> Self {
+        self.lying_verifiers.push(adversary);
         self
     }
 
@@ -117,17 +129,24 @@ impl Simulation {
 
     /// Plays it with a first round that waits for the honest only: who is refused at the door never
     /// counts as there.
-    pub fn run_without_waiting_for_adversaries(mut self) -> Outcome {
-        self.spec.run.workers_min = self.honest;
-        World::new(self).run()
+    pub fn run_without_waiting_for_adversaries(self) -> Outcome {
+        let workers = self.honest;
+        self.play(workers)
     }
 
     /// Plays the scenario to its end.
     ///
     /// # Panics
     /// When the run does not end in a simulated day: somebody waits for something that never comes.
-    pub fn run(mut self) -> Outcome {
-        self.spec.run.workers_min = self.honest + self.adversaries.len() as u32;
+    pub fn run(self) -> Outcome {
+        let workers = self.honest + self.adversaries.len() as u32;
+        self.play(workers)
+    }
+
+    fn play(mut self, workers_min: u32) -> Outcome {
+        self.spec.run.workers_min = workers_min;
+        let verifiers = self.verifiers + self.lying_verifiers.len() as u32;
+        self.spec.verification.verifiers_min = verifiers;
         World::new(self).run()
     }
 }

@@ -15,7 +15,7 @@ use manyhands_rules::worker::{self, Exit};
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use crate::node::{Node, replay_distance};
+use crate::node::{Node, found_distance};
 use crate::outcome::Outcome;
 use crate::scenario::{Adversary, Simulation};
 
@@ -74,9 +74,11 @@ impl World {
             scenario.adversaries.iter().map(|&adversary| (Role::Worker, Some(adversary)));
         let honest = (0..scenario.honest + scenario.latecomers).map(|_| (Role::Worker, None));
         let verifiers = (0..scenario.verifiers).map(|_| (Role::Verifier, None));
+        let liars = scenario.lying_verifiers.iter().map(|&liar| (Role::Verifier, Some(liar)));
         let nodes: Vec<Node> = honest
             .chain(adversaries)
             .chain(verifiers)
+            .chain(liars)
             .zip(1..)
             .map(|((role, adversary), seed)| {
                 // From a laptop to a server.
@@ -124,6 +126,12 @@ impl World {
             workers.filter(|node| node.adversary.is_some() == adversarial).map(Node::id).collect()
         };
         Outcome {
+            verifiers: self
+                .nodes
+                .iter()
+                .filter(|node| node.role == Role::Verifier)
+                .map(Node::id)
+                .collect(),
             honest: ids(false),
             adversaries: ids(true),
             status: self.coordinator.status(self.now),
@@ -272,7 +280,7 @@ impl World {
                 let worker = self.nodes.iter().find(|node| node.id() == task.assignment.worker);
                 let worker = worker.expect("tasks are about nodes that exist");
                 let outcome = if worker.serves(task.assignment.round) {
-                    let delta = replay_distance(worker, &task);
+                    let delta = found_distance(&self.nodes[index], worker, &task);
                     let theta = task.commitment.theta;
                     let distances =
                         Distances { delta, first_moment: delta, second_moment: delta, theta };

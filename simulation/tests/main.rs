@@ -1,6 +1,7 @@
 //! Stories of whole runs.
 
-use manyhands_rules::record::Outcome as RoundOutcome;
+use manyhands_proto::run_file::RunSpec;
+use manyhands_rules::record::{Finding, Outcome as RoundOutcome};
 use manyhands_rules::worker::Exit;
 use manyhands_simulation::{Adversary, Simulation};
 
@@ -115,4 +116,62 @@ fn after_probation_a_cheater_is_found_by_audits_and_revoked() {
     let revoked = outcome.records.iter().flat_map(|record| &record.revocations);
     assert_eq!(revoked.filter(|revocation| revocation.worker == liar).count(), found);
     assert_eq!(outcome.earned(liar).0, 0);
+}
+
+/// Everybody is replayed in every round, after the merge.
+fn audited_always(spec: &mut RunSpec) {
+    spec.verification.probation_checks = 0;
+    spec.verification.audit_rate_per_mille = 1_000;
+}
+
+#[test]
+fn a_verifier_that_finds_against_everybody_harms_nobody_where_two_others_look() {
+    for (seed, probation) in [(30, true), (31, false)] {
+        let simulation = Simulation::new(seed)
+            .workers(3)
+            .verifiers(2)
+            .lying_verifier(Adversary::AccusesEverybody)
+            .rounds(5);
+        let outcome = if probation { simulation } else { simulation.terms(audited_always) }.run();
+        outcome.assert_invariants();
+        let liar = outcome.verifiers[2];
+        for worker in &outcome.honest {
+            assert_eq!(outcome.admitted(*worker), 5);
+        }
+        let checks = outcome.records.iter().flat_map(|record| &record.checks);
+        let outvoted = checks
+            .filter(|check| check.judgements.iter().any(|it| it.verifier == liar))
+            .inspect(|check| assert!(matches!(check.finding, Finding::ReplayPassed(_))))
+            .count();
+        assert!(outvoted > 0, "the liar was asked at times");
+        assert_eq!(outcome.earned(liar).0, 0, "and is not paid for what others contradict");
+    }
+}
+
+#[test]
+fn a_verifier_that_finds_against_nobody_hides_a_cheater_for_a_while_only() {
+    let simulation = Simulation::new(32)
+        .workers(3)
+        .adversary(Adversary::SkipsSteps)
+        .verifiers(2)
+        .lying_verifier(Adversary::PassesEverybody)
+        .rounds(12);
+    let outcome = simulation.terms(audited_always).run();
+    outcome.assert_invariants();
+    let [cheater] = outcome.adversaries[..] else { panic!("one adversary") };
+    assert!(outcome.slashed().contains(&cheater));
+}
+
+#[test]
+fn where_one_verifier_stands_against_another_nobody_is_blamed() {
+    let simulation = Simulation::new(33)
+        .workers(2)
+        .verifiers(1)
+        .lying_verifier(Adversary::AccusesEverybody)
+        .rounds(4);
+    let outcome = simulation.terms(audited_always).run();
+    outcome.assert_invariants();
+    let checks = outcome.records.iter().flat_map(|record| &record.checks);
+    assert!(checks.clone().any(|check| check.finding == Finding::Undecided));
+    assert!(checks.into_iter().all(|check| !matches!(check.finding, Finding::ReplayFault(_))));
 }

@@ -20,7 +20,7 @@ use manyhands_proto::message::{
     Assignment, Distances, Evaluate, Evaluation, Replay, ReplayOutcome, Start, Verdict,
 };
 use manyhands_proto::{ChunkIndex, Digest};
-use manyhands_rules::coordinator::within;
+use manyhands_rules::panel::within;
 use manyhands_rules::reward::layout;
 
 use crate::context::{Context, WorkerEvent};

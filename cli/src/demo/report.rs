@@ -162,7 +162,10 @@ fn reason(records: &[RoundRecord], worker: NodeId, round: Round) -> String {
     let found = own.find_map(|check| match &check.finding {
         Finding::ReplayFault(distances) => Some(Outcome::ReplayFault(*distances)),
         Finding::CodecFault(why) => Some(Outcome::CodecFault(why.clone())),
-        Finding::CodecPassed | Finding::ReplayPassed(_) | Finding::Withheld(_) => None,
+        Finding::CodecPassed
+        | Finding::ReplayPassed(_)
+        | Finding::Withheld(_)
+        | Finding::Undecided => None,
     });
     let outcome = || {
         let record = records.iter().find(|record| record.round == round)?;

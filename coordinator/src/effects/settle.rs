@@ -345,6 +345,7 @@ mod tests {
             first_sequence: 0,
             candidates: Vec::new(),
             verified: true,
+            attending: Vec::new(),
             commitments: Vec::new(),
             commitments_entropy: None,
             results: Vec::new(),

@@ -367,6 +367,12 @@ fn check_verification(verification: &Verification, precision: Precision, finding
         0,
         1_000,
     );
+    findings.within(
+        "verification.recheck_per_mille",
+        verification.recheck_per_mille.into(),
+        0,
+        1_000,
+    );
     findings.within("verification.codec_chunks", verification.codec_chunks.into(), 1, 1_024);
     findings.within("verification.replay_chunks", verification.replay_chunks.into(), 1, 65_536);
     findings.within(

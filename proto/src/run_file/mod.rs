@@ -273,6 +273,9 @@ pub struct Verification {
     /// A new worker is replayed before the merge until it passed so many checks.
     #[serde(default = "default::probation_checks")]
     pub probation_checks: u32,
+    /// Of replays that passed, how many a second verifier looks over, in thousandths.
+    #[serde(default = "default::recheck_per_mille")]
+    pub recheck_per_mille: u32,
     /// Chunks of each update that the coordinator recomputes.
     #[serde(default = "default::codec_chunks")]
     pub codec_chunks: u32,
@@ -465,6 +468,7 @@ mod default {
         silence_ms: u64 = 30_000;
         audit_rate_per_mille: u32 = 100;
         probation_checks: u32 = 5;
+        recheck_per_mille: u32 = 50;
         codec_chunks: u32 = 16;
         replay_chunks: u32 = 256;
         // Honest f32 replays in another summation order stay below 1.4e-5 on CPUs, and came out up to 2.5e-4

@@ -19,6 +19,7 @@ use super::round::{OpenRound, Parameters, Phase};
 use super::status::EventKind;
 use super::weighing::Measurement;
 use crate::draw::Beacon;
+use crate::panel;
 use crate::record::{
     Draw, Earning, Entropy, Outcome, Revocation, RoundRecord, Weighed, WorkerResult, admitted_set,
     by_round, loss_effects,
@@ -35,6 +36,7 @@ pub(super) struct ClosedRound {
     /// Workers that were replayed before the merge.
     pub(super) replayed: Vec<NodeId>,
     pub(super) verified: bool,
+    pub(super) attending: Vec<NodeId>,
     pub(super) commit_set: Digest,
     pub(super) admitted_set: Digest,
     /// Known once the admitted set is anchored and two blocks have followed.
@@ -96,9 +98,22 @@ impl Coordinator {
         }
     }
 
+    /// Who may judge `worker`'s round, in the order in which they are asked, and how many do at least.
+    pub(super) fn panel(
+        &self,
+        worker: NodeId,
+        attending: &[NodeId],
+        beacon: Beacon,
+    ) -> (Vec<NodeId>, usize) {
+        let judges = panel::judges(beacon, worker, &self.spec.verification);
+        (panel::panel(beacon, worker, attending), judges)
+    }
+
     /// The checks have ended: says what became of everybody and orders the merge.
     pub(super) fn close_checks(&mut self, now: Tick) {
-        self.audits.end_before_merge();
+        for (task, finding) in self.audits.end_before_merge() {
+            self.handle_replayed(now, task, Some(finding));
+        }
         let found: Vec<_> = self.round.codec_checks().collect();
         self.note_checks(found);
         let workers: Vec<NodeId> = self.round.candidates.iter().map(|c| c.worker).collect();
@@ -113,6 +128,7 @@ impl Coordinator {
             commitments: round.commitments.clone(),
             replayed: round.replayed.keys().copied().collect(),
             verified: round.verified,
+            attending: round.attending.clone(),
             commit_set: round.commit_set().digest(),
             admitted_set: admitted_set(round.number, &results),
             entropy: None,
@@ -313,7 +329,8 @@ impl Coordinator {
             let assignment = closed.assignments[worker].clone();
             let signed = &closed.commitments[worker];
             let replay = self.replay_of(assignment, signed, closed.heads.get(worker), beacon);
-            self.audits.ask_replay(replay, false);
+            let panel = self.panel(*worker, &closed.attending, beacon);
+            self.audits.ask_replay(replay, panel, false);
             self.history.note(
                 now,
                 EventKind::Audit,
@@ -400,6 +417,7 @@ impl Coordinator {
             first_sequence: round.first_sequence,
             candidates: round.candidates.clone(),
             verified: round.verified,
+            attending: round.attending.clone(),
             commitments: round.commitments.values().cloned().collect(),
             commitments_entropy: round.commitments_entropy,
             results,

@@ -26,7 +26,6 @@ use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, RunId, Tick, WorkUnits};
 use serde::{Deserialize, Serialize};
 
-pub use audits::within;
 pub use close::late_beacon;
 pub use input::{
     CodecCheck, CodecResult, Contribution, Effect, ErrorBuffer, Facts, FaultKind, Input,
@@ -36,13 +35,13 @@ pub use round::Phase;
 pub use status::{EventKind, MemberStatus, RoundStatus, Status};
 pub use weighing::WEIGHERS_MAX;
 
-use self::audits::{Audits, Ended};
+use self::audits::{Audits, ReplayTask};
 use self::close::{ClosedRound, PendingFault};
 use self::membership::Membership;
 use self::requests::Answer;
 use self::round::{OpenRound, Parameters, Upload};
 use crate::record::{Check, Draw, Finding, Outcome, Revocation, RoundRecord};
-use crate::reward::layout;
+use crate::reward::{self, layout};
 
 /// Why the machine asks to be woken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,32 +213,31 @@ impl Coordinator {
         }
     }
 
-    /// A replay has ended, by a verdict or because nobody could do it.
-    fn handle_replayed(
-        &mut self,
-        now: Tick,
-        round: Round,
-        worker: NodeId,
-        verifier: Option<NodeId>,
-        before_merge: bool,
-        ended: Ended,
-    ) {
-        let (finding, outcome) = match ended {
-            Ended::Passed(distances) => (Some(Finding::ReplayPassed(distances)), None),
-            Ended::Fault(distances) => {
-                (Some(Finding::ReplayFault(distances)), Some(Outcome::ReplayFault(distances)))
+    /// A replay has ended: by what verifiers found, or because nobody could do it.
+    fn handle_replayed(&mut self, now: Tick, task: ReplayTask, finding: Option<Finding>) {
+        let ReplayTask { replay, before_merge, judgements, .. } = task;
+        let (round, worker) = (replay.assignment.round, replay.assignment.worker);
+        let outcome = match &finding {
+            Some(Finding::ReplayFault(distances)) => Some(Outcome::ReplayFault(*distances)),
+            Some(Finding::Withheld(reason)) => Some(Outcome::Withheld(reason.clone())),
+            Some(Finding::Undecided) => {
+                let text = format!("verifiers contradict each other on round {round} of");
+                self.history.note(now, EventKind::Audit, format!("{text} {}", worker.short()));
+                Some(Outcome::Unverified)
             }
-            Ended::Withheld(reason) => {
-                (Some(Finding::Withheld(reason.clone())), Some(Outcome::Withheld(reason)))
-            }
-            Ended::Abandoned => {
+            Some(Finding::ReplayPassed(_) | Finding::CodecPassed | Finding::CodecFault(_)) => None,
+            None => {
                 let text = format!("no verifier could replay round {round} of {}", worker.short());
                 self.history.note(now, EventKind::Audit, text);
-                (None, Some(Outcome::Unverified))
+                Some(Outcome::Unverified)
             }
         };
         if let Some(finding) = finding {
-            self.note_checks([Check { round, worker, verifier, finding }]);
+            let work = reward::work(&self.spec.model, replay.commitment.tokens);
+            for judgement in judgements.iter().filter(|it| it.verdict.agrees_with(&finding)) {
+                self.verifier_work.entry(judgement.verifier).or_default().0 += work.0;
+            }
+            self.note_checks([Check { round, worker, finding, judgements }]);
         }
         if outcome.is_none()
             && let Some(member) = self.membership.get_mut(worker)

@@ -5,7 +5,6 @@ use manyhands_proto::run_file::ChainKind;
 use manyhands_proto::{NodeId, Round, Tick};
 
 use super::Coordinator;
-use super::audits::Ended;
 use super::input::CodecResult;
 use super::membership::{Head, Member, typical_speed};
 use super::round::{OpenRound, Phase};
@@ -17,14 +16,24 @@ impl Coordinator {
     /// Moves on as far as what is known allows.
     pub(super) fn advance(&mut self, now: Tick) {
         self.membership.expire(now, self.spec.round.silence_ms);
-        while self.advance_phase(now) {}
-        for task in self.audits.abandon(self.audited_from()) {
-            let assignment = &task.replay.assignment;
-            let (round, worker) = (assignment.round, assignment.worker);
-            self.handle_replayed(now, round, worker, None, task.before_merge, Ended::Abandoned);
+        loop {
+            self.audits.distribute(now, &self.verifiers(), self.spec.round.check_ms);
+            let decided = self.end_replays(now);
+            if !self.advance_phase(now) && !decided {
+                break;
+            }
         }
-        self.audits.distribute(now, &self.verifiers(), self.spec.round.check_ms);
-        while self.advance_phase(now) {}
+    }
+
+    /// Draws the consequences of replays that have been decided; whether there were any.
+    fn end_replays(&mut self, now: Tick) -> bool {
+        let (present, patience_ms) = (self.verifiers(), self.spec.round.check_ms);
+        let ended = self.audits.ended(now, &present, patience_ms, self.audited_from());
+        let any = !ended.is_empty();
+        for (task, finding) in ended {
+            self.handle_replayed(now, task, finding);
+        }
+        any
     }
 
     /// One step from phase to phase; whether there was one.
@@ -114,7 +123,8 @@ impl Coordinator {
             theta: round.theta,
             first_sequence: round.first_sequence,
         };
-        round.verified = self.membership.present_verifiers().next().is_some();
+        round.attending = self.membership.present_verifiers().map(|(node, _)| node).collect();
+        round.verified = !round.attending.is_empty();
         round.probation = ready
             .iter()
             .filter(|(_, member)| round.verified && member.credibility.is_on_probation())
@@ -154,7 +164,10 @@ impl Coordinator {
 
     /// From here on a commitment is a worker's head, whatever becomes of its update.
     fn close_commitments(&mut self) {
-        self.round.verifiers = self.verifiers();
+        let present = self.verifiers();
+        if !present.is_empty() {
+            self.round.attending = present;
+        }
         for (worker, signed) in &self.round.commitments {
             let Some(member) = self.membership.get_mut(*worker) else { continue };
             let assignment = &self.round.assignments[worker];
@@ -185,7 +198,8 @@ impl Coordinator {
             let signed = &self.round.commitments[&worker];
             let head = self.round.heads.get(&worker);
             let replay = self.replay_of(assignment, signed, head, beacon);
-            self.audits.ask_replay(replay, true);
+            let panel = self.panel(worker, &self.round.attending, beacon);
+            self.audits.ask_replay(replay, panel, true);
             self.round.replay_asked.insert(worker);
         }
     }

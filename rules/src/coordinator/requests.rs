@@ -1,18 +1,18 @@
 //! What members ask for and report: who may, and what follows.
 
 use manyhands_proto::NodeId;
+use manyhands_proto::Tick;
 use manyhands_proto::message::limits::{ADDRESSES_MAX, VERIFIERS_MAX};
 use manyhands_proto::message::{
     Beat, Evaluation, Join, Refusal, RefusalCode, ReplayOutcome, Reply, Request, Role,
     SignedCommitment, Start, Verdict,
 };
-use manyhands_proto::{Tick, WorkUnits};
 
 use super::Coordinator;
 use super::input::Facts;
 use super::round::Phase;
 use super::status::EventKind;
-use crate::{requirements, reward};
+use crate::requirements;
 
 /// Of one member and θ; its word is not looked at any more until the next round.
 const WRONG_PROOFS_MAX: u32 = 3;
@@ -290,18 +290,8 @@ impl Coordinator {
             let text = format!("verifier {} could not replay: {reason}", from.short());
             self.history.note(now, EventKind::Audit, text);
         }
-        let answered =
-            self.audits.answer(from, verdict.id, &verdict.outcome, &self.spec.verification);
-        if let Some((task, ended)) = answered {
-            let assignment = &task.replay.assignment;
-            let tokens = task.replay.commitment.tokens;
-            *self.verifier_work.entry(from).or_default() = WorkUnits(
-                self.verifier_work.get(&from).map_or(0, |work| work.0)
-                    + reward::work(&self.spec.model, tokens).0,
-            );
-            let (round, worker) = (assignment.round, assignment.worker);
-            self.handle_replayed(now, round, worker, Some(from), task.before_merge, ended);
-        }
+        let answer = (verdict.id, &verdict.outcome);
+        self.audits.answer(now, from, answer, &self.spec.verification);
         Ok(())
     }
 

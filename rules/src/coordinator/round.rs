@@ -117,8 +117,9 @@ pub(super) struct OpenRound {
     pub(super) probation: Vec<NodeId>,
     /// Those whose replay has been asked for.
     pub(super) replay_asked: BTreeSet<NodeId>,
-    /// Verifiers that were there when the commitments were closed, before anything was drawn.
-    pub(super) verifiers: Vec<NodeId>,
+    /// Verifiers that were there when the commitments were closed, before anything was drawn, or if none was, when
+    /// the round opened; in the order of their ids.
+    pub(super) attending: Vec<NodeId>,
     /// What the updates do to held-out loss; none before it is asked for.
     pub(super) measurement: Option<Measurement>,
     pub(super) commitments_entropy: Option<Entropy>,
@@ -163,7 +164,7 @@ impl OpenRound {
             replayed: BTreeMap::new(),
             probation: Vec::new(),
             replay_asked: BTreeSet::new(),
-            verifiers: Vec::new(),
+            attending: Vec::new(),
             measurement: None,
             commitments_entropy: None,
             stakes_unchecked: Vec::new(),
@@ -252,7 +253,7 @@ impl OpenRound {
         self.codec.iter().map(|(&worker, result)| Check {
             round: self.number,
             worker,
-            verifier: None,
+            judgements: Vec::new(),
             finding: match result {
                 CodecResult::Passed => Finding::CodecPassed,
                 CodecResult::Fault(reason) => Finding::CodecFault(reason.clone()),

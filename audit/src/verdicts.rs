@@ -1,0 +1,195 @@
+//! Whether each recorded verdict is of those who were to judge, says what its distances say, and was decided as
+//! they decide.
+
+use std::collections::BTreeSet;
+
+use manyhands_proto::run_file::RunSpec;
+use manyhands_proto::{NodeId, Round};
+use manyhands_rules::coordinator::late_beacon;
+use manyhands_rules::draw::Beacon;
+use manyhands_rules::panel::{JUDGES_MAX, Judged, Judgement, decide, judges, panel, within};
+use manyhands_rules::record::{Check, Finding, Outcome, RoundRecord};
+
+use crate::records::{Records, early_checks, is_kept, late_checks};
+use crate::report::{At, Findings, Link};
+
+/// Worker-rounds with a verdict on record, of the codec (`true`) and of replays.
+#[derive(Debug, Default)]
+pub(crate) struct Verdicts(BTreeSet<(bool, Round, NodeId)>);
+
+impl Verdicts {
+    pub(crate) fn step(
+        &mut self,
+        spec: &RunSpec,
+        records: &Records,
+        record: &RoundRecord,
+        findings: &mut Findings,
+    ) {
+        let committed: BTreeSet<NodeId> = record.commitments.iter().map(|it| it.worker).collect();
+        for check in &record.checks {
+            check_place(record, check, &committed, findings);
+            if !check.is_of_codec() {
+                check_judgements(spec, records, record, check, findings);
+            }
+        }
+        check_drawn(spec, records, record, findings);
+        self.check_once(record, findings);
+    }
+
+    /// A worker-round is checked once and decided once: verdicts are paid for, and change the worker's
+    /// credibility.
+    fn check_once(&mut self, record: &RoundRecord, findings: &mut Findings) {
+        for check in &record.checks {
+            let of_codec = check.is_of_codec();
+            if self.0.insert((of_codec, check.round, check.worker)) {
+                continue;
+            }
+            let what = if of_codec {
+                "one codec check of a worker's round"
+            } else {
+                "one decision about a worker's round"
+            };
+            let found = format!("another in the record of round {}", record.round);
+            findings.failed(Link::Outcomes.at(check.round).of(check.worker), what, found);
+        }
+    }
+}
+
+/// Whether a check belongs where it is recorded.
+fn check_place(
+    record: &RoundRecord,
+    check: &Check,
+    committed: &BTreeSet<NodeId>,
+    findings: &mut Findings,
+) {
+    let belongs = match &check.finding {
+        Finding::CodecPassed | Finding::CodecFault(_) => check.is_of_codec(),
+        Finding::ReplayPassed(_) | Finding::ReplayFault(_) | Finding::Undecided => {
+            !check.is_of_codec()
+        }
+        Finding::Withheld(_) => true,
+    };
+    let in_time = if check.is_of_codec() {
+        check.round == record.round && committed.contains(&check.worker)
+    } else {
+        check.round <= record.round
+    };
+    findings.require(
+        Link::Outcomes.at(check.round).of(check.worker),
+        belongs && in_time,
+        || "a codec check by the coordinator, or what verifiers found",
+        || format!("another check in the record of round {}", record.round),
+    );
+}
+
+fn check_judgements(
+    spec: &RunSpec,
+    records: &Records,
+    record: &RoundRecord,
+    check: &Check,
+    findings: &mut Findings,
+) {
+    let at = Link::Outcomes.at(check.round).of(check.worker);
+    let terms = &spec.verification;
+    let follows = |judgement: &Judgement| match &judgement.verdict {
+        Judged::Passed(distances) => within(distances, terms),
+        Judged::Fault(distances) => !within(distances, terms),
+        Judged::Withheld(_) => true,
+    };
+    findings.require(
+        at,
+        check.judgements.iter().all(follows),
+        || "the verdicts that follow from distances and thresholds",
+        || "others",
+    );
+    // Of a round without a draw to judge it by, or that is not on record, other checks tell.
+    let Some(of) = records.get(check.round) else { return };
+    let Some(beacon) = beacon_of(records, record, of, check) else { return };
+    let order = panel(beacon, check.worker, &of.attending);
+    let judged: BTreeSet<NodeId> = check.judgements.iter().map(|it| it.verifier).collect();
+    let panel_holds = findings.require(
+        at,
+        of.attending.is_sorted_by(|left, right| left < right)
+            && judged.len() == check.judgements.len()
+            && judged.len() <= JUDGES_MAX
+            && judged.iter().all(|verifier| order.contains(verifier)),
+        || format!("verdicts of up to {JUDGES_MAX} verifiers that attended"),
+        || "others".to_owned(),
+    );
+    if !panel_holds {
+        return;
+    }
+    let judges = judges(beacon, check.worker, terms);
+    let expected = decide(judges, &check.judgements, false);
+    findings.require(
+        at,
+        expected.as_ref() == Some(&check.finding),
+        || "what follows from the verdicts",
+        || "another decision",
+    );
+    check_passed_over(at, &order, judges, check, findings);
+}
+
+/// Says where the record shows that drawn verifiers did not judge: that they could not is the coordinator's word.
+fn check_passed_over(
+    at: At,
+    order: &[NodeId],
+    judges: usize,
+    check: &Check,
+    findings: &mut Findings,
+) {
+    let missing = decide(judges, &check.judgements, true).is_none()
+        && check.judgements.len() < JUDGES_MAX.min(order.len());
+    let first = &order[..JUDGES_MAX.min(order.len())];
+    let outside = check.judgements.iter().filter(|it| !first.contains(&it.verifier)).count();
+    if missing || outside > 0 {
+        let found = format!(
+            "{} of {} verifiers, {outside} of them drawn later; the others could not, says the coordinator",
+            check.judgements.len(),
+            order.len()
+        );
+        findings.unchecked(at, "the verdicts of those that were drawn first", found);
+    }
+}
+
+/// The draw that a worker's judges follow from: that over the commitments for what the merge was to wait for, and
+/// the one after it for the rest.
+fn beacon_of(
+    records: &Records,
+    record: &RoundRecord,
+    of: &RoundRecord,
+    check: &Check,
+) -> Option<Beacon> {
+    let early = check.round == record.round && early_checks(record).any(|it| it == check);
+    if early || is_unverified(of, check.worker) {
+        let entropy = of.commitments_entropy?;
+        return Some(Beacon::new(of.commit_set().digest(), entropy.value));
+    }
+    let draws = records.all.iter().flat_map(|record| &record.draws);
+    let draw = draws.into_iter().find(|draw| draw.round == check.round)?;
+    Some(late_beacon(of.commit_set().digest(), of.admitted_set(), draw.entropy))
+}
+
+/// Whether the merge did not wait for the verdict on this worker any longer.
+fn is_unverified(of: &RoundRecord, worker: NodeId) -> bool {
+    let mut results = of.results.iter();
+    results.any(|result| result.worker == worker && result.outcome == Outcome::Unverified)
+}
+
+/// A replay after the merge is of a drawn worker, or goes on from before it.
+fn check_drawn(spec: &RunSpec, records: &Records, record: &RoundRecord, findings: &mut Findings) {
+    for check in late_checks(record) {
+        let between = check.round.0 as usize..=record.round.0 as usize;
+        let mut draws = records.all.get(between).into_iter().flatten().flat_map(|r| &r.draws);
+        let drawn =
+            draws.any(|draw| draw.round == check.round && draw.drawn.contains(&check.worker));
+        let goes_on = records.get(check.round).is_some_and(|of| is_unverified(of, check.worker));
+        let kept = is_kept(spec, record.round, check.round);
+        findings.require(
+            Link::AuditDraw.at(check.round).of(check.worker),
+            (drawn || goes_on) && kept,
+            || "a replay of a drawn worker",
+            || "one that was not drawn",
+        );
+    }
+}

@@ -1,0 +1,189 @@
+//! Who judges a worker's round, and what follows from what they find. One verifier's word lets a round pass;
+//! it takes two to find against it, where two were there to be asked.
+
+use manyhands_proto::NodeId;
+use manyhands_proto::message::Distances;
+use manyhands_proto::run_file::Verification;
+use serde::{Deserialize, Serialize};
+
+use crate::draw::Beacon;
+use crate::record::Finding;
+
+/// Verifiers that are asked about one worker's round, at most.
+pub const JUDGES_MAX: usize = 3;
+
+/// What one verifier found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Judgement {
+    pub verifier: NodeId,
+    pub verdict: Judged,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", content = "detail")]
+pub enum Judged {
+    /// Within the run's thresholds.
+    Passed(Distances),
+    Fault(Distances),
+    /// The worker did not open what it committed to.
+    Withheld(String),
+}
+
+/// Whether a replay came out where the worker said, each vector by its own threshold.
+pub fn within(distances: &Distances, terms: &Verification) -> bool {
+    distances.delta <= terms.delta_distance_max
+        && distances.first_moment <= terms.first_moment_distance_max
+        && distances.second_moment <= terms.second_moment_distance_max
+}
+
+impl Judged {
+    pub fn by(distances: Distances, terms: &Verification) -> Self {
+        if within(&distances, terms) { Self::Passed(distances) } else { Self::Fault(distances) }
+    }
+
+    pub fn accuses(&self) -> bool {
+        match self {
+            Self::Passed(_) => false,
+            Self::Fault(_) | Self::Withheld(_) => true,
+        }
+    }
+
+    /// Whether it is what was decided in the end. A draw contradicts nobody.
+    pub fn agrees_with(&self, finding: &Finding) -> bool {
+        match finding {
+            Finding::Undecided => true,
+            Finding::ReplayPassed(_) => !self.accuses(),
+            // Whoever opens nothing to one verifier can have cheated towards another.
+            Finding::ReplayFault(_) | Finding::Withheld(_) => self.accuses(),
+            Finding::CodecPassed | Finding::CodecFault(_) => false,
+        }
+    }
+}
+
+/// The verifiers that may judge `worker`'s round, in the order in which they are asked: of all that attended it,
+/// whoever is judged excepted.
+pub fn panel(beacon: Beacon, worker: NodeId, attending: &[NodeId]) -> Vec<NodeId> {
+    let able: Vec<NodeId> = attending.iter().copied().filter(|node| *node != worker).collect();
+    beacon.panel(worker, &able)
+}
+
+/// How many are asked before anybody has found anything: one, or two where the draw has a first verdict looked
+/// over.
+pub fn judges(beacon: Beacon, worker: NodeId, terms: &Verification) -> usize {
+    if beacon.rechecks(worker, terms.recheck_per_mille) { 2 } else { 1 }
+}
+
+/// How many have to be asked by now.
+pub fn judges_needed(judges: usize, judgements: &[Judgement]) -> usize {
+    let accused = judgements.iter().any(|judgement| judgement.verdict.accuses());
+    if accused { JUDGES_MAX } else { judges }
+}
+
+/// What follows from `judgements`, in the order in which they came; none while there is nothing to follow, or
+/// `more` are to come and could change it.
+pub fn decide(judges: usize, judgements: &[Judgement], more: bool) -> Option<Finding> {
+    let mut passed = Vec::new();
+    let mut faults = Vec::new();
+    let mut withheld = Vec::new();
+    for judgement in judgements {
+        match &judgement.verdict {
+            Judged::Passed(distances) => passed.push(*distances),
+            Judged::Fault(distances) => faults.push(*distances),
+            Judged::Withheld(reason) => withheld.push(reason.clone()),
+        }
+    }
+    let accusing = faults.len() + withheld.len();
+    let enough = if accusing == 0 { judges } else { 2 };
+    if passed.len() >= enough {
+        return Some(Finding::ReplayPassed(passed[0]));
+    }
+    if faults.len() >= 2 {
+        return Some(Finding::ReplayFault(faults[0]));
+    }
+    if withheld.len() >= 2 {
+        return Some(Finding::Withheld(withheld.swap_remove(0)));
+    }
+    if more {
+        return None;
+    }
+    match (passed.first(), faults.first(), withheld.first()) {
+        (None, None, None) => None,
+        (Some(passed), None, None) => Some(Finding::ReplayPassed(*passed)),
+        (None, Some(fault), None) => Some(Finding::ReplayFault(*fault)),
+        (None, _, Some(reason)) => Some(Finding::Withheld(reason.clone())),
+        (Some(_), _, _) => Some(Finding::Undecided),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use manyhands_proto::Digest;
+
+    use super::*;
+
+    fn distances(delta: f64) -> Distances {
+        Distances { delta, first_moment: 0.0, second_moment: 0.0, theta: Digest::of(b"theta") }
+    }
+
+    fn told(story: &str) -> Vec<Judgement> {
+        let judged = |letter| match letter {
+            'p' => Judged::Passed(distances(0.0)),
+            'f' => Judged::Fault(distances(0.5)),
+            _ => Judged::Withheld("nothing".to_owned()),
+        };
+        let judgement = |(number, letter)| {
+            let verifier = NodeId::new([number; 32]);
+            Judgement { verifier, verdict: judged(letter) }
+        };
+        (0..).zip(story.chars()).map(judgement).collect()
+    }
+
+    #[test]
+    fn one_word_lets_pass_and_two_find_against() {
+        let passed = Some(Finding::ReplayPassed(distances(0.0)));
+        let fault = Some(Finding::ReplayFault(distances(0.5)));
+        let withheld = Some(Finding::Withheld("nothing".to_owned()));
+        let undecided = Some(Finding::Undecided);
+        let stories = [
+            // While others can be asked, and when nobody else can.
+            ("", None, None),
+            ("p", passed.clone(), passed.clone()),
+            ("f", None, fault.clone()),
+            ("w", None, withheld.clone()),
+            ("fp", None, undecided.clone()),
+            ("pw", None, undecided.clone()),
+            ("ff", fault.clone(), fault.clone()),
+            ("fw", None, withheld.clone()),
+            ("ww", withheld.clone(), withheld.clone()),
+            ("fpf", fault.clone(), fault.clone()),
+            ("fpp", passed.clone(), passed.clone()),
+            ("fwp", None, undecided),
+            ("fwf", fault.clone(), fault),
+            ("pwp", passed.clone(), passed),
+        ];
+        for (story, with_others, alone) in stories {
+            assert_eq!(decide(1, &told(story), true), with_others, "{story}");
+            assert_eq!(decide(1, &told(story), false), alone, "{story}, nobody else");
+        }
+        assert_eq!(decide(2, &told("p"), true), None, "two are to look");
+        assert_eq!(judges_needed(2, &told("p")), 2);
+        assert_eq!(judges_needed(1, &told("f")), JUDGES_MAX);
+    }
+
+    #[test]
+    fn nobody_judges_itself_and_everybody_comes_first_at_times() {
+        let attending: Vec<NodeId> = (0..5).map(|number| NodeId::new([number; 32])).collect();
+        let worker = attending[2];
+        let first = |i: u32| {
+            let beacon = Beacon::new(Digest::of(b"set"), Digest::of(&i.to_le_bytes()));
+            let panel = panel(beacon, worker, &attending);
+            assert_eq!(panel.len(), 4);
+            assert!(!panel.contains(&worker));
+            panel[0]
+        };
+        let mut times = std::collections::BTreeMap::<NodeId, u32>::new();
+        (0..400).for_each(|i| *times.entry(first(i)).or_default() += 1);
+        assert!(times.len() == 4 && times.values().all(|times| (60..140).contains(times)));
+    }
+}
