@@ -3,8 +3,8 @@
 //!
 //! What the auditor takes on trust is little: the node's word for which block is final and for the hash
 //! of a block by its number (use a node of your own), the coordinator's measured speeds and classes of
-//! workers, and the distances that it says verifiers reported. A reading of the chain's state is believed only
-//! with its proof.
+//! workers, and the distances of replays against which nobody spoke; what somebody was accused of is recomputed
+//! from the chunks that were opened. A reading of the chain's state is believed only with its proof.
 
 mod chain_view;
 mod entropy;
@@ -236,6 +236,7 @@ impl Audit {
             }
             None => entropy::without_chain(&spec, &records, &mut self.findings),
         }
+        verdicts::recompute(&spec, &records, evidence, &mut self.findings).await?;
         let chosen = chosen(options.rounds, &records);
         let (layout, spec) = (Arc::new(layout(&spec.model)), Arc::new(spec));
         let records = &records;

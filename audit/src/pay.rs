@@ -127,7 +127,7 @@ impl<'a> Pay<'a> {
             let work = self.work_of(signed.commitment.tokens);
             for judgement in &check.judgements {
                 if judgement.verdict.agrees_with(&check.finding) {
-                    let sum = done.entry(judgement.verifier).or_default();
+                    let sum = done.entry(judgement.verifier()).or_default();
                     sum.0 = sum.0.saturating_add(work.0);
                 }
             }

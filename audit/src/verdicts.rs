@@ -3,14 +3,22 @@
 
 use std::collections::BTreeSet;
 
-use manyhands_proto::run_file::RunSpec;
+use manyhands_proto::message::{
+    Commitment, Distances, EndState, ReplayEnd, ReplayEvidence, Replayed, SignedCommitment,
+    SignedReplay,
+};
+use manyhands_proto::run_file::{RunSpec, Verification};
 use manyhands_proto::{NodeId, Round};
 use manyhands_rules::coordinator::late_beacon;
 use manyhands_rules::draw::Beacon;
+use manyhands_rules::evidence::{Subject, bytes_max, distances};
 use manyhands_rules::panel::{JUDGES_MAX, Judged, Judgement, decide, judges, panel, within};
 use manyhands_rules::record::{Check, Finding, Outcome, RoundRecord};
+use manyhands_rules::reward::layout;
 
-use crate::records::{Records, early_checks, is_kept, late_checks};
+use crate::AuditError;
+use crate::evidence::Evidence;
+use crate::records::{Fetched, Records, early_checks, fetch, is_kept, late_checks};
 use crate::report::{At, Findings, Link};
 
 /// Worker-rounds with a verdict on record, of the codec (`true`) and of replays.
@@ -91,22 +99,30 @@ fn check_judgements(
 ) {
     let at = Link::Outcomes.at(check.round).of(check.worker);
     let terms = &spec.verification;
-    let follows = |judgement: &Judgement| match &judgement.verdict {
-        Judged::Passed(distances) => within(distances, terms),
-        Judged::Fault(distances) => !within(distances, terms),
-        Judged::Withheld(_) => true,
+    // Of a round without a draw to judge it by, or that is not on record, other checks tell.
+    let Some(of) = records.get(check.round) else { return };
+    let Some(signed) = records.commitment(check.round, check.worker) else { return };
+    let about = (record.run, check.round, check.worker, signed.commitment.first_sequence, of.theta);
+    let is_signed = |judgement: &Judgement| {
+        let SignedReplay { replayed, run, .. } = &judgement.replay;
+        let Replayed { round, worker, first_sequence, start, .. } = replayed;
+        about == (*run, *round, *worker, *first_sequence, *start) && judgement.replay.verify()
     };
     findings.require(
         at,
-        check.judgements.iter().all(follows),
-        || "the verdicts that follow from distances and thresholds",
+        check.judgements.iter().all(is_signed),
+        || "replays of this round, each under its verifier's signature",
         || "others",
     );
-    // Of a round without a draw to judge it by, or that is not on record, other checks tell.
-    let Some(of) = records.get(check.round) else { return };
+    findings.require(
+        at,
+        check.judgements.iter().all(|judgement| follows(judgement, &signed.commitment, terms)),
+        || "the verdicts that follow from where replays ended, distances and thresholds",
+        || "others",
+    );
     let Some(beacon) = beacon_of(records, record, of, check) else { return };
     let order = panel(beacon, check.worker, &of.attending);
-    let judged: BTreeSet<NodeId> = check.judgements.iter().map(|it| it.verifier).collect();
+    let judged: BTreeSet<NodeId> = check.judgements.iter().map(Judgement::verifier).collect();
     let panel_holds = findings.require(
         at,
         of.attending.is_sorted_by(|left, right| left < right)
@@ -130,6 +146,94 @@ fn check_judgements(
     check_passed_over(at, &order, judges, check, findings);
 }
 
+/// Whether a verdict can be what follows from where the replay ended.
+fn follows(judgement: &Judgement, claimed: &Commitment, terms: &Verification) -> bool {
+    let claimed = EndState { theta: claimed.theta, moments: claimed.moments };
+    let by_threshold = match &judgement.verdict {
+        Judged::Passed(distances) => within(distances, terms),
+        Judged::Fault(distances) => !within(distances, terms),
+        Judged::Withheld(_) => true,
+    };
+    by_threshold
+        && match (&judgement.replay.replayed.end, &judgement.verdict) {
+            // It ended where the worker did: there is nothing to find, and nothing to show.
+            (ReplayEnd::At(end), Judged::Passed(distances)) if *end == claimed => {
+                *distances == Distances::NONE && judgement.evidence.is_none()
+            }
+            (ReplayEnd::At(end), Judged::Fault(_)) => {
+                *end != claimed && judgement.evidence.is_some()
+            }
+            (ReplayEnd::At(_), Judged::Passed(_) | Judged::Withheld(_)) => true,
+            (ReplayEnd::Nowhere, verdict) => *verdict == Judged::Fault(Distances::FARTHEST),
+            (ReplayEnd::Withheld(reason), verdict) => *verdict == Judged::Withheld(reason.clone()),
+        }
+}
+
+/// Recomputes the distances of what somebody was accused of, from the chunks that were opened.
+pub(crate) async fn recompute<E: Evidence>(
+    spec: &RunSpec,
+    records: &Records,
+    evidence: &E,
+    findings: &mut Findings,
+) -> Result<(), AuditError> {
+    let layout = layout(&spec.model);
+    let chunk_count = layout.chunk_count() as u32;
+    for record in &records.all {
+        for check in record.checks.iter().filter(|check| !check.is_of_codec()) {
+            let Some(of) = records.get(check.round) else { continue };
+            let Some(signed) = records.commitment(check.round, check.worker) else { continue };
+            let Some(beacon) = beacon_of(records, record, of, check) else { continue };
+            let drawn =
+                beacon.replay_chunks(check.worker, spec.verification.replay_chunks, chunk_count);
+            let subject = Subject { layout: &layout, start: of.theta, chunks: &drawn };
+            let at = Link::Outcomes.at(check.round).of(check.worker);
+            for judgement in &check.judgements {
+                let Some(digest) = judgement.evidence else { continue };
+                let wanted = (digest, bytes_max(&layout, drawn.len()));
+                let bytes = match fetch(evidence, findings, at, wanted).await? {
+                    Fetched::Bytes(bytes) => bytes,
+                    Fetched::Gone => {
+                        findings.expired(at, format!("evidence {digest}"));
+                        continue;
+                    }
+                    Fetched::Wrong => continue,
+                };
+                let found = shown(&bytes, signed, judgement, (subject, &spec.verification));
+                findings.require(
+                    at,
+                    found.as_ref() == Ok(&judgement.verdict),
+                    || found.as_ref().map_or_else(Clone::clone, said),
+                    || said(&judgement.verdict),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The verdict that evidence shows.
+fn shown(
+    bytes: &[u8],
+    signed: &SignedCommitment,
+    judgement: &Judgement,
+    (subject, terms): (Subject<'_>, &Verification),
+) -> Result<Judged, String> {
+    let evidence = ReplayEvidence::parse(bytes).map_err(|error| error.to_string())?;
+    if evidence.commitment != *signed || evidence.replay != judgement.replay {
+        return Err("evidence of the recorded commitment and replay".to_owned());
+    }
+    let distances = distances(&evidence, subject).map_err(|error| error.to_string())?;
+    Ok(Judged::by(distances, terms))
+}
+
+fn said(verdict: &Judged) -> String {
+    match verdict {
+        Judged::Passed(distances) => format!("passed, at a distance of {:e}", distances.delta),
+        Judged::Fault(distances) => format!("a fault, at a distance of {:e}", distances.delta),
+        Judged::Withheld(reason) => format!("withheld ({reason})"),
+    }
+}
+
 /// Says where the record shows that drawn verifiers did not judge: that they could not is the coordinator's word.
 fn check_passed_over(
     at: At,
@@ -141,7 +245,7 @@ fn check_passed_over(
     let missing = decide(judges, &check.judgements, true).is_none()
         && check.judgements.len() < JUDGES_MAX.min(order.len());
     let first = &order[..JUDGES_MAX.min(order.len())];
-    let outside = check.judgements.iter().filter(|it| !first.contains(&it.verifier)).count();
+    let outside = check.judgements.iter().filter(|it| !first.contains(&it.verifier())).count();
     if missing || outside > 0 {
         let found = format!(
             "{} of {} verifiers, {outside} of them drawn later; the others could not, says the coordinator",

@@ -5,6 +5,7 @@ use manyhands_audit::{AuditOptions, AuditReport, Link, Status, Subject, Verdict,
 use manyhands_chain_client::types::Stage;
 use manyhands_proto::message::{LossEffect, Start};
 use manyhands_proto::{Balance, Digest, NodeId, Round, TokenCount};
+use manyhands_rules::panel::{Judged, Judgement};
 use manyhands_rules::record::{
     Check, Earning, Finding, Outcome, Revocation, RoundRecord, Weighed, WorkerResult,
 };
@@ -168,6 +169,63 @@ fn a_verdict_against_its_distances_and_a_dropped_fault_are_found() {
     assert_broken(&changed.audit(), Link::Revocations, Some(revoking as u32));
 }
 
+/// A world with a late fault, after a change to what the verifier is said to have found.
+fn with_another_verdict(change: fn(&mut Judgement)) -> (World, Option<u32>) {
+    let mut world = with_a_late_fault();
+    let is_fault = |check: &Check| matches!(check.finding, Finding::ReplayFault(_));
+    let at = world.records.iter().position(|record| record.checks.iter().any(is_fault));
+    let at = at.expect("a fault");
+    let mut round = None;
+    world.rewrite(at, |record| {
+        let check = record.checks.iter_mut().find(|check| is_fault(check)).expect("it");
+        change(&mut check.judgements[0]);
+        round = Some(check.round.0);
+    });
+    (world, round)
+}
+
+#[test]
+fn an_accusation_is_held_against_the_chunks_that_were_opened() {
+    let lies: [fn(&mut Judgement); 5] = [
+        // Another distance than the chunks show.
+        |judgement| match &mut judgement.verdict {
+            Judged::Fault(distances) => distances.delta *= 2.0,
+            Judged::Passed(_) | Judged::Withheld(_) => panic!("it is a fault"),
+        },
+        // Nothing to show for it, or what shows something else.
+        |judgement| judgement.evidence = None,
+        |judgement| judgement.evidence = Some(Digest::of(b"nothing")),
+        // The verifier never said so.
+        |judgement| judgement.replay.signature[0] ^= 1,
+        |judgement| judgement.replay.verifier = node(1),
+    ];
+    for (number, lie) in lies.into_iter().enumerate() {
+        let (mut world, round) = with_another_verdict(lie);
+        world.evidence.0.insert(Digest::of(b"nothing"), b"nothing".to_vec());
+        let report = world.audit();
+        let held =
+            report.failures().any(|f| f.link == Link::Outcomes && f.round.map(|r| r.0) == round);
+        assert!(held, "lie {number}: {report}");
+    }
+}
+
+#[test]
+fn evidence_that_is_gone_is_said_to_be() {
+    let (mut world, round) = with_another_verdict(|_| {});
+    assert_eq!(world.audit().failures().count(), 0);
+    let found = world.records.iter().flat_map(|record| &record.checks);
+    let evidence: Vec<Digest> =
+        found.flat_map(|check| &check.judgements).filter_map(|it| it.evidence).collect();
+    assert!(!evidence.is_empty());
+    evidence.iter().for_each(|digest| _ = world.evidence.0.remove(digest));
+    let report = world.audit();
+    assert_eq!(report.failures().count(), 0);
+    let expired = |f: &manyhands_audit::Finding| {
+        f.link == Link::Outcomes && f.status == Status::Expired && f.round.map(|r| r.0) == round
+    };
+    assert!(report.findings.iter().any(expired), "{report}");
+}
+
 #[test]
 fn what_verifiers_weighed_is_bound_to_the_merge() {
     let world = gated();
@@ -196,7 +254,7 @@ fn list_again(world: &World, is_wanted: fn(&Check) -> bool) -> World {
     let mut changed = clone(world);
     let position = world.records[0].checks.iter().position(is_wanted).expect("a check");
     let check = world.records[0].checks[position].clone();
-    for verifier in check.judgements.iter().map(|judgement| judgement.verifier) {
+    for verifier in check.judgements.iter().map(Judgement::verifier) {
         let of_worker = |r: &&WorkerResult| r.worker == check.worker;
         let result = world.records[0].results.iter().find(of_worker).expect("it was a candidate");
         let (work, reward) = (result.work.0, result.reward.0);

@@ -9,27 +9,28 @@ use manyhands_audit::{
 use manyhands_chain_client::types::Stage as ChainStage;
 use manyhands_gradient::aggregate::Member;
 use manyhands_gradient::codec::{Endpoints, Update, UpdateCodec};
+use manyhands_gradient::moments8::Moments8;
 use manyhands_gradient::{Admitted, Layout, OuterState, Revoked, initial_theta, merge, vector};
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::leaf::{RewardLeaf, merkle_root};
 use manyhands_proto::message::{
-    Assignment, Beat, Commitment, Distances, Duty, Evaluation, Join, LossEffect, Merge,
-    PROTOCOL_VERSION, Possession, ReplayOutcome, Reply, Request, Role, SignedCommitment, Situation,
-    Start, Verdict, Weighing,
+    Assignment, Beat, Commitment, Distances, Duty, EndState, Evaluation, Join, LossEffect, Merge,
+    OpenedEnd, OpenedEnds, PROTOCOL_VERSION, Possession, ReplayEnd, ReplayEvidence, ReplayOutcome,
+    Replayed, Reply, Request, Role, SignedCommitment, SignedReplay, Situation, Start, Verdict,
+    Weighing,
 };
 use manyhands_proto::run_file::{DataSet, RunFile, RunSpec};
+use manyhands_proto::tree::Openings;
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, Tick, TokenCount};
 use manyhands_rules::coordinator::{
-    CodecCheck, CodecResult, Contribution, Coordinator, Effect, Facts, FaultKind, Input,
-    MergeOrder, MergeResult, Phase, Stage,
+    CodecCheck, CodecResult, Compared, Comparison, Contribution, Coordinator, Effect, Facts,
+    FaultKind, Input, MergeOrder, MergeResult, Phase, Stage,
 };
+use manyhands_rules::evidence::{self, moments_groups, theta_groups};
 use manyhands_rules::record::{Entropy, RoundRecord};
 use manyhands_rules::run_id::run_id;
 
 use crate::chain::{Commit, Fault, TestChain};
-
-const PASSED: Distances =
-    Distances { delta: 0.0, first_moment: 0.0, second_moment: 0.0, theta: Digest::new([0; 32]) };
 
 pub(crate) fn key(id: u8) -> NodeKey {
     NodeKey::from_seed([id; 32])
@@ -134,6 +135,9 @@ pub(crate) struct World {
     turns_alike: u32,
     thetas: BTreeMap<Digest, Vec<f32>>,
     errors: BTreeMap<u8, Vec<f32>>,
+    /// Where rounds ended, and by their digests where verifiers ended.
+    ends: BTreeMap<(NodeId, Round), Vec<f32>>,
+    replayed: BTreeMap<Digest, Vec<f32>>,
     /// Rounds that a worker does nothing in.
     pub(crate) idle: BTreeSet<(u8, u32)>,
     /// Rounds whose payload a worker keeps to itself.
@@ -176,6 +180,8 @@ impl World {
             turns_alike: 0,
             thetas: BTreeMap::from([(vector::digest(&theta), theta)]),
             errors: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            replayed: BTreeMap::new(),
             idle: BTreeSet::new(),
             unsent: BTreeSet::new(),
             cheats: BTreeSet::new(),
@@ -240,6 +246,10 @@ impl World {
             self.obey(id);
         }
         for effect in self.machine.poll_effects() {
+            // What came of another may have changed it.
+            if !self.machine.is_wanted(&effect) {
+                continue;
+            }
             if let Some(input) = self.perform(effect) {
                 self.machine.handle(self.now, input);
             }
@@ -269,14 +279,8 @@ impl World {
             }
             Duty::Tasks(tasks) => {
                 for replay in tasks.replays.into_iter().take(self.replays_at_once) {
-                    let round = replay.assignment.round.0;
-                    let cheated = self
-                        .cheats
-                        .iter()
-                        .any(|&(id, r)| (node(id), r) == (replay.assignment.worker, round));
-                    let distances =
-                        if cheated { Distances { delta: 0.2, ..PASSED } } else { PASSED };
-                    let outcome = ReplayOutcome::Compared(distances);
+                    let signed = self.replay(id, &replay.assignment);
+                    let outcome = ReplayOutcome::Replayed(signed);
                     self.ask(id, Request::Verdict(Verdict { id: replay.id, outcome }));
                 }
                 if let Some(asked) = tasks.weigh {
@@ -302,6 +306,53 @@ impl World {
             | Duty::Complete { .. }
             | Duty::Dismissed(_) => {}
         }
+    }
+
+    /// Where the worker's round ended; of one that cheated, somewhere else.
+    fn replay(&mut self, verifier: u8, assignment: &Assignment) -> SignedReplay {
+        let Assignment { round, worker, first_sequence, theta: start, .. } = *assignment;
+        let mut end = self.ends[&(worker, round)].clone();
+        let cheats = |&(id, cheated): &(u8, u32)| (node(id), Round(cheated)) == (worker, round);
+        if self.cheats.iter().any(cheats) {
+            let start = &self.thetas[&start];
+            end.iter_mut().zip(start).for_each(|(end, start)| *end += 0.5 * (*end - start));
+        }
+        let theta = vector::digest(&end);
+        self.replayed.insert(theta, end);
+        let moments = Digest::of(Moments8::zero(&self.layout).as_bytes());
+        let end = ReplayEnd::At(EndState { theta, moments });
+        let replayed = Replayed { round, worker, first_sequence, start, end };
+        SignedReplay::sign(&key(verifier), self.run, replayed)
+    }
+
+    /// As the coordinator's shell does it.
+    fn compare(&mut self, order: Comparison) -> Input {
+        let Comparison { id, commitment, replay, chunks } = order;
+        let (verifier, start) = (replay.verifier, replay.replayed.start);
+        let ReplayEnd::At(end) = replay.replayed.end else { panic!("replays end somewhere") };
+        let EndState { theta, moments } = end;
+        let claimed = &commitment.commitment;
+        if (theta, moments) == (claimed.theta, claimed.moments) {
+            let result = Compared::Distances { distances: Distances::NONE, evidence: None };
+            return Input::Compared { id, verifier, result };
+        }
+        let open = |vector: &[f32]| {
+            Openings::of(&vector::to_bytes(vector), &theta_groups(&chunks)).expect("its groups")
+        };
+        let moments = Moments8::zero(&self.layout);
+        let moments =
+            Openings::of(moments.as_bytes(), &moments_groups(&chunks)).expect("its groups");
+        let ended = |vector: &[f32]| OpenedEnd { theta: open(vector), moments: moments.clone() };
+        let opened = OpenedEnds {
+            start: open(&self.thetas[&start]),
+            claimed: ended(&self.ends[&(commitment.worker, claimed.round)]),
+            replayed: ended(&self.replayed[&theta]),
+        };
+        let shown = ReplayEvidence { commitment, replay, opened: Some(opened) };
+        let subject = evidence::Subject { layout: &self.layout, start, chunks: &chunks };
+        let distances = evidence::distances(&shown, subject).expect("it leads where it should");
+        let evidence = Some(self.evidence.insert(shown.to_bytes()));
+        Input::Compared { id, verifier, result: Compared::Distances { distances, evidence } }
     }
 
     /// Noise that depends on worker and round, encoded as an update.
@@ -332,7 +383,7 @@ impl World {
             payload: payload.digest(),
             payload_bytes: payload.as_bytes().len() as u64,
             theta: vector::digest(&end),
-            moments: Digest::of(b"moments"),
+            moments: Digest::of(Moments8::zero(&self.layout).as_bytes()),
             error: vector::digest(&error),
             tokens: TokenCount(
                 u64::from(assignment.sequences) * u64::from(self.spec.model.context_length),
@@ -340,6 +391,7 @@ impl World {
             loss: 3.0,
         };
         self.errors.insert(id, error);
+        self.ends.insert((node(id), assignment.round), end);
         self.evidence.insert(payload.into_bytes());
         commitment
     }
@@ -358,6 +410,7 @@ impl World {
             Effect::CheckPossession { round, worker, proof, .. } => {
                 Input::PossessionChecked { round, worker, proof, holds: true }
             }
+            Effect::Compare(order) => self.compare(order),
             Effect::Merge(order) => self.merge(&order),
             Effect::CheckStakes { round, .. } => Input::StakesChecked { round, gone: Vec::new() },
             Effect::Anchor { round, stage, digest } => {

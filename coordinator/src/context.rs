@@ -1,15 +1,16 @@
 //! What every effect works with, and what it tells the people who watch.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use manyhands_chain_client::{BlockRef, ChainClient};
 use manyhands_gradient::Layout;
-use manyhands_network::data::DataHandle;
+use manyhands_network::data::{DataHandle, Source};
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::run_file::RunSpec;
-use manyhands_proto::{Digest, RunId};
+use manyhands_proto::{Digest, NodeId, RunId};
 use serde::Serialize;
 
 use crate::store::RunStore;
@@ -25,6 +26,7 @@ pub(crate) struct Context {
     pub(crate) layout: Layout,
     pub(crate) store: std::sync::Arc<RunStore>,
     pub(crate) data: DataHandle,
+    pub(crate) whereabouts: Whereabouts,
     /// None: the run settles on no chain.
     pub(crate) chain: Option<ChainClient>,
     /// Where records are written.
@@ -36,6 +38,21 @@ impl Context {
     /// Bytes of θ and of every other canonical vector.
     pub(crate) fn vector_bytes(&self) -> u64 {
         self.layout.vector_len() as u64 * 4
+    }
+}
+
+/// Where members were last: an effect that goes on while a member moves finds it again.
+#[derive(Debug, Default)]
+pub(crate) struct Whereabouts(Mutex<BTreeMap<NodeId, Vec<SocketAddr>>>);
+
+impl Whereabouts {
+    pub(crate) fn set(&self, node: NodeId, addresses: Vec<SocketAddr>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node, addresses);
+    }
+
+    pub(crate) fn of(&self, node: NodeId) -> Source {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Source { peer: node, addresses: known.get(&node).cloned().unwrap_or_default() }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The task that owns the machine: takes what happened, journals it, steps the machine, and only then
 //! answers and acts. It decides nothing itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::metrics::{COMMIT_SECONDS, INPUTS, REQUESTS, observe};
 use crate::runner::{Ended, Runner};
 use crate::service::Completed;
 use crate::state::State;
-use crate::store;
+use crate::store::{self, Needs, Readers};
 
 /// Pieces of work that one fsync covers.
 const BATCH_MAX: usize = 256;
@@ -69,7 +69,7 @@ pub(crate) struct Driver {
     pub(crate) inputs_since_snapshot: usize,
     pub(crate) snapshot_round: Option<Round>,
     pub(crate) announced: Option<(Round, u32)>,
-    pub(crate) access: Option<(Round, Vec<NodeId>)>,
+    pub(crate) access: Option<Readers>,
 }
 
 /// Answers that wait until what they follow from is on disk.
@@ -204,11 +204,13 @@ impl Driver {
             return;
         }
         let evidence_from = machine.evidence_from();
-        let current: Vec<Digest> = machine.parameters().collect();
+        let verdicts = machine.evidence().map(|(digest, _)| digest);
+        let used: BTreeSet<Digest> = machine.parameters().chain(verdicts).collect();
         self.note_blobs(batch, vec![BlobNote { digest: theta, kind: BlobKind::Theta, round }]);
         let notes: Vec<BlobNote> = self.blobs.values().copied().collect();
         let vector_bytes = self.context.vector_bytes();
-        batch.forgotten = store::expired(&notes, vector_bytes, evidence_from, (round, &current));
+        let needs = Needs { evidence_from, open: round, used: &used };
+        batch.forgotten = store::expired(&notes, vector_bytes, needs);
         for digest in &batch.forgotten {
             self.blobs.remove(digest);
         }
@@ -233,11 +235,16 @@ impl Driver {
 
     fn update_access(&mut self) {
         let machine = &self.state.machine;
-        let access = (machine.round(), machine.verifiers());
-        if self.access.as_ref() != Some(&access) {
+        let decided = machine.evidence().filter(|(_, decided)| *decided);
+        let readers = Readers {
+            open: machine.round(),
+            verifiers: machine.verifiers(),
+            decided: decided.map(|(digest, _)| digest).collect(),
+        };
+        if self.access.as_ref() != Some(&readers) {
             let notes: Vec<BlobNote> = self.blobs.values().copied().collect();
-            self.context.store.set_access(&notes, access.0, &access.1);
-            self.access = Some(access);
+            self.context.store.set_access(&notes, &readers);
+            self.access = Some(readers);
         }
     }
 
@@ -245,12 +252,13 @@ impl Driver {
     fn act(&mut self, joined: &[NodeId]) {
         let new = self.state.machine.poll_effects();
         let machine = &self.state.machine;
-        self.runner.keep(|effect| machine.is_wanted(effect));
-        let moved = joined.iter().flat_map(|node| self.runner.take_of(*node)).collect::<Vec<_>>();
-        for effect in new.into_iter().chain(moved) {
-            let peer = effects::peer(&effect);
-            let addresses = peer.map(|node| self.state.machine.addresses(node)).unwrap_or_default();
-            self.runner.start(effect, addresses);
+        self.runner.keep(|effect| machine.is_asked(effect));
+        let peers = new.iter().flat_map(effects::peers);
+        for node in joined.iter().copied().chain(peers) {
+            self.context.whereabouts.set(node, machine.addresses(node));
+        }
+        for effect in new {
+            self.runner.start(effect);
         }
     }
 

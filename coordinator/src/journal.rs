@@ -64,6 +64,8 @@ pub enum BlobKind {
     Aggregate,
     Payload,
     Record,
+    /// What verifiers' verdicts follow from.
+    Evidence,
 }
 
 /// What is written at once.

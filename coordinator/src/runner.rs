@@ -1,10 +1,8 @@
 //! The effects that are under way.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use manyhands_proto::NodeId;
 use manyhands_rules::coordinator::Effect;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 
@@ -27,15 +25,13 @@ impl Runner {
         Self { context, tasks: JoinSet::new(), running: BTreeMap::new(), next: 0 }
     }
 
-    /// Starts an effect whose peer, if it has one, is at `addresses`.
-    pub(crate) fn start(&mut self, effect: Effect, addresses: Vec<SocketAddr>) {
+    pub(crate) fn start(&mut self, effect: Effect) {
         let (number, context) = (self.next, self.context.clone());
         self.next += 1;
         count(&effect, "started");
         let work = effect.clone();
-        let abort = self
-            .tasks
-            .spawn(async move { (number, effects::perform(context, work, addresses).await) });
+        let abort =
+            self.tasks.spawn(async move { (number, effects::perform(context, work).await) });
         self.running.insert(number, (effect, abort));
     }
 
@@ -49,21 +45,6 @@ impl Runner {
             }
             wanted
         });
-    }
-
-    /// Stops the effects that ask `node` and gives them back: it is somewhere else now.
-    pub(crate) fn take_of(&mut self, node: NodeId) -> Vec<Effect> {
-        let of_node =
-            |(_, (effect, _)): &(&u64, &(Effect, AbortHandle))| effects::peer(effect) == Some(node);
-        let numbers: Vec<u64> =
-            self.running.iter().filter(of_node).map(|(number, _)| *number).collect();
-        let stopped = numbers.into_iter().filter_map(|number| self.running.remove(&number));
-        stopped
-            .map(|(effect, abort)| {
-                abort.abort();
-                effect
-            })
-            .collect()
     }
 
     /// Waits for an effect to end; for ever if none is under way. None: one ended that was stopped.

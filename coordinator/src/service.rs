@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::{Clock, unix_ms};
-use crate::context::{Context, Notes};
+use crate::context::{Context, Notes, Whereabouts};
 use crate::door::{Answerer, Door};
 use crate::driver::{Driver, RunError, Work};
 use crate::journal::{BlobNote, Journal, JournalError, Recovered};
@@ -182,6 +182,7 @@ pub async fn start(config: CoordinatorConfig) -> Result<Handle, StartError> {
         spec,
         store: opened.store.clone(),
         data: data.clone(),
+        whereabouts: Whereabouts::default(),
         chain: chain.clone(),
         records: records_folder(&config.folder),
         notes: Notes::default(),

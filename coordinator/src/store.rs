@@ -108,15 +108,18 @@ impl RunStore {
     }
 
     /// Says who may read which blob: asked once per change, as the store forgets it on restart.
-    pub(crate) fn set_access(&self, notes: &[BlobNote], open: Round, verifiers: &[NodeId]) {
-        let verifiers: BTreeSet<NodeId> = verifiers.iter().copied().collect();
+    pub(crate) fn set_access(&self, notes: &[BlobNote], readers: &Readers) {
+        let verifiers: BTreeSet<NodeId> = readers.verifiers.iter().copied().collect();
         for note in notes {
             let access = match note.kind {
-                BlobKind::Payload if note.round >= open => Access::Only(verifiers.clone()),
+                BlobKind::Payload if note.round >= readers.open => Access::Only(verifiers.clone()),
+                // Or a verifier that has still to judge could say what another found.
+                BlobKind::Evidence if !readers.decided.contains(&note.digest) => Access::Nobody,
                 BlobKind::Payload
                 | BlobKind::Theta
                 | BlobKind::Residual
                 | BlobKind::Aggregate
+                | BlobKind::Evidence
                 | BlobKind::Record => Access::Everyone,
             };
             // Unknown only if it is just being removed.
@@ -147,13 +150,31 @@ impl RunStore {
     }
 }
 
-/// Blobs that are no longer kept once evidence before `evidence_from` expires and `open` is the
-/// open round, whose θ and residual are `current`.
+/// What decides who may read a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Readers {
+    /// The open round.
+    pub(crate) open: Round,
+    pub(crate) verifiers: Vec<NodeId>,
+    /// Evidence behind what has been decided.
+    pub(crate) decided: BTreeSet<Digest>,
+}
+
+/// What blobs are still needed for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Needs<'a> {
+    /// Evidence of rounds before this one expires.
+    pub(crate) evidence_from: Round,
+    pub(crate) open: Round,
+    /// θ and residual of the open round, and the evidence behind verdicts.
+    pub(crate) used: &'a BTreeSet<Digest>,
+}
+
+/// Blobs that are no longer kept.
 pub(crate) fn expired(
     notes: &[BlobNote],
     theta_bytes: u64,
-    evidence_from: Round,
-    (open, current): (Round, &[Digest]),
+    Needs { evidence_from, open, used }: Needs<'_>,
 ) -> Vec<Digest> {
     let theta_from = if theta_bytes <= SMALL_THETA_BYTES {
         evidence_from
@@ -164,9 +185,10 @@ pub(crate) fn expired(
         .iter()
         .filter(|note| match note.kind {
             BlobKind::Theta | BlobKind::Residual => {
-                note.round < theta_from && !current.contains(&note.digest)
+                note.round < theta_from && !used.contains(&note.digest)
             }
             BlobKind::Payload | BlobKind::Aggregate => note.round < evidence_from,
+            BlobKind::Evidence => !used.contains(&note.digest),
             // Small, and without them nobody could follow the chain of records back.
             BlobKind::Record => false,
         })
@@ -250,20 +272,24 @@ mod tests {
 
     #[test]
     fn evidence_and_small_parameters_expire_together_large_ones_earlier_and_records_never() {
-        let notes: Vec<_> = [BlobKind::Theta, BlobKind::Payload, BlobKind::Record]
+        let kinds = [BlobKind::Theta, BlobKind::Payload, BlobKind::Record, BlobKind::Evidence];
+        let notes: Vec<_> = kinds
             .into_iter()
             .flat_map(|kind| (0..20).map(move |round| note(kind, round)))
             .collect();
-        let current = [note(BlobKind::Theta, 3).digest];
-        let current = (Round(19), current.as_slice());
-        let small = expired(&notes, 1 << 20, Round(5), current);
+        let mut used = BTreeSet::from([note(BlobKind::Theta, 3).digest]);
+        used.extend((0..20).map(|round| note(BlobKind::Evidence, round).digest));
+        used.remove(&note(BlobKind::Evidence, 7).digest);
+        let needs = Needs { evidence_from: Round(5), open: Round(19), used: &used };
+        let small = expired(&notes, 1 << 20, needs);
         let expected: Vec<_> = [0, 1, 2, 4]
             .map(|round| note(BlobKind::Theta, round).digest)
             .into_iter()
             .chain((0..5).map(|round| note(BlobKind::Payload, round).digest))
+            .chain([note(BlobKind::Evidence, 7).digest])
             .collect();
         assert_eq!(small, expected);
-        let large = expired(&notes, 1 << 30, Round(5), current);
+        let large = expired(&notes, 1 << 30, needs);
         assert!(large.contains(&note(BlobKind::Theta, 14).digest));
         assert!(!large.contains(&note(BlobKind::Theta, 15).digest));
     }

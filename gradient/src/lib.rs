@@ -15,6 +15,7 @@ mod initial;
 pub mod layout;
 pub mod moments8;
 mod outer;
+pub mod replay;
 pub mod vector;
 
 pub use energy::chunk_energies;

@@ -17,6 +17,8 @@
 //! chance, and is right in the mean. The chance follows from a number that the round's work implies and the value's
 //! place, so it is the same for everybody who repeats the round. Quantising what was quantised changes nothing.
 
+use std::ops::Range;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rayon::prelude::*;
@@ -33,8 +35,13 @@ const SCALE_MIN: f32 = f32::from_bits((127 - 90) << 23);
 /// Bytes of a block: its scale, little-endian, then its codes.
 const BLOCK_BYTES: usize = 4 + BLOCK;
 
-/// 1 rounded with other chances.
-const VERSION: u8 = 2;
+const BLOCKS: usize = CHUNK / BLOCK;
+/// Bytes of one moment of a chunk.
+const MOMENT_CHUNK_BYTES: usize = BLOCKS * BLOCK_BYTES;
+const MOMENTS_CHUNK_BYTES: usize = 2 * MOMENT_CHUNK_BYTES;
+
+/// 1 rounded with other chances, 2 had all of m before all of v.
+const VERSION: u8 = 3;
 const HEADER_BYTES: usize = 1;
 
 /// Which of the two moments.
@@ -47,7 +54,7 @@ enum Kind {
 /// Adam's m and v of every parameter, in 8 bits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Moments8 {
-    /// Version, then the blocks of m, then those of v.
+    /// Version, then of each chunk its blocks of m and its blocks of v.
     bytes: Vec<u8>,
 }
 
@@ -85,7 +92,7 @@ pub enum ParseMomentsError {
 impl Moments8 {
     /// m = v = 0: a fresh worker's.
     pub fn zero(layout: &Layout) -> Self {
-        let mut bytes = vec![0; bytes_len(layout)];
+        let mut bytes = vec![0; Self::bytes_len(layout)];
         bytes[0] = VERSION;
         Self { bytes }
     }
@@ -105,19 +112,46 @@ impl Moments8 {
         layout.assert_covers(&moments.first, "m");
         layout.assert_covers(&moments.second, "v");
         let mut quantised = Self::zero(layout);
-        let (first, second) = quantised.halves_mut();
-        quantise_all(Kind::First, &moments.first, first, stream)?;
-        quantise_all(Kind::Second, &moments.second, second, stream)?;
+        let shares = shares(Kind::Second);
+        let outcomes: Vec<Result<(), QuantiseError>> = quantised.bytes[HEADER_BYTES..]
+            .par_chunks_mut(MOMENTS_CHUNK_BYTES)
+            .zip(moments.first.par_chunks(CHUNK).zip(moments.second.par_chunks(CHUNK)))
+            .enumerate()
+            .map(|(chunk, (bytes, (first, second)))| {
+                assert_ieee();
+                let (first_bytes, second_bytes) = bytes.split_at_mut(MOMENT_CHUNK_BYTES);
+                for (block, values, bytes) in blocks_mut(chunk, first, first_bytes) {
+                    check_block(Kind::First, values, block)?;
+                    first_block(values, bytes);
+                }
+                for (block, values, bytes) in blocks_mut(chunk, second, second_bytes) {
+                    check_block(Kind::Second, values, block)?;
+                    second_block(values, bytes, &shares, chance(stream, block));
+                }
+                Ok(())
+            })
+            .collect();
+        outcomes.into_iter().collect::<Result<(), QuantiseError>>()?;
         Ok(quantised)
     }
 
     /// Exactly what every machine makes of these codes.
     pub fn dequantise(&self) -> Moments {
-        let (first, second) = self.bytes[HEADER_BYTES..].split_at(self.half_len());
-        Moments {
-            first: dequantise_all(Kind::First, first),
-            second: dequantise_all(Kind::Second, second),
-        }
+        let chunks = (self.bytes.len() - HEADER_BYTES) / MOMENTS_CHUNK_BYTES;
+        let (first_shares, second_shares) = (shares(Kind::First), shares(Kind::Second));
+        let mut moments =
+            Moments { first: vec![0.0; chunks * CHUNK], second: vec![0.0; chunks * CHUNK] };
+        moments
+            .first
+            .par_chunks_mut(CHUNK)
+            .zip(moments.second.par_chunks_mut(CHUNK))
+            .zip(self.bytes[HEADER_BYTES..].par_chunks(MOMENTS_CHUNK_BYTES))
+            .for_each(|((first, second), bytes)| {
+                let (first_bytes, second_bytes) = bytes.split_at(MOMENT_CHUNK_BYTES);
+                dequantise(&first_shares, first_bytes, first);
+                dequantise(&second_shares, second_bytes, second);
+            });
+        moments
     }
 
     /// Canonical: equal moments are equal bytes. Their digest is what a worker is held to.
@@ -129,64 +163,65 @@ impl Moments8 {
         self.bytes
     }
 
+    /// Bytes of the moments of a layout.
+    pub fn bytes_len(layout: &Layout) -> usize {
+        HEADER_BYTES + layout.chunk_count() * MOMENTS_CHUNK_BYTES
+    }
+
+    /// Where in the bytes chunk `chunk` lies: what [`parse_chunk`] reads.
+    pub fn chunk_range(chunk: usize) -> Range<usize> {
+        let start = HEADER_BYTES + chunk * MOMENTS_CHUNK_BYTES;
+        start..start + MOMENTS_CHUNK_BYTES
+    }
+
     /// # Errors
     /// When the bytes are not what [`Self::quantise`] makes of some moments of this layout.
     pub fn parse(bytes: Vec<u8>, layout: &Layout) -> Result<Self, ParseMomentsError> {
-        let expected = bytes_len(layout);
+        let expected = Self::bytes_len(layout);
         if bytes.len() != expected {
             return Err(ParseMomentsError::Length { expected, got: bytes.len() });
         }
         if bytes[0] != VERSION {
             return Err(ParseMomentsError::Version { got: bytes[0] });
         }
-        let moments = Self { bytes };
-        let (first, second) = moments.bytes[HEADER_BYTES..].split_at(moments.half_len());
-        check_all(Kind::First, first, layout)?;
-        check_all(Kind::Second, second, layout)?;
-        Ok(moments)
-    }
-
-    fn half_len(&self) -> usize {
-        (self.bytes.len() - HEADER_BYTES) / 2
-    }
-
-    fn halves_mut(&mut self) -> (&mut [u8], &mut [u8]) {
-        let half = self.half_len();
-        self.bytes[HEADER_BYTES..].split_at_mut(half)
+        for (chunk, bytes) in bytes[HEADER_BYTES..].chunks(MOMENTS_CHUNK_BYTES).enumerate() {
+            check_chunk(bytes, layout, chunk)?;
+        }
+        Ok(Self { bytes })
     }
 }
 
-fn bytes_len(layout: &Layout) -> usize {
-    HEADER_BYTES + 2 * (layout.vector_len() / BLOCK) * BLOCK_BYTES
+/// m and v of one chunk, 4,096 values each, from its bytes alone.
+///
+/// # Errors
+/// As [`Moments8::parse`]'s.
+///
+/// # Panics
+/// When the layout has no such chunk.
+pub fn parse_chunk(
+    bytes: &[u8],
+    layout: &Layout,
+    chunk: usize,
+) -> Result<Moments, ParseMomentsError> {
+    if bytes.len() != MOMENTS_CHUNK_BYTES {
+        return Err(ParseMomentsError::Length { expected: MOMENTS_CHUNK_BYTES, got: bytes.len() });
+    }
+    check_chunk(bytes, layout, chunk)?;
+    let (first_bytes, second_bytes) = bytes.split_at(MOMENT_CHUNK_BYTES);
+    let mut moments = Moments { first: vec![0.0; CHUNK], second: vec![0.0; CHUNK] };
+    dequantise(&shares(Kind::First), first_bytes, &mut moments.first);
+    dequantise(&shares(Kind::Second), second_bytes, &mut moments.second);
+    Ok(moments)
 }
 
-fn quantise_all(
-    kind: Kind,
-    values: &[f32],
-    bytes: &mut [u8],
-    stream: u64,
-) -> Result<(), QuantiseError> {
-    const BLOCKS: usize = CHUNK / BLOCK;
-    let shares = shares(kind);
-    let outcomes: Vec<Result<(), QuantiseError>> = bytes
-        .par_chunks_mut(BLOCKS * BLOCK_BYTES)
-        .zip(values.par_chunks(CHUNK))
-        .enumerate()
-        .map(|(chunk, (bytes, values))| {
-            assert_ieee();
-            let blocks = bytes.chunks_exact_mut(BLOCK_BYTES).zip(values.chunks_exact(BLOCK));
-            for (index, (bytes, values)) in blocks.enumerate() {
-                let block = chunk * BLOCKS + index;
-                check_block(kind, values, block)?;
-                match kind {
-                    Kind::First => first_block(values, bytes),
-                    Kind::Second => second_block(values, bytes, &shares, chance(stream, block)),
-                }
-            }
-            Ok(())
-        })
-        .collect();
-    outcomes.into_iter().collect()
+/// The blocks of a chunk: their numbers, values and bytes.
+fn blocks_mut<'a>(
+    chunk: usize,
+    values: &'a [f32],
+    bytes: &'a mut [u8],
+) -> impl Iterator<Item = (usize, &'a [f32], &'a mut [u8])> {
+    let blocks = values.chunks_exact(BLOCK).zip(bytes.chunks_exact_mut(BLOCK_BYTES));
+    blocks.enumerate().map(move |(index, (values, bytes))| (chunk * BLOCKS + index, values, bytes))
 }
 
 fn check_block(kind: Kind, values: &[f32], block: usize) -> Result<(), QuantiseError> {
@@ -260,17 +295,14 @@ fn shares(kind: Kind) -> [f32; 256] {
     std::array::from_fn(|code| share_of(kind, code as u8))
 }
 
-fn dequantise_all(kind: Kind, bytes: &[u8]) -> Vec<f32> {
-    let shares = shares(kind);
-    let mut values = vec![0.0; bytes.len() / BLOCK_BYTES * BLOCK];
-    values.par_chunks_mut(BLOCK).zip(bytes.par_chunks(BLOCK_BYTES)).for_each(|(values, bytes)| {
-        assert_ieee();
+fn dequantise(shares: &[f32; 256], bytes: &[u8], values: &mut [f32]) {
+    assert_ieee();
+    for (values, bytes) in values.chunks_exact_mut(BLOCK).zip(bytes.chunks_exact(BLOCK_BYTES)) {
         let scale = scale_of(bytes);
         for (value, &code) in values.iter_mut().zip(&bytes[4..]) {
             *value = scale * shares[usize::from(code)];
         }
-    });
-    values
+    }
 }
 
 /// value / scale for a code.
@@ -292,32 +324,47 @@ fn scale_of(block: &[u8]) -> f32 {
     f32::from_le_bytes([block[0], block[1], block[2], block[3]])
 }
 
-fn check_all(kind: Kind, bytes: &[u8], layout: &Layout) -> Result<(), ParseMomentsError> {
-    for (index, block) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
-        let scale = scale_of(block);
-        let is_written = scale.to_bits() == 0 || scale >= SCALE_MIN;
-        if !scale.is_finite() || !is_written {
-            return Err(ParseMomentsError::Scale { block: index, got: scale });
+/// Whether these are the bytes of a chunk of some moments.
+fn check_chunk(bytes: &[u8], layout: &Layout, chunk: usize) -> Result<(), ParseMomentsError> {
+    let (first, second) = bytes.split_at(MOMENT_CHUNK_BYTES);
+    let kinds = [(Kind::First, first), (Kind::Second, second)];
+    for (kind, bytes) in kinds {
+        for (index, bytes) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
+            let real = layout.places()[chunk].real.saturating_sub(index * BLOCK).min(BLOCK);
+            check_coded(kind, bytes, (chunk, chunk * BLOCKS + index), real)?;
         }
-        // The largest value's code is the largest there is; without a scale there is no code.
-        let code_max = match (scale > 0.0, kind) {
-            (false, _) => 0,
-            (true, Kind::First) => 127,
-            (true, Kind::Second) => 255,
-        };
-        let magnitude = |code: u8| match kind {
-            Kind::First => code.cast_signed().unsigned_abs(),
-            Kind::Second => code,
-        };
-        let largest = block[4..].iter().map(|&code| magnitude(code)).max().unwrap_or(0);
-        if largest != code_max {
-            return Err(ParseMomentsError::Code { block: index, got: largest });
-        }
-        let (chunk, first) = (index * BLOCK / CHUNK, index * BLOCK % CHUNK);
-        let real = layout.places()[chunk].real.saturating_sub(first).min(BLOCK);
-        if block[4 + real..].iter().any(|&code| code != 0) {
-            return Err(ParseMomentsError::Padding { chunk });
-        }
+    }
+    Ok(())
+}
+
+/// A block of which the first `real` values are not padding.
+fn check_coded(
+    kind: Kind,
+    bytes: &[u8],
+    (chunk, block): (usize, usize),
+    real: usize,
+) -> Result<(), ParseMomentsError> {
+    let scale = scale_of(bytes);
+    let is_written = scale.to_bits() == 0 || scale >= SCALE_MIN;
+    if !scale.is_finite() || !is_written {
+        return Err(ParseMomentsError::Scale { block, got: scale });
+    }
+    // The largest value's code is the largest there is; without a scale there is no code.
+    let code_max = match (scale > 0.0, kind) {
+        (false, _) => 0,
+        (true, Kind::First) => 127,
+        (true, Kind::Second) => 255,
+    };
+    let magnitude = |code: u8| match kind {
+        Kind::First => code.cast_signed().unsigned_abs(),
+        Kind::Second => code,
+    };
+    let largest = bytes[4..].iter().map(|&code| magnitude(code)).max().unwrap_or(0);
+    if largest != code_max {
+        return Err(ParseMomentsError::Code { block, got: largest });
+    }
+    if bytes[4 + real..].iter().any(|&code| code != 0) {
+        return Err(ParseMomentsError::Padding { chunk });
     }
     Ok(())
 }

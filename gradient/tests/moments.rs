@@ -1,5 +1,7 @@
-use manyhands_gradient::Layout;
-use manyhands_gradient::moments8::{BLOCK, Moments, Moments8, ParseMomentsError, QuantiseError};
+use manyhands_gradient::moments8::{
+    BLOCK, Moments, Moments8, ParseMomentsError, QuantiseError, parse_chunk,
+};
+use manyhands_gradient::{CHUNK, Layout};
 use manyhands_proto::Digest;
 use proptest::prelude::*;
 
@@ -19,7 +21,7 @@ fn moments_never_change_a_bit_and_come_back_within_their_bounds() {
     let layout = layout();
     let Moments { first, second } = moments(&layout);
     let coded = Moments8::quantise(&layout, &moments(&layout), 30).expect("they are finite");
-    assert_eq!(Digest::of(coded.as_bytes()).short(), "99eb0997");
+    assert_eq!(Digest::of(coded.as_bytes()).short(), "5c66d6d2");
     let back = coded.dequantise();
     let blocks = |values: &[f32]| -> Vec<Vec<f64>> {
         values.chunks(BLOCK).map(|block| block.iter().map(|v| f64::from(*v)).collect()).collect()
@@ -91,6 +93,26 @@ fn fresh_moments_are_zero_and_bytes_come_back() {
     assert_eq!(Moments8::parse(coded.as_bytes().to_vec(), &layout).as_ref(), Ok(&coded));
     // Two bytes and a thirty-second of a byte per value.
     assert_eq!(coded.as_bytes().len(), 1 + 2 * layout.vector_len() * 260 / 256);
+}
+
+#[test]
+fn a_chunk_is_read_from_its_bytes_alone() {
+    let layout = layout();
+    let coded = Moments8::quantise(&layout, &moments(&layout), 30).expect("they are finite");
+    let whole = coded.dequantise();
+    for chunk in 0..layout.chunk_count() {
+        let bytes = &coded.as_bytes()[Moments8::chunk_range(chunk)];
+        let opened = parse_chunk(bytes, &layout, chunk).expect("its own bytes");
+        let values = chunk * CHUNK..(chunk + 1) * CHUNK;
+        assert_eq!(opened.first, whole.first[values.clone()]);
+        assert_eq!(opened.second, whole.second[values]);
+        let short = parse_chunk(&bytes[1..], &layout, chunk);
+        assert!(matches!(short, Err(ParseMomentsError::Length { .. })));
+        let mut other = bytes.to_vec();
+        other[3] = 0xff;
+        let refused = parse_chunk(&other, &layout, chunk);
+        assert!(matches!(refused, Err(ParseMomentsError::Scale { .. })), "{refused:?}");
+    }
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! The only crate that links libtorch: the transformer, its inner optimiser, data loading, replay,
-//! evaluation, generation, and folders of Hugging Face `transformers`.
+//! The only crate that links libtorch: the transformer, its inner optimiser, data loading, evaluation,
+//! generation, and folders of Hugging Face `transformers`.
 //!
 //! θ enters and leaves as the canonical vector of [`manyhands_gradient::Layout`], the same bits on both
 //! sides. Nothing here knows about peers, rounds or the chain; the worker and the verifier know this
-//! crate by [`Trainer`], [`Replay`], [`evaluate()`] and [`data`].
+//! crate by [`Trainer`], [`evaluate()`] and [`data`].
 
 pub mod data;
 pub mod device;
@@ -15,7 +15,6 @@ mod generate;
 mod metrics;
 mod optimizer;
 mod parameters;
-mod replay;
 mod schedule;
 mod torch;
 mod trainer;
@@ -23,7 +22,6 @@ mod transformer;
 
 pub use evaluate::{EvaluateError, EvaluateTask, Evaluation, evaluate};
 pub use generate::{GenerateError, GenerateOptions, generate};
-pub use replay::{ClaimError, ClaimedChunk, Distances, EndState, Replay, compare};
 pub use schedule::learning_rate;
 pub use torch::TorchError;
 pub use trainer::{

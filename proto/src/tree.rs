@@ -173,6 +173,48 @@ impl Opening {
     }
 }
 
+/// One opened group: 16 KiB of a blob (less at its end), and the way from it to the digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenedGroup {
+    pub opening: Opening,
+    pub bytes: Vec<u8>,
+}
+
+/// Opened groups, and the length of the blob that the source stated. Proven bytes prove of the length only that
+/// it leads to the same paths, so compare it to the one you expect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Openings {
+    pub length: u64,
+    pub groups: Vec<OpenedGroup>,
+}
+
+impl Openings {
+    /// Groups of a blob that is here, in the order asked.
+    ///
+    /// # Errors
+    /// [`TreeError::Index`] if there is no such group.
+    pub fn of(bytes: &[u8], groups: &[u64]) -> Result<Self, TreeError> {
+        let tree = GroupTree::of(bytes);
+        let open = |&group: &u64| {
+            let opening = tree.open(group)?;
+            let start = (group * GROUP_BYTES) as usize;
+            let end = bytes.len().min(start + GROUP_BYTES as usize);
+            Ok(OpenedGroup { opening, bytes: bytes[start..end].to_vec() })
+        };
+        let groups = groups.iter().map(open).collect::<Result<_, TreeError>>()?;
+        Ok(Self { length: bytes.len() as u64, groups })
+    }
+
+    /// Checks every group against the blob's digest.
+    ///
+    /// # Errors
+    /// As [`Opening::verify`]'s.
+    pub fn verify(&self, digest: Digest) -> Result<(), TreeError> {
+        let mut groups = self.groups.iter();
+        groups.try_for_each(|group| group.opening.verify(digest, self.length, &group.bytes))
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Pieces<const BYTES: u64> {
     length: u64,

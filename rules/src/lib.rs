@@ -10,6 +10,7 @@ pub mod coordinator;
 pub mod credibility;
 pub mod draw;
 pub mod economics;
+pub mod evidence;
 pub mod panel;
 pub mod record;
 pub mod requirements;

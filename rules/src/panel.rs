@@ -1,9 +1,9 @@
 //! Who judges a worker's round, and what follows from what they find. One verifier's word lets a round pass;
 //! it takes two to find against it, where two were there to be asked.
 
-use manyhands_proto::NodeId;
-use manyhands_proto::message::Distances;
+use manyhands_proto::message::{Distances, SignedReplay};
 use manyhands_proto::run_file::Verification;
+use manyhands_proto::{Digest, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::draw::Beacon;
@@ -16,8 +16,17 @@ pub const JUDGES_MAX: usize = 3;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Judgement {
-    pub verifier: NodeId,
+    /// Where it ended, under its signature.
+    pub replay: SignedReplay,
     pub verdict: Judged,
+    /// The blob of chunks that the distances follow from ([`crate::evidence`]); kept where somebody accused.
+    pub evidence: Option<Digest>,
+}
+
+impl Judgement {
+    pub fn verifier(&self) -> NodeId {
+        self.replay.verifier
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -118,12 +127,14 @@ pub fn decide(judges: usize, judgements: &[Judgement], more: bool) -> Option<Fin
 
 #[cfg(test)]
 mod tests {
-    use manyhands_proto::Digest;
+    use manyhands_proto::keys::NodeKey;
+    use manyhands_proto::message::{ReplayEnd, Replayed};
+    use manyhands_proto::{Round, RunId};
 
     use super::*;
 
     fn distances(delta: f64) -> Distances {
-        Distances { delta, first_moment: 0.0, second_moment: 0.0, theta: Digest::of(b"theta") }
+        Distances { delta, first_moment: 0.0, second_moment: 0.0 }
     }
 
     fn told(story: &str) -> Vec<Judgement> {
@@ -133,8 +144,16 @@ mod tests {
             _ => Judged::Withheld("nothing".to_owned()),
         };
         let judgement = |(number, letter)| {
-            let verifier = NodeId::new([number; 32]);
-            Judgement { verifier, verdict: judged(letter) }
+            let replayed = Replayed {
+                round: Round(1),
+                worker: NodeId::new([9; 32]),
+                first_sequence: 0,
+                start: Digest::of(b"theta"),
+                end: ReplayEnd::Nowhere,
+            };
+            let key = NodeKey::from_seed([number; 32]);
+            let replay = SignedReplay::sign(&key, RunId::new([5; 32]), replayed);
+            Judgement { replay, verdict: judged(letter), evidence: None }
         };
         (0..).zip(story.chars()).map(judgement).collect()
     }

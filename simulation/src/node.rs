@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    Assignment, Commitment, Join, PROTOCOL_VERSION, Possession, Replay, Role, SignedCommitment,
+    Assignment, Commitment, EndState, Join, PROTOCOL_VERSION, Possession, ReplayEnd, Replayed,
+    Role, SignedCommitment, SignedReplay,
 };
 use manyhands_proto::{Digest, NodeId, Round, RunId, TokenCount};
 use manyhands_rules::worker::{Identity, Trained, Worker};
@@ -96,6 +97,15 @@ impl Node {
         trained
     }
 
+    /// Repeats another's round.
+    pub(crate) fn replay(&self, run: RunId, assignment: &Assignment) -> SignedReplay {
+        let Assignment { round, worker, first_sequence, theta, .. } = *assignment;
+        let blob = Digest::of(format!("replay {round} of {worker} by {}", self.id()).as_bytes());
+        let end = ReplayEnd::At(EndState { theta: blob, moments: blob });
+        let replayed = Replayed { round, worker, first_sequence, start: theta, end };
+        SignedReplay::sign(&self.key, run, replayed)
+    }
+
     pub(crate) fn possession(&self, round: Round, theta: Digest) -> Possession {
         let theta = match self.adversary {
             Some(Adversary::ClaimsOtherTheta) => Digest::of(b"another theta"),
@@ -110,13 +120,14 @@ impl Node {
     }
 }
 
-/// How far `verifier` says that its replay of `worker`'s round comes out from what was committed.
-pub(crate) fn found_distance(verifier: &Node, worker: &Node, task: &Replay) -> f64 {
-    assert_eq!(task.assignment.worker, worker.id(), "a replay is of the node that it names");
+/// How far `worker` ended from where `verifier` did.
+pub(crate) fn distance(verifier: &Node, worker: &Node) -> f64 {
     // Another order of summation.
     const HONEST: f64 = 1e-5;
     match (verifier.adversary, worker.adversary) {
-        (Some(Adversary::AccusesEverybody), _) => 0.5,
+        // It made its end up.
+        (Some(Adversary::AccusesEverybody), _) => 1.4,
+        // Whoever cheats told it where it ended.
         (Some(Adversary::PassesEverybody), _) => HONEST,
         (_, Some(Adversary::SkipsSteps)) => 0.2,
         _ => HONEST,

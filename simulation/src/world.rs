@@ -4,18 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use manyhands_proto::message::{
     Distances, Evaluation, LossEffect, Merge, Possession, ReplayOutcome, Reply, Request, Role,
-    Verdict, Weighing,
+    Start, Verdict, Weighing,
 };
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, Tick};
 use manyhands_rules::coordinator::{
-    CodecResult, Coordinator, Effect, Facts, Input, MergeResult, Phase,
+    CodecResult, Compared, Comparison, Coordinator, Effect, Facts, Input, MergeResult, Phase,
 };
 use manyhands_rules::record::{Entropy, RoundRecord};
 use manyhands_rules::worker::{self, Exit};
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use crate::node::{Node, found_distance};
+use crate::node::{Node, distance};
 use crate::outcome::Outcome;
 use crate::scenario::{Adversary, Simulation};
 
@@ -44,7 +44,11 @@ enum Event {
         life: u32,
         input: worker::Input,
     },
-    Coordinator(Input),
+    /// What the coordinator wanted is done.
+    Done {
+        effect: Box<Effect>,
+        input: Input,
+    },
     CoordinatorTimeout,
     Arrive(usize),
     Return(usize),
@@ -204,8 +208,11 @@ impl World {
                     self.after(0, Event::Wake(node));
                 }
             }
-            Event::Coordinator(input) => {
-                self.tell_coordinator(input);
+            Event::Done { effect, input } => {
+                // As the real driver does: what happened meanwhile may have changed what is to be done.
+                if self.coordinator.is_wanted(&effect) {
+                    self.tell_coordinator(input);
+                }
             }
             Event::CoordinatorTimeout => {
                 self.tell_coordinator(Input::Timeout);
@@ -276,15 +283,16 @@ impl World {
                 return;
             }
             worker::Effect::Replay(task) => {
-                let tokens = task.commitment.tokens.0;
-                let worker = self.nodes.iter().find(|node| node.id() == task.assignment.worker);
+                let assignment = &task.assignment;
+                let tokens = u64::from(assignment.sequences) * u64::from(context_length);
+                let worker = self.nodes.iter().find(|node| node.id() == assignment.worker);
                 let worker = worker.expect("tasks are about nodes that exist");
-                let outcome = if worker.serves(task.assignment.round) {
-                    let delta = found_distance(&self.nodes[index], worker, &task);
-                    let theta = task.commitment.theta;
-                    let distances =
-                        Distances { delta, first_moment: delta, second_moment: delta, theta };
-                    ReplayOutcome::Compared(distances)
+                let head = match assignment.start {
+                    Start::Fresh => None,
+                    Start::Head { round, .. } => Some(round),
+                };
+                let outcome = if head.is_none_or(|head| worker.serves(head)) {
+                    ReplayOutcome::Replayed(self.nodes[index].replay(RUN, assignment))
                 } else {
                     ReplayOutcome::Failed("the worker cannot be reached".to_owned())
                 };
@@ -300,6 +308,8 @@ impl World {
                     task.updates.iter().map(|(worker, _)| (*worker, LossEffect(-1_000))).collect();
                 (100, worker::Input::Weighed(Weighing { round: task.round, effects }))
             }
+            // Here the chain needs no votes.
+            worker::Effect::Vote(vote) => (100, worker::Input::Voted(vote)),
             worker::Effect::Abort => (50, worker::Input::Failed),
             worker::Effect::Exit(exit) => {
                 self.exits.insert(self.nodes[index].id(), exit);
@@ -334,6 +344,7 @@ impl World {
     }
 
     fn perform(&mut self, effect: Effect) {
+        let wanted = Box::new(effect.clone());
         let (delay, input) = match effect {
             Effect::FetchPayload { round, worker, .. } => {
                 let node = self.node(worker);
@@ -355,6 +366,17 @@ impl World {
                     Some(_) | None => CodecResult::Passed,
                 };
                 (200, Input::CodecChecked { round: check.round, worker: check.worker, result })
+            }
+            Effect::Compare(Comparison { id, commitment, replay, .. }) => {
+                let (worker, verifier) = (self.node(commitment.worker), self.node(replay.verifier));
+                let result = if worker.adversary == Some(Adversary::NeverOpens) {
+                    Compared::Withheld("its end was not opened".to_owned())
+                } else {
+                    let delta = distance(verifier, worker);
+                    let distances = Distances { delta, first_moment: delta, second_moment: delta };
+                    Compared::Distances { distances, evidence: Some(Digest::of(&replay.signature)) }
+                };
+                (400, Input::Compared { id, verifier: replay.verifier, result })
             }
             Effect::CheckPossession { round, worker, theta, proof } => {
                 let expected = Possession::prove(round, worker, theta.as_bytes());
@@ -396,6 +418,6 @@ impl World {
             }
             Effect::CompleteRun { .. } => (BLOCK_MS, Input::RunCompleted),
         };
-        self.after(delay, Event::Coordinator(input));
+        self.after(delay, Event::Done { effect: wanted, input });
     }
 }

@@ -140,7 +140,7 @@ fn a_verifier_that_finds_against_everybody_harms_nobody_where_two_others_look() 
         }
         let checks = outcome.records.iter().flat_map(|record| &record.checks);
         let outvoted = checks
-            .filter(|check| check.judgements.iter().any(|it| it.verifier == liar))
+            .filter(|check| check.judgements.iter().any(|it| it.verifier() == liar))
             .inspect(|check| assert!(matches!(check.finding, Finding::ReplayPassed(_))))
             .count();
         assert!(outvoted > 0, "the liar was asked at times");

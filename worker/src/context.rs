@@ -104,11 +104,16 @@ pub enum WorkerEvent {
         step: u64,
         steps: u64,
     },
+    /// Where it ended is compared by the coordinator.
     Replayed {
         round: Round,
         worker: NodeId,
+    },
+    /// This node has said on the chain that a worker's round does not come out where it says.
+    Voted {
+        round: Round,
+        worker: NodeId,
         delta: f64,
-        passed: bool,
     },
     Evaluated {
         round: Round,
@@ -156,16 +161,13 @@ impl Context {
     pub(crate) fn trainer(&self, source: Arc<dyn SequenceSource>) -> Box<dyn Trainer> {
         match &self.trainers {
             Some(trainers) => trainers(&self.spec, source, self.device),
-            None => self.honest_trainer(source),
+            None => {
+                let RunSpec { model, training, .. } = &self.spec;
+                let steps = self.spec.total_steps();
+                let trainer = LocalTrainer::new(model, training, steps, source, self.device);
+                Box::new(trainer.expect("the size of a run's model was checked when it was read"))
+            }
         }
-    }
-
-    /// The trainer that the run asks for, also in a node that brought another one.
-    pub(crate) fn honest_trainer(&self, source: Arc<dyn SequenceSource>) -> Box<dyn Trainer> {
-        let RunSpec { model, training, .. } = &self.spec;
-        let trainer =
-            LocalTrainer::new(model, training, self.spec.total_steps(), source, self.device);
-        Box::new(trainer.expect("the size of a run's model was checked when it was read"))
     }
 
     /// The coordinator, and then others that may have a blob.

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use manyhands_proto::message::Start;
+use manyhands_proto::message::{EndState, Start};
 use manyhands_proto::{Digest, NodeId, Round};
 use manyhands_rules::worker::Trained;
 use serde::de::DeserializeOwned;
@@ -35,17 +35,30 @@ pub(crate) struct RoundState {
     pub(crate) trained: Trained,
     /// Optimiser steps since the moments were zero.
     pub(crate) adam_step: u64,
-    /// Who may open it beside the coordinator, once the commitments are closed.
+    /// Who may read its moments beside the coordinator, which may open everything, once the commitments are closed.
     pub(crate) published_to: Option<BTreeSet<NodeId>>,
 }
 
 impl RoundState {
-    /// The blobs that belong to it: payload, θ_H, moments, e_next.
-    pub(crate) fn blobs(&self) -> [Digest; 4] {
+    pub(crate) fn moments(&self) -> Digest {
+        self.trained.commitment.commitment.moments
+    }
+
+    /// What only the coordinator opens: with any two of these somebody could say where the round ended without
+    /// repeating it.
+    pub(crate) fn secrets(&self) -> [Digest; 3] {
         let commitment = &self.trained.commitment.commitment;
-        [commitment.payload, commitment.theta, commitment.moments, commitment.error]
+        [commitment.payload, commitment.theta, commitment.error]
+    }
+
+    /// The blobs that belong to it.
+    pub(crate) fn blobs(&self) -> impl Iterator<Item = Digest> {
+        [self.moments()].into_iter().chain(self.secrets())
     }
 }
+
+/// Where replays ended that may still be compared: they are, one after the other, soon after they are done.
+const REPLAYS_KEPT: usize = 4;
 
 /// The parameters that are on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +129,24 @@ impl WorkerDisk {
             fs::remove_file(&path).map_err(|source| DiskError::Io { path, source })?;
         }
         Ok(())
+    }
+
+    /// Where this node's last replays ended, oldest first.
+    pub(crate) fn replays(&self) -> Result<Vec<EndState>, DiskError> {
+        Ok(read(&self.replays_path())?.unwrap_or_default())
+    }
+
+    /// Notes where a replay ended, and forgets the oldest.
+    pub(crate) fn keep_replay(&self, end: EndState) -> Result<(), DiskError> {
+        let mut ends = self.replays()?;
+        ends.retain(|known| *known != end);
+        ends.push(end);
+        ends.drain(..ends.len().saturating_sub(REPLAYS_KEPT));
+        write(&self.replays_path(), &ends)
+    }
+
+    fn replays_path(&self) -> PathBuf {
+        self.folder.join("replays.json")
     }
 
     pub(crate) fn theta(&self) -> Result<Option<ThetaState>, DiskError> {

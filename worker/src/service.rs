@@ -34,7 +34,7 @@ use crate::data::{DataError, RunData};
 use crate::disk::{DiskError, WorkerDisk};
 use crate::sync::{FetchBlobError, SyncError, Theta, restore, sync};
 use crate::train::{Reins, RoundError, publish, restore_access, train};
-use crate::verify::{evaluation, replay, weigh};
+use crate::verify::{evaluation, replay, vote, weigh};
 
 /// A beat a second; announcements make it speak at once when something changed.
 const BEAT_MS: u64 = 1_000;
@@ -620,6 +620,13 @@ impl Service {
                     self.spawn_on_reins(|reins| async move {
                         let verdict = replay(context, data, task, reins).await;
                         Ok(Done::Input(Input::Replayed(verdict)))
+                    });
+                }
+                Effect::Vote(wanted) => {
+                    let context = Arc::clone(&self.context);
+                    self.spawn(async move {
+                        let voted = vote(context, &wanted).await;
+                        voted.map(|()| Done::Input(Input::Voted(wanted))).map_err(Undone::Passing)
                     });
                 }
                 Effect::Weigh(task) => {

@@ -274,11 +274,12 @@ pub(crate) enum SweepError {
     Disk(#[from] DiskError),
 }
 
-/// Removes all blobs, and downloads begun, but the end states of this node's last rounds and `used`.
+/// Removes all blobs, and downloads begun, but the end states of this node's last rounds and replays, and `used`.
 fn sweep(context: &Context, used: &BTreeSet<Digest>) -> Result<(), SweepError> {
     let rounds = context.disk.rounds()?;
     let mut used = used.clone();
     used.extend(rounds.iter().flat_map(RoundState::blobs));
+    used.extend(context.disk.replays()?.into_iter().flat_map(|end| [end.theta, end.moments]));
     for (digest, _) in context.store.blobs() {
         if !used.contains(&digest) {
             context.store.remove(digest)?;

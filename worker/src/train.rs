@@ -13,7 +13,7 @@ use manyhands_model::device::pause_for_load;
 use manyhands_model::{Control, TrainError, TrainOutcome, TrainTask, Trainer};
 use manyhands_network::data::{Access, StoreError};
 use manyhands_proto::Digest;
-use manyhands_proto::message::{Assignment, Commitment, SignedCommitment, Start};
+use manyhands_proto::message::{Assignment, Commitment, EndState, SignedCommitment, Start};
 use manyhands_rules::reward::layout;
 use manyhands_rules::worker::Trained;
 use tokio::sync::Notify;
@@ -209,14 +209,14 @@ fn finish(
     Ok(trained)
 }
 
-/// From now on the coordinator may fetch a round's payload, and it and these nodes open its evidence.
+/// From now on the coordinator may fetch a round's payload and open its evidence, and these verifiers may read
+/// its moments: the next round starts from them. Where the round ended they have to find out themselves.
 pub(crate) fn publish(
     context: &Context,
     round: manyhands_proto::Round,
     verifiers: &[manyhands_proto::NodeId],
 ) -> Result<(), RoundError> {
-    let readers: BTreeSet<_> =
-        verifiers.iter().copied().chain([context.coordinator.peer]).collect();
+    let readers: BTreeSet<_> = verifiers.iter().copied().collect();
     for mut state in context.disk.rounds()? {
         let closed = state.trained.assignment.round <= round;
         if !closed || state.published_to.as_ref() == Some(&readers) {
@@ -229,18 +229,28 @@ pub(crate) fn publish(
     Ok(())
 }
 
-/// Lets those read a round's evidence who might before the process was restarted.
+/// Lets those read evidence who might before the process was restarted.
 pub(crate) fn restore_access(context: &Context) -> Result<(), RoundError> {
     for state in context.disk.rounds()? {
         allow(context, &state)?;
+    }
+    let coordinator = BTreeSet::from([context.coordinator.peer]);
+    for EndState { theta, moments } in context.disk.replays()? {
+        for digest in [theta, moments] {
+            // One that is gone was never asked for again.
+            let _ = context.store.set_access(digest, Access::Only(coordinator.clone()));
+        }
     }
     Ok(())
 }
 
 fn allow(context: &Context, state: &RoundState) -> Result<(), RoundError> {
-    let Some(readers) = &state.published_to else { return Ok(()) };
-    for digest in state.blobs() {
-        context.store.set_access(digest, Access::Only(readers.clone()))?;
+    let Some(verifiers) = &state.published_to else { return Ok(()) };
+    let coordinator = BTreeSet::from([context.coordinator.peer]);
+    for digest in state.secrets() {
+        context.store.set_access(digest, Access::Only(coordinator.clone()))?;
     }
+    let readers = verifiers.union(&coordinator).copied().collect();
+    context.store.set_access(state.moments(), Access::Only(readers))?;
     Ok(())
 }

@@ -1,26 +1,23 @@
-//! What a verifier does: repeats a worker's round and compares, and measures held-out loss.
+//! What a verifier does: repeats a worker's round, measures held-out loss, and votes on the chain.
 
 mod evidence;
+mod vote;
 mod weigh;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use manyhands_chain_client::FaultReport;
-use manyhands_chain_client::types::FaultKind;
 use manyhands_gradient::moments8::Moments8;
-use manyhands_gradient::{CHUNK, Layout, vector};
+use manyhands_gradient::{Layout, vector};
 use manyhands_model::data::SequenceId;
-use manyhands_model::{
-    ClaimedChunk, EndState, EvaluateTask, TrainError, TrainTask, Transformer,
-    compare as compare_chunks, evaluate,
-};
-use manyhands_network::data::{GROUPS_PER_REQUEST_MAX, Source};
+use manyhands_model::{EvaluateTask, TrainError, TrainOutcome, TrainTask, Transformer, evaluate};
+use manyhands_network::data::{Access, Source};
+use manyhands_proto::Digest;
 use manyhands_proto::message::{
-    Assignment, Distances, Evaluate, Evaluation, Replay, ReplayOutcome, Start, Verdict,
+    Assignment, EndState, Evaluate, Evaluation, Replay, ReplayEnd, ReplayOutcome, Replayed,
+    SignedReplay, Start, Verdict,
 };
-use manyhands_proto::{ChunkIndex, Digest};
-use manyhands_rules::panel::within;
 use manyhands_rules::reward::layout;
 
 use crate::context::{Context, WorkerEvent};
@@ -29,6 +26,7 @@ use crate::metrics;
 use crate::sync::{borrow_theta, incoming};
 use crate::train::Reins;
 use evidence::{Evidence, EvidenceError, PAUSE_MAX};
+pub(crate) use vote::vote;
 pub(crate) use weigh::weigh;
 
 /// How a replay can end without distances.
@@ -51,37 +49,35 @@ impl Stopped {
     }
 }
 
-/// Does a replay task and forms the verdict; a fault is also reported on the chain.
+/// Does a replay task, keeps where it ended, and stands for it with our signature. Where the worker says that it
+/// ended we do not know, and have no way to find out before.
 pub(crate) async fn replay(
     context: Arc<Context>,
     data: Arc<RunData>,
     task: Replay,
     reins: Arc<Reins>,
 ) -> Verdict {
-    let (round, worker) = (task.assignment.round, task.assignment.worker);
-    let outcome = match compare(&context, &data, &task, &reins).await {
-        Ok(distances) => {
-            let passed = within(&distances, &context.spec.verification);
-            metrics::replayed(if passed { "passed" } else { "fault" });
-            let delta = distances.delta;
-            context.tell(WorkerEvent::Replayed { round, worker, delta, passed });
-            if !passed {
-                report(&context, &task, &distances).await;
-            }
-            ReplayOutcome::Compared(distances)
+    let Assignment { round, worker, first_sequence, theta: start, .. } = task.assignment;
+    let end = match repeat(&context, &data, &task, &reins).await {
+        Ok(end) => {
+            metrics::replayed("done");
+            context.tell(WorkerEvent::Replayed { round, worker });
+            end
         }
         Err(Stopped::Withheld(reason)) => {
             metrics::replayed("withheld");
             context.trouble(format!("worker {} withheld evidence: {reason}", worker.short()));
-            ReplayOutcome::Withheld(shorten(reason))
+            ReplayEnd::Withheld(shorten(reason))
         }
         Err(Stopped::Failed(reason)) => {
             metrics::replayed("failed");
             context.trouble(format!("cannot replay round {round}: {reason}"));
-            ReplayOutcome::Failed(shorten(reason))
+            return Verdict { id: task.id, outcome: ReplayOutcome::Failed(shorten(reason)) };
         }
     };
-    Verdict { id: task.id, outcome }
+    let replayed = Replayed { round, worker, first_sequence, start, end };
+    let signed = SignedReplay::sign(&context.key, context.run, replayed);
+    Verdict { id: task.id, outcome: ReplayOutcome::Replayed(signed) }
 }
 
 /// Reasons travel in messages of limited size.
@@ -89,79 +85,48 @@ fn shorten(reason: String) -> String {
     reason.chars().take(200).collect()
 }
 
-async fn compare(
+async fn repeat(
     context: &Arc<Context>,
     data: &RunData,
     task: &Replay,
     reins: &Arc<Reins>,
-) -> Result<Distances, Stopped> {
+) -> Result<ReplayEnd, Stopped> {
     let assignment = &task.assignment;
     let layout = layout(&context.spec.model);
-    let chunks = layout.chunk_count();
-    // Nobody could open these, and that is not the worker's fault.
-    if let Some(chunk) = task.chunks.iter().find(|chunk| chunk.0 as usize >= chunks) {
-        return Err(Stopped::Failed(format!("expected chunks below {chunks}, got {}", chunk.0)));
-    }
     let theta = borrow_theta(context, assignment.theta).await.map_err(Stopped::failed)?;
     let theta = vector::from_bytes(&theta, &layout).map_err(Stopped::failed)?;
-    let mut evidence = evidence_of(context, task);
     let moments = match task.head_moments {
         None => None,
-        Some(digest) => Some(fetch_moments(&mut evidence, digest, &layout).await?),
+        Some(digest) => Some(fetch_moments(context, task, digest, &layout).await?),
     };
     let batches = data.batches(context, assignment).await.map_err(Stopped::failed)?;
     let from_own_moments = moments.is_some();
     let beginning = Beginning { theta, moments, batches };
-    let replayed = match run(context, data, &task.assignment, beginning, Arc::clone(reins)).await {
-        Ok(replayed) => replayed,
+    match run(context, data, assignment, beginning, Arc::clone(reins)).await {
+        Ok(outcome) => keep(context, outcome).await.map(ReplayEnd::At),
         Err(error) if from_own_moments && is_not_finite(&error) => {
             let (round, worker) = (assignment.round, assignment.worker.short());
             context.trouble(format!("round {round} of {worker}, from its own moments: {error}"));
-            return Ok(farthest());
+            Ok(ReplayEnd::Nowhere)
         }
-        Err(error) => return Err(Stopped::failed(error)),
-    };
-    let theta_digest = vector::digest(&replayed.theta);
-    // The worker's end state is opened only now, when ours is fixed.
-    let claimed_moments =
-        fetch_moments(&mut evidence, task.commitment.moments, &layout).await?.dequantise();
-    let claimed_theta = open_chunks(&mut evidence, task, &layout).await?;
-    let claimed: Vec<_> = claimed_theta
-        .into_iter()
-        .map(|(index, theta)| {
-            let range = index.0 as usize * CHUNK..(index.0 as usize + 1) * CHUNK;
-            ClaimedChunk {
-                index,
-                theta,
-                first_moment: claimed_moments.first[range.clone()].to_vec(),
-                second_moment: claimed_moments.second[range].to_vec(),
-            }
-        })
-        .collect();
-    let moments = replayed.moments.dequantise();
-    let end = EndState { theta: &replayed.theta, moments: &moments };
-    let distances = compare_chunks(&replayed.start, end, &claimed).map_err(Stopped::failed)?;
-    // A distance from nothing has no number; it is as far as a message can say.
-    let finite = |distance: f64| if distance.is_finite() { distance } else { f64::MAX };
-    Ok(Distances {
-        delta: finite(distances.delta),
-        first_moment: finite(distances.first_moment),
-        second_moment: finite(distances.second_moment),
-        theta: theta_digest,
-    })
+        Err(error) => Err(Stopped::failed(error)),
+    }
 }
 
-/// Half of the time that checks have: the rest is for our own work, and for another verifier.
-fn evidence_of<'a>(context: &'a Context, task: &Replay) -> Evidence<'a> {
-    let worker = Source { peer: task.source.node, addresses: task.source.addresses.clone() };
-    Evidence {
-        data: &context.data,
-        worker,
-        incoming: incoming(context),
-        progress: progress(context, "evidence"),
-        pause_max: PAUSE_MAX,
-        left: Duration::from_millis(context.spec.round.check_ms / 2),
-    }
+/// Writes down where a replay ended, for the coordinator alone.
+async fn keep(context: &Arc<Context>, outcome: TrainOutcome) -> Result<EndState, Stopped> {
+    let context = Arc::clone(context);
+    let keeping = tokio::task::spawn_blocking(move || {
+        let coordinator = || Access::Only(BTreeSet::from([context.coordinator.peer]));
+        let insert =
+            |bytes: &[u8]| context.store.insert(bytes, coordinator()).map_err(Stopped::failed);
+        let theta = insert(&vector::to_bytes(&outcome.theta))?;
+        let moments = insert(outcome.moments.as_bytes())?;
+        let end = EndState { theta, moments };
+        context.disk.keep_replay(end).map_err(Stopped::failed)?;
+        Ok(end)
+    });
+    keeping.await.expect("storing a blob does not panic")
 }
 
 /// Whether what was trained on led nowhere, rather than something of ours failed. Whoever starts from
@@ -180,19 +145,6 @@ fn is_not_finite(error: &TrainError) -> bool {
     }
 }
 
-/// The claim is as far from the replay as a message can say, which ended nowhere.
-fn farthest() -> Distances {
-    let (delta, first_moment, second_moment) = (f64::MAX, f64::MAX, f64::MAX);
-    Distances { delta, first_moment, second_moment, theta: Digest::of(&[]) }
-}
-
-/// Where our own repetition started and ended.
-struct Replayed {
-    start: Vec<f32>,
-    theta: Vec<f32>,
-    moments: Moments8,
-}
-
 /// What our own repetition starts from.
 struct Beginning {
     theta: Vec<f32>,
@@ -206,14 +158,14 @@ async fn run(
     assignment: &Assignment,
     beginning: Beginning,
     reins: Arc<Reins>,
-) -> Result<Replayed, TrainError> {
-    let mut trainer = context.honest_trainer(data.train());
+) -> Result<TrainOutcome, TrainError> {
+    let mut trainer = context.trainer(data.train());
     let context = Arc::clone(context);
     let assignment = assignment.clone();
     let work = tokio::task::spawn_blocking(move || {
-        let Beginning { theta: start, moments, batches } = beginning;
+        let Beginning { theta, moments, batches } = beginning;
         let train = TrainTask {
-            theta: &start,
+            theta: &theta,
             moments: moments.as_ref(),
             adam_step: match assignment.start {
                 Start::Fresh => 0,
@@ -226,59 +178,34 @@ async fn run(
             threads: context.threads,
         };
         let (round, worker) = (assignment.round, assignment.worker);
-        let outcome = trainer.train(&train, &mut |progress| {
+        trainer.train(&train, &mut |progress| {
             let (step, steps) = (progress.steps_done, progress.steps);
             context.tell(WorkerEvent::Replaying { round, worker, step, steps });
             reins.control()
-        });
-        outcome.map(|outcome| Replayed { theta: outcome.theta, moments: outcome.moments, start })
+        })
     });
     work.await.expect("a replaying thread does not panic")
 }
 
 async fn fetch_moments(
-    evidence: &mut Evidence<'_>,
+    context: &Context,
+    task: &Replay,
     digest: Digest,
     layout: &Layout,
 ) -> Result<Moments8, Stopped> {
-    let bytes_max = Moments8::zero(layout).as_bytes().len() as u64;
-    let bytes = evidence.blob(digest, bytes_max).await;
+    let worker = Source { peer: task.source.node, addresses: task.source.addresses.clone() };
+    let evidence = Evidence {
+        data: &context.data,
+        worker,
+        incoming: incoming(context),
+        progress: progress(context, "evidence"),
+        pause_max: PAUSE_MAX,
+        // The rest of the time that checks have is for our own work, and for comparing.
+        patience: Duration::from_millis(context.spec.round.check_ms / 4),
+    };
+    let bytes = evidence.blob(digest, Moments8::bytes_len(layout) as u64).await;
     let bytes = bytes.map_err(|error| Stopped::by("moments", &error))?;
     Moments8::parse(bytes, layout).map_err(|error| Stopped::Withheld(format!("moments: {error}")))
-}
-
-/// Opens the drawn chunks of θ_H, each proven against the committed digest.
-async fn open_chunks(
-    evidence: &mut Evidence<'_>,
-    task: &Replay,
-    layout: &Layout,
-) -> Result<Vec<(ChunkIndex, Vec<f32>)>, Stopped> {
-    let length = layout.vector_len() as u64 * 4;
-    let mut opened = Vec::with_capacity(task.chunks.len());
-    for chunks in task.chunks.chunks(GROUPS_PER_REQUEST_MAX) {
-        let groups: Vec<u64> = chunks.iter().map(|chunk| u64::from(chunk.0)).collect();
-        let bytes = evidence.groups(task.commitment.theta, length, &groups).await;
-        let bytes = bytes.map_err(|error| Stopped::by("θ", &error))?;
-        let values = bytes.iter().map(|bytes| vector::floats(bytes));
-        opened.extend(chunks.iter().copied().zip(values));
-    }
-    Ok(opened)
-}
-
-/// A failed replay goes on the chain under the verifier's own name.
-async fn report(context: &Context, task: &Replay, distances: &Distances) {
-    let Some(chain) = &context.chain else { return };
-    let evidence = serde_json::to_vec(&(task, distances)).expect("plain structs serialise");
-    let report = FaultReport {
-        run: context.run,
-        worker: task.assignment.worker,
-        round: task.assignment.round,
-        kind: FaultKind::Replay,
-        evidence_digest: Digest::of(&evidence),
-    };
-    if let Err(error) = chain.report_fault(&context.key, report).await {
-        context.trouble(format!("cannot report the fault on the chain: {error}"));
-    }
 }
 
 /// Measures the held-out loss of a θ.
@@ -336,14 +263,5 @@ mod tests {
         assert!(is_not_finite(&TrainError::Moments(QuantiseError::NotFinite { block: 0 })));
         assert!(!is_not_finite(&TrainError::EmptyStep { step }));
         assert!(!is_not_finite(&TrainError::Stopped { steps_done: step }));
-    }
-
-    #[test]
-    fn what_is_farthest_is_a_fault_and_can_be_said() {
-        let distances = farthest();
-        assert!(!within(&distances, &manyhands_proto::run_file::Verification::default()));
-        for distance in [distances.delta, distances.first_moment, distances.second_moment] {
-            assert!(distance.is_finite());
-        }
     }
 }

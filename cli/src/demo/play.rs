@@ -304,7 +304,7 @@ impl Play {
                 value["round"],
                 field("reason")
             )),
-            ("verifier", "replayed") if value["passed"] == false => self.teller.tell(format!(
+            ("verifier", "voted") => self.teller.tell(format!(
                 ">>> caught: the replay of {}'s round {} does not agree with what it sent (distance {:.3})",
                 short("worker"),
                 value["round"],

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use manyhands_gradient::codec::{Endpoints, OpenedChunk, Update, UpdateCodec};
 use manyhands_gradient::error_feedback::add_sent_to_chunk;
 use manyhands_gradient::{CHUNK, chunk_energies, vector};
-use manyhands_network::data::{FetchRequest, GROUPS_PER_REQUEST_MAX, Source, SourceError};
+use manyhands_network::data::FetchRequest;
 use manyhands_proto::tree::GROUP_BYTES;
-use manyhands_proto::{ChunkIndex, Digest};
+use manyhands_proto::{ChunkIndex, Digest, NodeId};
 use manyhands_rules::coordinator::{CodecCheck, CodecResult, Input};
+use manyhands_rules::evidence::theta_groups;
 
+use super::openings::{Blob, NotOpened, open as open_groups};
 use super::{Done, EffectError, blocking};
 use crate::context::Context;
 use crate::retry::Backoff;
@@ -26,13 +28,9 @@ struct Opened {
 /// What the worker opened instead of what it committed to.
 struct Withheld(String);
 
-pub(super) async fn check(
-    context: &Arc<Context>,
-    check: CodecCheck,
-    source: Source,
-) -> Result<Done, EffectError> {
+pub(super) async fn check(context: &Arc<Context>, check: CodecCheck) -> Result<Done, EffectError> {
     let (round, worker) = (check.round, check.worker);
-    let result = match run(context, check, &source).await? {
+    let result = match run(context, check).await? {
         Ok(result) => result,
         Err(Withheld(reason)) => CodecResult::Withheld(reason),
     };
@@ -42,7 +40,6 @@ pub(super) async fn check(
 async fn run(
     context: &Arc<Context>,
     check: CodecCheck,
-    source: &Source,
 ) -> Result<Result<CodecResult, Withheld>, EffectError> {
     let (own, order) = (context.clone(), check.clone());
     let (update, drawn) = blocking(move || {
@@ -55,12 +52,12 @@ async fn run(
     .await??;
     let returned = match check.error.and_then(|error| error.returned_payload) {
         None => None,
-        Some(payload) => match returned_update(context, payload, source).await? {
+        Some(payload) => match returned_update(context, payload, check.worker).await? {
             Ok(update) => Some(update),
             Err(withheld) => return Ok(Err(withheld)),
         },
     };
-    let opened = match open(context, &check, source, &drawn).await {
+    let opened = match open(context, &check, &drawn).await {
         Ok(opened) => opened,
         Err(withheld) => return Ok(Err(withheld)),
     };
@@ -85,7 +82,7 @@ fn stored_update(context: &Context, payload: Digest) -> Result<Update, EffectErr
 async fn returned_update(
     context: &Arc<Context>,
     payload: Digest,
-    source: &Source,
+    worker: NodeId,
 ) -> Result<Result<Update, Withheld>, EffectError> {
     if context.store.contains(payload) {
         let own = context.clone();
@@ -95,7 +92,8 @@ async fn returned_update(
     let length_max = manyhands_gradient::codec::payload_bytes_max(&context.layout, profile) as u64;
     let mut backoff = Backoff::for_peers();
     loop {
-        let request = FetchRequest::new(payload, vec![source.clone()], length_max);
+        let source = context.whereabouts.of(worker);
+        let request = FetchRequest::new(payload, vec![source], length_max);
         match context.data.fetch_to_memory(request).await {
             Ok((bytes, _)) => {
                 let parsed = Update::parse(&bytes, &context.layout, profile);
@@ -113,14 +111,14 @@ async fn returned_update(
 async fn open(
     context: &Context,
     check: &CodecCheck,
-    source: &Source,
     drawn: &[ChunkIndex],
 ) -> Result<Vec<Opened>, Withheld> {
-    let theta_end = open_vector(context, source, ("θ_H", check.theta_end), drawn).await?;
-    let error_next = open_vector(context, source, ("e_next", check.error_next), drawn).await?;
+    let theta_end = open_vector(context, check.worker, ("θ_H", check.theta_end), drawn).await?;
+    let error_next =
+        open_vector(context, check.worker, ("e_next", check.error_next), drawn).await?;
     let error_in = match check.error {
         None => vec![vec![0.0; CHUNK]; drawn.len()],
-        Some(error) => open_vector(context, source, ("e_in", error.digest), drawn).await?,
+        Some(error) => open_vector(context, check.worker, ("e_in", error.digest), drawn).await?,
     };
     Ok(drawn
         .iter()
@@ -137,56 +135,14 @@ async fn open(
 
 async fn open_vector(
     context: &Context,
-    source: &Source,
+    of: NodeId,
     (name, digest): (&str, Digest),
     drawn: &[ChunkIndex],
 ) -> Result<Vec<Vec<f32>>, Withheld> {
-    // A chunk of 4,096 values is a group of 16 KiB.
-    let groups: Vec<u64> = drawn.iter().map(|chunk| u64::from(chunk.0)).collect();
-    let mut opened = Vec::with_capacity(groups.len());
-    for groups in groups.chunks(GROUPS_PER_REQUEST_MAX) {
-        let openings = open_groups(context, source, (name, digest), groups).await?;
-        for group in openings {
-            if group.len() as u64 != GROUP_BYTES {
-                let got = group.len();
-                return Err(Withheld(format!(
-                    "a chunk of {name} has {GROUP_BYTES} bytes, got {got}"
-                )));
-            }
-            opened.push(vector::floats(&group));
-        }
-    }
-    Ok(opened)
-}
-
-async fn open_groups(
-    context: &Context,
-    source: &Source,
-    (name, digest): (&str, Digest),
-    groups: &[u64],
-) -> Result<Vec<Vec<u8>>, Withheld> {
-    let mut backoff = Backoff::for_peers();
-    loop {
-        match context.data.open_groups(source, digest, groups).await {
-            Ok(openings) => {
-                let (expected, got) = (context.vector_bytes(), openings.length);
-                if got != expected {
-                    return Err(Withheld(format!(
-                        "{name} has {expected} bytes, it opened one of {got}"
-                    )));
-                }
-                return Ok(openings.groups.into_iter().map(|group| group.bytes).collect());
-            }
-            Err(SourceError::Blame(blame)) => {
-                return Err(Withheld(format!("it opened something else as {name}: {blame}")));
-            }
-            // It may not have published yet, or be out of reach for a moment.
-            Err(error) => {
-                tracing::debug!(worker = %source.peer, %error, "openings are asked again")
-            }
-        }
-        backoff.wait().await;
-    }
+    let blob = Blob { of, name, digest, bytes: context.vector_bytes() };
+    let opened = open_groups(context, blob, &theta_groups(drawn), None).await;
+    let opened = opened.map_err(|NotOpened(reason)| Withheld(reason))?;
+    Ok(opened.groups.iter().map(|group| vector::floats(&group.bytes)).collect())
 }
 
 fn judge(

@@ -4,18 +4,19 @@
 
 mod anchor;
 mod codec_check;
+mod compare;
 mod complete;
 mod fault;
 mod merge;
+mod openings;
 mod payload;
 mod possession;
 pub(crate) mod settle;
 pub(crate) mod stakes;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use manyhands_network::data::{Source, StoreError};
+use manyhands_network::data::StoreError;
 use manyhands_proto::NodeId;
 use manyhands_rules::coordinator::{Effect, Input};
 
@@ -54,18 +55,19 @@ pub enum EffectError {
     Panicked(String),
 }
 
-/// Whose answer an effect waits for; none if it is the coordinator's or the chain's.
-pub(crate) fn peer(effect: &Effect) -> Option<NodeId> {
+/// Whose answer an effect waits for, beside the coordinator's and the chain's.
+pub(crate) fn peers(effect: &Effect) -> Vec<NodeId> {
     match effect {
-        Effect::FetchPayload { worker, .. } => Some(*worker),
-        Effect::CheckCodec(check) => Some(check.worker),
+        Effect::FetchPayload { worker, .. } => vec![*worker],
+        Effect::CheckCodec(check) => vec![check.worker],
+        Effect::Compare(order) => vec![order.commitment.worker, order.replay.verifier],
         Effect::CheckPossession { .. }
         | Effect::Merge(_)
         | Effect::CheckStakes { .. }
         | Effect::Anchor { .. }
         | Effect::Settle(_)
         | Effect::ReportFault { .. }
-        | Effect::CompleteRun { .. } => None,
+        | Effect::CompleteRun { .. } => Vec::new(),
     }
 }
 
@@ -75,6 +77,7 @@ pub(crate) const fn name(effect: &Effect) -> &'static str {
         Effect::FetchPayload { .. } => "fetch_payload",
         Effect::CheckCodec(_) => "check_codec",
         Effect::CheckPossession { .. } => "check_possession",
+        Effect::Compare(_) => "compare",
         Effect::Merge(_) => "merge",
         Effect::CheckStakes { .. } => "check_stakes",
         Effect::Anchor { .. } => "anchor",
@@ -85,20 +88,14 @@ pub(crate) const fn name(effect: &Effect) -> &'static str {
 }
 
 /// Performs one effect. Dropping the future stops it; performing it again does no harm.
-pub(crate) async fn perform(
-    context: Arc<Context>,
-    effect: Effect,
-    addresses: Vec<SocketAddr>,
-) -> Result<Done, EffectError> {
+pub(crate) async fn perform(context: Arc<Context>, effect: Effect) -> Result<Done, EffectError> {
     match effect {
         Effect::FetchPayload { round, worker, payload, payload_bytes } => {
             let order = payload::Order { round, worker, payload, payload_bytes };
-            payload::fetch(&context, order, Source { peer: worker, addresses }).await
+            payload::fetch(&context, order).await
         }
-        Effect::CheckCodec(check) => {
-            let source = Source { peer: check.worker, addresses };
-            codec_check::check(&context, check, source).await
-        }
+        Effect::CheckCodec(check) => codec_check::check(&context, check).await,
+        Effect::Compare(order) => compare::compare(&context, order).await,
         Effect::CheckPossession { round, worker, theta, proof } => {
             possession::check(context, possession::Claim { round, worker, theta, proof }).await
         }

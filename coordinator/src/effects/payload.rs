@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use manyhands_gradient::codec::{Update, payload_bytes_max};
-use manyhands_network::data::{Access, FetchError, FetchRequest, Source, SourceError};
+use manyhands_network::data::{Access, FetchError, FetchRequest, SourceError};
 use manyhands_proto::{Digest, NodeId, Round};
 use manyhands_rules::coordinator::Input;
 
@@ -26,11 +26,7 @@ pub(super) struct Order {
 /// Fetches and parses the payload. A worker that cannot be reached is tried again until the machine
 /// closes the round without it; one that sends what the codec cannot have written is answered with
 /// the reason.
-pub(super) async fn fetch(
-    context: &Arc<Context>,
-    order: Order,
-    source: Source,
-) -> Result<Done, EffectError> {
+pub(super) async fn fetch(context: &Arc<Context>, order: Order) -> Result<Done, EffectError> {
     let Order { round, worker, payload, payload_bytes } = order;
     let arrived = |result| Input::PayloadArrived { round, worker, result };
     let length_max = payload_bytes_max(&context.layout, context.spec.codec.profile) as u64;
@@ -41,7 +37,8 @@ pub(super) async fn fetch(
     }
     let mut backoff = Backoff::for_peers();
     let bytes = loop {
-        let request = FetchRequest::new(payload, vec![source.clone()], length_max);
+        let source = context.whereabouts.of(worker);
+        let request = FetchRequest::new(payload, vec![source], length_max);
         match context.data.fetch_to_memory(request).await {
             Ok((bytes, _)) => break bytes,
             Err(error) => {

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use manyhands_gradient::codec::{Endpoints, Update, UpdateCodec};
 use manyhands_gradient::error_feedback::add_sent;
+use manyhands_gradient::moments8::Moments8;
 use manyhands_gradient::{Layout, initial_theta, vector};
 use manyhands_network::control::{
     Control, ControlConfig, ControlEvent, ControlEvents, ControlHandle, Role as ControlRole,
@@ -19,9 +20,9 @@ use manyhands_network::data::{
 use manyhands_network::invitation::Invitation;
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    Assignment, Commitment, Distances, Evaluation, Heading, Join, LossEffect, PROTOCOL_VERSION,
-    Possession, ReplayOutcome, Reply, Request, Role, SignedCommitment, Start, Sync, Verdict,
-    Weighing, open_reply, request_digest, seal_request,
+    Assignment, Commitment, EndState, Evaluation, Heading, Join, LossEffect, PROTOCOL_VERSION,
+    Possession, ReplayEnd, ReplayOutcome, Replayed, Reply, Request, Role, SignedCommitment,
+    SignedReplay, Start, Sync, Verdict, Weighing, open_reply, request_digest, seal_request,
 };
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, Tick, TokenCount};
@@ -40,6 +41,10 @@ pub(crate) enum Conduct {
     ForgesItsErrorBuffer,
     /// Uploads bytes that no codec wrote.
     SendsGarbage,
+    /// Does other work than was assigned.
+    TrainsOnOtherData,
+    /// As a verifier, does not show where a replay ended.
+    ShowsNothing,
 }
 
 /// What a peer tells the test.
@@ -221,12 +226,10 @@ impl Peer {
                 None
             }
             Effect::Replay(replay) => {
-                let theta = replay.commitment.theta;
-                let distances =
-                    Distances { delta: 0.0, first_moment: 0.0, second_moment: 0.0, theta };
-                let outcome = ReplayOutcome::Compared(distances);
+                let outcome = ReplayOutcome::Replayed(self.replay(&replay.assignment).await);
                 Some(Input::Replayed(Verdict { id: replay.id, outcome }))
             }
+            Effect::Vote(vote) => Some(Input::Voted(vote)),
             Effect::Evaluate(asked) => {
                 let loss = 5.0 - f64::from(asked.round.0);
                 let evaluation = Evaluation { round: asked.round, theta: asked.theta, loss };
@@ -275,12 +278,32 @@ impl Peer {
         self.data.fetch_to_memory(request).await.ok().map(|(bytes, _)| bytes)
     }
 
+    /// Repeats another's round and keeps where it ended for the coordinator.
+    async fn replay(&self, assignment: &Assignment) -> SignedReplay {
+        let Assignment { round, worker, first_sequence, theta: start, .. } = *assignment;
+        let theta = self.fetch(start).await.expect("public");
+        let theta = vector::from_bytes(&theta, &self.layout).expect("a vector of this model");
+        let end = add_noise(&self.layout, &theta, seed_of(round, worker));
+        let invitation = self.invitations.borrow().clone();
+        let access = || match self.conduct {
+            Conduct::ShowsNothing => Access::Nobody,
+            _ => Access::Only(BTreeSet::from([invitation.coordinator])),
+        };
+        let insert = |bytes: &[u8]| self.store.insert(bytes, access()).expect("stored");
+        let theta = insert(&vector::to_bytes(&end));
+        let moments = insert(Moments8::zero(&self.layout).as_bytes());
+        let end = ReplayEnd::At(EndState { theta, moments });
+        let replayed = Replayed { round, worker, first_sequence, start, end };
+        SignedReplay::sign(&self.key, invitation.run, replayed)
+    }
+
     fn train(&mut self, assignment: Assignment) -> Trained {
         let round = assignment.round;
         self.trained.push(round);
         let (held, theta) = self.theta.as_ref().expect("synced before it trains");
         assert_eq!((*held, vector::digest(theta)), (round, assignment.theta));
-        let seed = u64::from(round.0) << 8 | u64::from(self.key.node_id().as_bytes()[0]);
+        let elsewhere = u64::from(self.conduct == Conduct::TrainsOnOtherData) << 20;
+        let seed = seed_of(round, self.key.node_id()) + elsewhere;
         let end = add_noise(&self.layout, theta, seed);
         let mut error = self.error_in(assignment.start);
         let codec = UpdateCodec::new(self.spec.codec.profile, self.spec.codec.error_decay);
@@ -288,12 +311,12 @@ impl Peer {
         let payload = codec.expect("codec").encode(&self.layout, &mut error, ends).expect("finite");
         let mut payload = payload.into_bytes();
         match self.conduct {
-            Conduct::Honest => {}
+            Conduct::Honest | Conduct::TrainsOnOtherData | Conduct::ShowsNothing => {}
             Conduct::ForgesItsErrorBuffer => error.iter_mut().for_each(|value| *value += 1.0),
             Conduct::SendsGarbage => payload = vec![7; 100],
         }
         let insert = |bytes: &[u8]| self.store.insert(bytes, Access::Nobody).expect("stored");
-        let moments = insert(b"no moments");
+        let moments = insert(Moments8::zero(&self.layout).as_bytes());
         let commitment = Commitment {
             round,
             first_sequence: assignment.first_sequence,
@@ -307,7 +330,8 @@ impl Peer {
             ),
             loss: 4.0,
         };
-        let blobs = vec![commitment.payload, commitment.theta, commitment.error];
+        let Commitment { payload: sent, theta: ended, moments, error: rest, .. } = commitment;
+        let blobs = vec![sent, ended, moments, rest];
         self.blobs.insert(round, blobs);
         self.ends.insert(round, (error, payload));
         let run = self.invitations.borrow().run;
@@ -338,6 +362,11 @@ impl Peer {
             self.store.set_access(*digest, Access::Only(readers.clone())).expect("stored");
         }
     }
+}
+
+/// What the work of a round follows from.
+fn seed_of(round: Round, worker: NodeId) -> u64 {
+    u64::from(round.0) << 8 | u64::from(worker.as_bytes()[0])
 }
 
 /// Every real value moved a little, differently for every seed.

@@ -3,8 +3,10 @@
 use manyhands_coordinator::{read_record, service::records_folder};
 use manyhands_gradient::codec::Update;
 use manyhands_gradient::{Layout, initial_theta, vector};
-use manyhands_proto::message::{Reply, Request, Role};
-use manyhands_proto::{Digest, NodeId, Round};
+use manyhands_proto::message::{ReplayEvidence, Reply, Request, Role};
+use manyhands_proto::{ChunkIndex, Digest, NodeId, Round};
+use manyhands_rules::evidence::{Subject, distances};
+use manyhands_rules::panel::Judged;
 use manyhands_rules::record::{Finding, Outcome, RoundRecord};
 use manyhands_rules::worker::Exit;
 
@@ -96,6 +98,69 @@ async fn a_forged_error_buffer_and_a_garbage_payload_are_faults_and_the_round_me
     let faults = world.status().await.run.faults;
     assert_eq!(faults.len(), 2);
     assert_eq!(follow(&world, &records).await, completed.theta);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_trains_on_other_data_is_found_and_anybody_can_see_that_it_is_so() {
+    let mut file = run_file();
+    (file.run.rounds, file.run.workers_min) = (1, 3);
+    (file.verification.verifiers_min, file.verification.probation_checks) = (3, 1);
+    let world = World::new(file).await;
+    let mut peers = Vec::new();
+    for id in [7, 8, 9] {
+        peers.push(world.join(id, Role::Verifier, Conduct::Honest).await);
+    }
+    peers.push(world.join(1, Role::Worker, Conduct::Honest).await);
+    peers.push(world.join(2, Role::Worker, Conduct::Honest).await);
+    peers.push(world.join(3, Role::Worker, Conduct::TrainsOnOtherData).await);
+    let completed = within("the run", world.handle().wait_complete()).await.expect("complete");
+    let records = records(&world, completed.rounds);
+    let record = &records[0];
+    assert_eq!(outcome(record, key(1).node_id()), &Outcome::Admitted);
+    assert_eq!(outcome(record, key(2).node_id()), &Outcome::Admitted);
+    let Outcome::ReplayFault(found) = outcome(record, key(3).node_id()) else {
+        panic!("it is found: {:?}", record.results)
+    };
+    let check = record.checks.iter().find(|check| matches!(check.finding, Finding::ReplayFault(_)));
+    let check = check.expect("its check");
+    assert_eq!(check.judgements.len(), 2, "two of three found against it");
+    let layout = Layout::of(&world.spec.model).expect("layout");
+    let stranger = world.peer(200, Role::Worker, Conduct::Honest).await;
+    for judgement in &check.judgements {
+        let blob = judgement.evidence.expect("what it follows from is kept");
+        let bytes = within("evidence", stranger.fetch(blob)).await.expect("public");
+        let evidence = ReplayEvidence::parse(&bytes).expect("evidence");
+        let chunks: Vec<_> = (0..layout.chunk_count() as u32).map(ChunkIndex).collect();
+        let subject = Subject { layout: &layout, start: record.theta, chunks: &chunks };
+        let shown = distances(&evidence, subject).expect("it leads where it should");
+        assert_eq!(judgement.verdict, Judged::Fault(shown));
+    }
+    assert!(found.delta > 0.5, "{found:?}");
+    for peer in peers {
+        within("a peer's end", peer).await.expect("no panic");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verifier_that_does_not_show_where_it_ended_judges_nobody() {
+    let mut file = run_file();
+    (file.run.rounds, file.run.workers_min) = (1, 1);
+    (file.verification.verifiers_min, file.verification.probation_checks) = (2, 1);
+    file.round.check_ms = 2_000;
+    let world = World::new(file).await;
+    let peers = [
+        world.join(8, Role::Verifier, Conduct::ShowsNothing).await,
+        world.join(9, Role::Verifier, Conduct::ShowsNothing).await,
+        world.join(1, Role::Worker, Conduct::Honest).await,
+    ];
+    let completed = within("the run", world.handle().wait_complete()).await.expect("complete");
+    let records = records(&world, completed.rounds);
+    // Neither passed nor blamed.
+    assert_eq!(outcome(&records[0], key(1).node_id()), &Outcome::Unverified);
+    assert!(records[0].checks.iter().all(|check| check.is_of_codec()));
+    for peer in peers {
+        within("a peer's end", peer).await.expect("no panic");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -247,8 +247,8 @@ fn a_run_by_hand_from_the_chain_to_the_sample() {
         assert!(worker.wait_for_exit().success(), "a worker ends well with its run");
     }
     assert_same_parameters(&[&workers[0], &workers[1]]);
-    let replays = verifier.heard("replayed");
-    assert!(!replays.is_empty() && replays.iter().all(|replayed| replayed["passed"] == true));
+    assert!(!verifier.heard("replayed").is_empty());
+    assert!(verifier.heard("voted").is_empty(), "nobody cheats");
     let weighed = verifier.heard("weighed");
     assert_eq!(weighed.len(), 3, "what updates do to held-out loss, once a round: {weighed:?}");
 

@@ -2,13 +2,11 @@
 
 use std::sync::LazyLock;
 
-use manyhands_gradient::CHUNK;
 use manyhands_gradient::moments8::Moments8;
+use manyhands_gradient::replay::{End, distances};
 use manyhands_model::data::SequenceId;
-use manyhands_model::{
-    ClaimError, ClaimedChunk, Distances, EndState, Replay, TrainOutcome, TrainTask,
-};
-use manyhands_proto::ChunkIndex;
+use manyhands_model::{TrainOutcome, TrainTask};
+use manyhands_proto::message::Distances;
 use manyhands_proto::run_file::{Precision, Training};
 
 use crate::support::*;
@@ -35,22 +33,19 @@ fn assigned() -> TrainTask<'static> {
     task(&ROUND.theta, Some(&ROUND.moments), 30, &ROUND.batches)
 }
 
-fn claim_of(outcome: &TrainOutcome) -> Vec<ClaimedChunk> {
-    let moments = outcome.moments.dequantise();
-    let end = EndState { theta: &outcome.theta, moments: &moments };
-    (0..outcome.theta.len() / CHUNK).map(|index| end.chunk(ChunkIndex(index as u32))).collect()
-}
-
 /// Distances of what `claimed` says from an honest replay of the assigned task.
 fn judged(claimed: &TrainOutcome) -> Distances {
-    let replay = Replay::run(&mut trainer(), &assigned(), &mut go_on).expect("replays");
-    replay.compare(&claim_of(claimed)).expect("whole chunks")
+    let replayed = train(&mut trainer(), &assigned());
+    let [claimed_moments, replayed_moments] =
+        [claimed, &replayed].map(|outcome| outcome.moments.dequantise());
+    let claimed = End::new(&claimed.theta, &claimed_moments);
+    distances(&ROUND.theta, claimed, End::new(&replayed.theta, &replayed_moments))
 }
 
 #[test]
 fn a_replay_of_itself_is_the_same_to_the_bit() {
     let honest = train(&mut trainer(), &assigned());
-    assert_eq!(judged(&honest), Distances { delta: 0.0, first_moment: 0.0, second_moment: 0.0 });
+    assert_eq!(judged(&honest), Distances::NONE);
 }
 
 #[test]
@@ -114,19 +109,4 @@ fn forged_moments_are_seen_beside_an_honest_delta() {
             && distances.first_moment > MOMENT_MAX
             && distances.second_moment > MOMENT_MAX
     );
-}
-
-#[test]
-fn a_claim_that_is_no_claim_is_refused() {
-    let honest = train(&mut trainer(), &assigned());
-    let replay = Replay::run(&mut trainer(), &assigned(), &mut go_on).expect("replays");
-    let good = claim_of(&honest).remove(0);
-    assert_eq!(replay.compare(&[]), Err(ClaimError::Empty));
-    let beyond = ClaimedChunk { index: ChunkIndex(u32::MAX), ..good.clone() };
-    assert!(matches!(replay.compare(&[beyond]), Err(ClaimError::ChunkIndex { .. })));
-    let short = ClaimedChunk { theta: vec![0.0; 7], ..good.clone() };
-    assert!(matches!(replay.compare(&[short]), Err(ClaimError::ChunkLength { got: 7, .. })));
-    let mut poisoned = good;
-    poisoned.theta[3] = f32::NAN;
-    assert_eq!(replay.compare(&[poisoned]).expect("has the form of a claim").delta, f64::INFINITY);
 }

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use manyhands_proto::keys::NodeKey;
+use manyhands_proto::tree::Openings;
 use manyhands_proto::{Digest, NodeId};
 
 pub use endpoint::StartDataError;
@@ -34,7 +35,7 @@ pub use fetch::{
 };
 pub use peers::ConnectError;
 pub use quota::Quotas;
-pub use request::{Blame, OpenedGroup, Openings, SourceError};
+pub use request::{Blame, SourceError};
 pub use store::{Access, BlobInfo, BlobStore, FileStore, NoStore, StoreError};
 pub use tls::TlsError;
 pub use wire::{GROUPS_PER_REQUEST_MAX, Refusal};

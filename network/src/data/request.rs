@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use manyhands_proto::Digest;
 use manyhands_proto::tree::{
-    CHUNK_BYTES, ChunkList, GROUP_BYTES, Opening, TreeError, chunk_value_count,
+    CHUNK_BYTES, ChunkList, GROUP_BYTES, OpenedGroup, Opening, Openings, TreeError,
+    chunk_value_count,
 };
 use quinn::{ReadExactError, RecvStream, SendStream};
 
@@ -73,21 +74,6 @@ impl SourceError {
             Self::GroupCount { .. } => "group_count",
         }
     }
-}
-
-/// One opened group: 16 KiB of the blob (less at its end), proven against the digest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OpenedGroup {
-    pub opening: Opening,
-    pub bytes: Vec<u8>,
-}
-
-/// Opened groups, and the length of the blob that the source stated. The bytes are proven; the
-/// length is only proven to lead to the same paths, so compare it to the one you expect.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Openings {
-    pub length: u64,
-    pub groups: Vec<OpenedGroup>,
 }
 
 /// The blob's length and chunk list, which merges to the digest.

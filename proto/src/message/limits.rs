@@ -26,7 +26,6 @@ pub const HEAD_ROUNDS_MAX: usize = 20;
 
 pub const COMMIT_SET_ENTRIES_MAX: usize = 65_536;
 pub const SOURCES_MAX: usize = 64;
-pub const CHUNKS_MAX: usize = 65_536;
 pub const TASKS_MAX: usize = 1_024;
 /// Updates whose effect on held-out loss a verifier measures in a round: an answer of at most 47 bytes each
 /// fits a request.

@@ -6,7 +6,9 @@
 mod commitment;
 mod convert;
 mod envelope;
+mod evidence;
 pub mod limits;
+mod replayed;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -17,6 +19,8 @@ pub use envelope::{
     Announcement, Heading, OpenError, SealError, Signed, open_announcement, open_reply,
     open_request, request_digest, seal_announcement, seal_reply, seal_request,
 };
+pub use evidence::{OpenedEnd, OpenedEnds, ParseEvidenceError, ReplayEvidence};
+pub use replayed::{EndState, ReplayEnd, Replayed, SignedReplay};
 pub use types::*;
 
 /// Generated from `wire.proto`. Only this module's conversions see it.

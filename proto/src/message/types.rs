@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::SignedCommitment;
-use crate::{ChunkIndex, Digest, NodeId, Round, TokenCount};
+use super::{SignedCommitment, SignedReplay};
+use crate::{Digest, NodeId, Round, TokenCount};
 
 /// What a peer asks of the coordinator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -151,15 +151,17 @@ impl Request {
             Self::Evaluation(evaluation) => evaluation.round,
             Self::Weighing(weighing) => weighing.round,
             Self::Beat(beat) => beat.theta.map_or(Round(0), |theta| theta.round),
-            Self::Describe | Self::Join(_) | Self::Verdict(_) | Self::Leave | Self::Status => {
-                Round(0)
-            }
+            Self::Verdict(verdict) => match &verdict.outcome {
+                ReplayOutcome::Replayed(signed) => signed.replayed.round,
+                ReplayOutcome::Failed(_) => Round(0),
+            },
+            Self::Describe | Self::Join(_) | Self::Leave | Self::Status => Round(0),
         }
     }
 }
 
 /// The protocol's version: peers of another are refused.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Join {
@@ -363,19 +365,26 @@ pub struct Tasks {
     pub evaluations: Vec<Evaluate>,
     /// What the merge of the open round waits for.
     pub weigh: Option<Weigh>,
+    pub votes: Vec<Vote>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Replay {
     pub id: u64,
     pub assignment: Assignment,
-    pub commitment: Commitment,
-    /// 8-bit moments that the round started from; none for a fresh start.
+    /// 8-bit moments that the round started from; none for a fresh start. Where it ended is not said.
     pub head_moments: Option<Digest>,
-    /// The chunks to compare, drawn by the beacon.
-    pub chunks: Vec<ChunkIndex>,
-    /// Who opens them.
+    /// Who has them.
     pub source: Source,
+}
+
+/// A worker that this verifier found against: the chain has to hear it from the verifier itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vote {
+    pub round: Round,
+    pub worker: NodeId,
+    /// The blob of a [`super::ReplayEvidence`] with the verifier's own signature in it.
+    pub evidence: Digest,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -424,21 +433,27 @@ pub struct Verdict {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ReplayOutcome {
-    Compared(Distances),
-    /// The worker did not open what it committed to, or opened something else.
-    Withheld(String),
+    /// Whoever has both ends compares them: the verifier never sees the worker's.
+    Replayed(SignedReplay),
     /// The verifier could not replay; says nothing about the worker.
     Failed(String),
 }
 
-/// Relative L2 distances between what was claimed and what the replay gave.
+/// Relative L2 distances, each a finite number, between what was claimed and what the replay gave.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Distances {
+    /// Of Δ = θ_t − θ_H.
     pub delta: f64,
     pub first_moment: f64,
     pub second_moment: f64,
-    /// The verifier's own θ_H.
-    pub theta: Digest,
+}
+
+impl Distances {
+    /// Of the same bits.
+    pub const NONE: Self = Self { delta: 0.0, first_moment: 0.0, second_moment: 0.0 };
+    /// From a replay that led nowhere.
+    pub const FARTHEST: Self =
+        Self { delta: f64::MAX, first_moment: f64::MAX, second_moment: f64::MAX };
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

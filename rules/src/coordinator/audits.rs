@@ -3,21 +3,43 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use manyhands_proto::message::{Evaluate, Replay, ReplayOutcome};
+use manyhands_proto::message::{
+    Assignment, Evaluate, Refusal, RefusalCode, Replay, ReplayEnd, ReplayOutcome, SignedCommitment,
+    SignedReplay, Start, Verdict,
+};
 use manyhands_proto::run_file::Verification;
-use manyhands_proto::{Digest, NodeId, Round, Tick};
+use manyhands_proto::{ChunkIndex, Digest, NodeId, Round, Tick};
 use serde::{Deserialize, Serialize};
 
+use super::input::{Compared, Comparison};
+use super::requests::refuse;
 use crate::panel::{JUDGES_MAX, Judged, Judgement, decide, judges_needed};
 use crate::record::Finding;
 
 /// More evaluations than this would only make each reply longer.
 const EVALUATIONS_AT_ONCE: usize = 16;
 
+/// What is asked about a worker's round.
+pub(super) struct Asked {
+    pub(super) replay: Replay,
+    /// What the worker says.
+    pub(super) signed: SignedCommitment,
+    /// The chunks on which ends are compared.
+    pub(super) chunks: Vec<ChunkIndex>,
+    /// Who may judge it, in the order in which they are asked.
+    pub(super) panel: Vec<NodeId>,
+    /// How many do if nobody accuses.
+    pub(super) judges: usize,
+}
+
 /// A worker's round that verifiers have to judge.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct ReplayTask {
     pub(super) replay: Replay,
+    /// What the worker says.
+    pub(super) signed: SignedCommitment,
+    /// The chunks on which ends are compared, drawn by the beacon.
+    chunks: Vec<ChunkIndex>,
     /// The merge waits for it.
     pub(super) before_merge: bool,
     /// Who may judge it, in the order in which they are asked.
@@ -26,6 +48,8 @@ pub(super) struct ReplayTask {
     judges: usize,
     /// Who is at it, and since when.
     given: BTreeMap<NodeId, Tick>,
+    /// Where verifiers ended, until it has been compared with where the worker says it did.
+    ends: BTreeMap<NodeId, SignedReplay>,
     /// Could not do it, or not in time.
     unable: Vec<NodeId>,
     /// In the order in which they came.
@@ -37,7 +61,7 @@ pub(super) struct ReplayTask {
 impl ReplayTask {
     /// Members of the panel that have neither judged nor failed, in their order.
     fn remaining(&self) -> impl Iterator<Item = NodeId> {
-        let judged = |node: &NodeId| self.judgements.iter().any(|it| it.verifier == *node);
+        let judged = |node: &NodeId| self.judgements.iter().any(|it| it.verifier() == *node);
         let done = move |node: &NodeId| self.unable.contains(node) || judged(node);
         self.panel.iter().copied().filter(move |node| !done(node))
     }
@@ -46,27 +70,36 @@ impl ReplayTask {
         self.accused_at.is_some()
     }
 
+    fn judge(&mut self, now: Tick, judgement: Judgement) {
+        if judgement.verdict.accuses() {
+            self.accused_at.get_or_insert(now);
+        }
+        self.judgements.push(judgement);
+    }
+
     /// Who is to be given it now: of those that are there, whoever comes first in the panel and is idle. Nobody
     /// beyond the first three that could do it, or a judge could be picked by keeping others busy.
     fn next(&self, present: &[NodeId], idle: &[NodeId]) -> Option<NodeId> {
         let needed = judges_needed(self.judges, &self.judgements);
-        let enough = self.judgements.len() + self.given.len() >= needed;
+        let enough = self.judgements.len() + self.ends.len() + self.given.len() >= needed;
         if enough || self.unable.len() >= JUDGES_MAX {
             return None;
         }
         let places = JUDGES_MAX.saturating_sub(self.judgements.len());
         let there = self.remaining().filter(|node| present.contains(node)).take(places);
-        there.filter(|node| !self.given.contains_key(node)).find(|node| idle.contains(node))
+        let at_it = |node: &NodeId| self.given.contains_key(node) || self.ends.contains_key(node);
+        there.filter(|node| !at_it(node)).find(|node| idle.contains(node))
     }
 
     /// Whether somebody may still judge it: who is at it, and who could be. Whoever is away is waited for until an
     /// accusation is older than `patience_ms`.
     fn expects_more(&self, now: Tick, present: &[NodeId], patience_ms: u64) -> bool {
+        let at_it = !self.given.is_empty() || !self.ends.is_empty();
         if self.judgements.len() >= JUDGES_MAX || self.unable.len() >= JUDGES_MAX {
-            return !self.given.is_empty();
+            return at_it;
         }
         let waited = self.accused_at.is_some_and(|since| now.since(since) >= patience_ms);
-        !self.given.is_empty() || self.remaining().any(|node| !waited || present.contains(&node))
+        at_it || self.remaining().any(|node| !waited || present.contains(&node))
     }
 }
 
@@ -79,21 +112,19 @@ pub(super) struct Audits {
 }
 
 impl Audits {
-    /// `panel`: who may judge it, in the order in which they are asked, of whom `judges` do if nobody accuses.
-    pub(super) fn ask_replay(
-        &mut self,
-        mut replay: Replay,
-        (panel, judges): (Vec<NodeId>, usize),
-        before_merge: bool,
-    ) {
+    pub(super) fn ask_replay(&mut self, asked: Asked, before_merge: bool) {
+        let Asked { mut replay, signed, chunks, panel, judges } = asked;
         replay.id = self.next_id;
         self.next_id += 1;
         let task = ReplayTask {
             replay,
+            signed,
+            chunks,
             before_merge,
             panel,
             judges,
             given: BTreeMap::new(),
+            ends: BTreeMap::new(),
             unable: Vec::new(),
             judgements: Vec::new(),
             accused_at: None,
@@ -224,33 +255,76 @@ impl Audits {
         asked
     }
 
-    /// Notes a verifier's answer to a task that it was given.
-    pub(super) fn answer(
+    /// Notes where a verifier ended, or that it could not do it.
+    ///
+    /// # Errors
+    /// When the task is not its, or it answers another.
+    pub(super) fn answer(&mut self, from: NodeId, verdict: &Verdict) -> Result<(), Refusal> {
+        let task = self.replays.get_mut(&verdict.id);
+        let Some(task) = task.filter(|task| task.given.contains_key(&from)) else {
+            let reason = format!("task {} is not yours", verdict.id);
+            return refuse(RefusalCode::NotYourTask, reason);
+        };
+        match &verdict.outcome {
+            ReplayOutcome::Failed(_) => task.unable.push(from),
+            ReplayOutcome::Replayed(signed) => {
+                let (replayed, assignment) = (&signed.replayed, &task.replay.assignment);
+                let about =
+                    (replayed.round, replayed.worker, replayed.first_sequence, replayed.start);
+                let Assignment { round, worker, first_sequence, theta, .. } = assignment;
+                if about != (*round, *worker, *first_sequence, *theta) {
+                    let reason = "the replay is of another round than the task's".to_owned();
+                    return refuse(RefusalCode::Malformed, reason);
+                }
+                let from_nothing = assignment.start == Start::Fresh;
+                if replayed.end == ReplayEnd::Nowhere && from_nothing {
+                    // Nothing of the worker's led it there.
+                    task.unable.push(from);
+                } else {
+                    task.ends.insert(from, signed.clone());
+                }
+            }
+        }
+        task.given.remove(&from);
+        Ok(())
+    }
+
+    /// The ends that are to be compared now.
+    pub(super) fn comparisons(&self) -> impl Iterator<Item = Comparison> {
+        self.replays.values().flat_map(|task| {
+            task.ends.values().map(|replay| Comparison {
+                id: task.replay.id,
+                commitment: task.signed.clone(),
+                replay: replay.clone(),
+                chunks: task.chunks.clone(),
+            })
+        })
+    }
+
+    /// What came of a comparison.
+    pub(super) fn compared(
         &mut self,
         now: Tick,
-        verifier: NodeId,
-        (id, outcome): (u64, &ReplayOutcome),
+        (id, verifier): (u64, NodeId),
+        compared: Compared,
         terms: &Verification,
     ) {
         let Some(task) = self.replays.get_mut(&id) else { return };
-        if task.given.remove(&verifier).is_none() {
-            return;
-        }
-        let verdict = match outcome {
-            ReplayOutcome::Compared(distances) => Judged::by(*distances, terms),
-            ReplayOutcome::Withheld(reason) => Judged::Withheld(reason.clone()),
-            ReplayOutcome::Failed(_) => {
+        let Some(replay) = task.ends.remove(&verifier) else { return };
+        let (verdict, evidence) = match compared {
+            Compared::Distances { distances, evidence } => (Judged::by(distances, terms), evidence),
+            Compared::Withheld(reason) => (Judged::Withheld(reason), None),
+            Compared::Unopened(_) => {
                 task.unable.push(verifier);
                 return;
             }
         };
-        if verdict.accuses() {
-            task.accused_at.get_or_insert(now);
-        }
-        task.judgements.push(Judgement { verifier, verdict });
+        task.judge(now, Judgement { replay, verdict, evidence });
     }
 
-    pub(super) fn is_given_to(&self, verifier: NodeId, id: u64) -> bool {
-        self.replays.get(&id).is_some_and(|task| task.given.contains_key(&verifier))
+    /// Blobs behind judgements of what is not decided yet.
+    pub(super) fn evidence(&self) -> impl Iterator<Item = Digest> {
+        let judgements = self.replays.values().flat_map(|task| &task.judgements);
+        judgements.filter_map(|judgement| judgement.evidence)
     }
 }

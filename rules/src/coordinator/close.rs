@@ -10,6 +10,7 @@ use manyhands_proto::{Balance, Digest, NodeId, Round, Tick, TokenCount, WorkUnit
 use serde::{Deserialize, Serialize};
 
 use super::Coordinator;
+use super::audits::Asked;
 use super::input::{
     CodecCheck, Contribution, Effect, ErrorBuffer, FaultKind, MergeOrder, MergeResult,
     RevocationOrder, Stage,
@@ -76,37 +77,27 @@ pub(super) struct PendingFault {
 }
 
 impl Coordinator {
+    /// What verifiers are asked about a worker's round: `attending` is of whom they are drawn.
     pub(super) fn replay_of(
         &self,
-        assignment: Assignment,
-        signed: &SignedCommitment,
+        (assignment, signed): (&Assignment, &SignedCommitment),
         head: Option<&Head>,
-        beacon: Beacon,
-    ) -> Replay {
-        let worker = assignment.worker;
-        let addresses = self.addresses(worker);
-        let head_moments = head.map(|head| head.commitment.moments);
-        let chunks =
-            beacon.replay_chunks(worker, self.spec.verification.replay_chunks, self.chunk_count);
-        Replay {
+        (attending, beacon): (&[NodeId], Beacon),
+    ) -> Asked {
+        let (worker, terms) = (assignment.worker, &self.spec.verification);
+        let replay = Replay {
             id: 0,
-            assignment,
-            commitment: signed.commitment.clone(),
-            head_moments,
-            chunks,
-            source: Source { node: worker, addresses },
+            assignment: assignment.clone(),
+            head_moments: head.map(|head| head.commitment.moments),
+            source: Source { node: worker, addresses: self.addresses(worker) },
+        };
+        Asked {
+            replay,
+            signed: signed.clone(),
+            chunks: beacon.replay_chunks(worker, terms.replay_chunks, self.chunk_count),
+            panel: panel::panel(beacon, worker, attending),
+            judges: panel::judges(beacon, worker, terms),
         }
-    }
-
-    /// Who may judge `worker`'s round, in the order in which they are asked, and how many do at least.
-    pub(super) fn panel(
-        &self,
-        worker: NodeId,
-        attending: &[NodeId],
-        beacon: Beacon,
-    ) -> (Vec<NodeId>, usize) {
-        let judges = panel::judges(beacon, worker, &self.spec.verification);
-        (panel::panel(beacon, worker, attending), judges)
     }
 
     /// The checks have ended: says what became of everybody and orders the merge.
@@ -326,11 +317,12 @@ impl Coordinator {
             .map(|result| result.worker)
             .collect();
         for worker in &drawn {
-            let assignment = closed.assignments[worker].clone();
-            let signed = &closed.commitments[worker];
-            let replay = self.replay_of(assignment, signed, closed.heads.get(worker), beacon);
-            let panel = self.panel(*worker, &closed.attending, beacon);
-            self.audits.ask_replay(replay, panel, false);
+            let asked = self.replay_of(
+                (&closed.assignments[worker], &closed.commitments[worker]),
+                closed.heads.get(worker),
+                (&closed.attending, beacon),
+            );
+            self.audits.ask_replay(asked, false);
             self.history.note(
                 now,
                 EventKind::Audit,
@@ -376,6 +368,8 @@ impl Coordinator {
             self.audits.ask_evaluation(next, theta_next);
         }
         self.closed.retain(|round, _| round.0 >= kept);
+        self.evidence.retain(|(round, _)| round.0 >= kept);
+        self.votes.retain(|(_, vote)| vote.round.0 >= kept);
     }
 
     fn record(
@@ -439,6 +433,7 @@ impl Coordinator {
         slashed: Balance,
     ) {
         self.faults.retain(|fault| (fault.round, fault.worker) != (round, worker));
+        self.votes.retain(|(_, vote)| (vote.round, vote.worker) != (round, worker));
         self.history.note_slash(now, round, worker, slashed);
     }
 
@@ -523,6 +518,7 @@ impl Coordinator {
         if matches!(round.phase, Phase::Uploading { .. } | Phase::Checking { .. }) {
             self.want_evidence(&mut wanted);
         }
+        wanted.extend(self.audits.comparisons().map(Effect::Compare));
         if round.phase == Phase::Merging {
             wanted.extend(self.merge_order().map(Effect::Merge));
         }
@@ -578,8 +574,8 @@ impl Coordinator {
         }
     }
 
-    /// What is newly wanted since the last call. An effect that is no longer wanted needs no answer;
-    /// [`Self::is_wanted`] tells.
+    /// What is newly wanted since the last call. An effect that is no longer wanted needs no answer:
+    /// [`Self::is_asked`] tells of those under way, and [`Self::is_wanted`] of one that ended.
     pub fn poll_effects(&mut self) -> Vec<Effect> {
         let wanted = self.wanted();
         self.asked.retain(|effect| wanted.contains(effect));
@@ -589,7 +585,14 @@ impl Coordinator {
         new
     }
 
+    /// Whether an effect that ended is still wanted: what was handled since it was handed out may have changed what
+    /// is to be done.
     pub fn is_wanted(&self, effect: &Effect) -> bool {
+        self.wanted().contains(effect)
+    }
+
+    /// Whether an effect was wanted when [`Self::poll_effects`] was last called.
+    pub fn is_asked(&self, effect: &Effect) -> bool {
         self.asked.contains(effect)
     }
 }

@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 
-use manyhands_proto::message::{LossEffect, Merge, Request, Role};
-use manyhands_proto::{Balance, Digest, NodeId, Round, TokenCount};
+use manyhands_proto::message::{
+    Distances, LossEffect, Merge, Request, Role, SignedCommitment, SignedReplay,
+};
+use manyhands_proto::{Balance, ChunkIndex, Digest, NodeId, Round, TokenCount};
 use serde::{Deserialize, Serialize};
 
 use crate::draw::Beacon;
@@ -34,6 +36,12 @@ pub enum Input {
         worker: NodeId,
         proof: Digest,
         holds: bool,
+    },
+    /// Of a replay task.
+    Compared {
+        id: u64,
+        verifier: NodeId,
+        result: Compared,
     },
     Merged {
         round: Round,
@@ -84,6 +92,20 @@ pub enum CodecResult {
     Withheld(String),
 }
 
+/// What came of comparing where a verifier ended with where the worker says it did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Compared {
+    Distances {
+        distances: Distances,
+        /// The blob that they follow from; none if both ends are the same.
+        evidence: Option<Digest>,
+    },
+    /// The worker did not open its end, or opened something else.
+    Withheld(String),
+    /// The verifier did not.
+    Unopened(String),
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct MergeResult {
     pub merge: Merge,
@@ -117,6 +139,8 @@ pub enum Effect {
         theta: Digest,
         proof: Digest,
     },
+    /// Answered by [`Input::Compared`], in a time that the shell bounds.
+    Compare(Comparison),
     Merge(MergeOrder),
     /// Look up on chain whether these still have what they put down.
     CheckStakes {
@@ -154,6 +178,17 @@ pub struct CodecCheck {
     pub error_next: Digest,
     /// e_in: none for a fresh start, which is all zeros.
     pub error: Option<ErrorBuffer>,
+}
+
+/// Where a worker says its round ended, and where a verifier ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// The replay task's.
+    pub id: u64,
+    pub commitment: SignedCommitment,
+    pub replay: SignedReplay,
+    /// The chunks to open, ascending.
+    pub chunks: Vec<ChunkIndex>,
 }
 
 /// What e_in follows from.

@@ -21,15 +21,15 @@ mod weighing;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
-use manyhands_proto::message::{Evaluation, Merge, Reply};
+use manyhands_proto::message::{Evaluation, Merge, Reply, Vote};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, RunId, Tick, WorkUnits};
 use serde::{Deserialize, Serialize};
 
 pub use close::late_beacon;
 pub use input::{
-    CodecCheck, CodecResult, Contribution, Effect, ErrorBuffer, Facts, FaultKind, Input,
-    MergeOrder, MergeResult, RevocationOrder, Stage,
+    CodecCheck, CodecResult, Compared, Comparison, Contribution, Effect, ErrorBuffer, Facts,
+    FaultKind, Input, MergeOrder, MergeResult, RevocationOrder, Stage,
 };
 pub use round::Phase;
 pub use status::{EventKind, MemberStatus, RoundStatus, Status};
@@ -40,6 +40,7 @@ use self::close::{ClosedRound, PendingFault};
 use self::membership::Membership;
 use self::requests::Answer;
 use self::round::{OpenRound, Parameters, Upload};
+use crate::panel::Judgement;
 use crate::record::{Check, Draw, Finding, Outcome, Revocation, RoundRecord};
 use crate::reward::{self, layout};
 
@@ -67,6 +68,10 @@ pub struct Coordinator {
     last_record: Digest,
     faults: Vec<PendingFault>,
     revocations: Vec<Revocation>,
+    /// What verifiers are asked to say on the chain, until a fault is settled.
+    votes: Vec<(NodeId, Vote)>,
+    /// Blobs that verdicts of these rounds follow from.
+    evidence: Vec<(Round, Digest)>,
     /// What goes into the next record.
     checks: Vec<Check>,
     draws: Vec<Draw>,
@@ -96,6 +101,8 @@ impl Coordinator {
             last_record: spec.digest(),
             faults: Vec::new(),
             revocations: Vec::new(),
+            votes: Vec::new(),
+            evidence: Vec::new(),
             checks: Vec::new(),
             draws: Vec::new(),
             evaluations: Vec::new(),
@@ -141,6 +148,13 @@ impl Coordinator {
         kept.min(oldest)
     }
 
+    /// Blobs that verdicts follow from: with whether they are decided, so that anybody may see them. Others of the
+    /// kind may be deleted.
+    pub fn evidence(&self) -> impl Iterator<Item = (Digest, bool)> {
+        let decided = self.evidence.iter().map(|(_, digest)| (*digest, true));
+        decided.chain(self.audits.evidence().map(|digest| (digest, false)))
+    }
+
     /// Where a member's data plane may be; nothing of a node that is no member.
     pub fn addresses(&self, node: NodeId) -> Vec<SocketAddr> {
         self.membership.get(node).map(|member| member.addresses.clone()).unwrap_or_default()
@@ -169,6 +183,10 @@ impl Coordinator {
             }
             Input::PossessionChecked { round, worker, proof, holds } => {
                 self.handle_possession(round, worker, proof, holds);
+                None
+            }
+            Input::Compared { id, verifier, result } => {
+                self.handle_compared(now, (id, verifier), result);
                 None
             }
             Input::Merged { round, result } => {
@@ -213,10 +231,19 @@ impl Coordinator {
         }
     }
 
+    fn handle_compared(&mut self, now: Tick, (id, verifier): (u64, NodeId), compared: Compared) {
+        if let Compared::Unopened(reason) = &compared {
+            let text =
+                format!("verifier {} does not show where it ended: {reason}", verifier.short());
+            self.history.note(now, EventKind::Audit, text);
+        }
+        self.audits.compared(now, (id, verifier), compared, &self.spec.verification);
+    }
+
     /// A replay has ended: by what verifiers found, or because nobody could do it.
     fn handle_replayed(&mut self, now: Tick, task: ReplayTask, finding: Option<Finding>) {
-        let ReplayTask { replay, before_merge, judgements, .. } = task;
-        let (round, worker) = (replay.assignment.round, replay.assignment.worker);
+        let ReplayTask { signed, before_merge, judgements, .. } = task;
+        let (round, worker) = (signed.commitment.round, signed.worker);
         let outcome = match &finding {
             Some(Finding::ReplayFault(distances)) => Some(Outcome::ReplayFault(*distances)),
             Some(Finding::Withheld(reason)) => Some(Outcome::Withheld(reason.clone())),
@@ -233,9 +260,10 @@ impl Coordinator {
             }
         };
         if let Some(finding) = finding {
-            let work = reward::work(&self.spec.model, replay.commitment.tokens);
+            let judgements = self.keep_evidence(round, worker, judgements);
+            let work = reward::work(&self.spec.model, signed.commitment.tokens);
             for judgement in judgements.iter().filter(|it| it.verdict.agrees_with(&finding)) {
-                self.verifier_work.entry(judgement.verifier).or_default().0 += work.0;
+                self.verifier_work.entry(judgement.verifier()).or_default().0 += work.0;
             }
             self.note_checks([Check { round, worker, finding, judgements }]);
         }
@@ -251,6 +279,28 @@ impl Coordinator {
         } else if let Some(outcome) = outcome.filter(|outcome| *outcome != Outcome::Unverified) {
             self.find_fault_after_merge(now, round, worker, outcome);
         }
+    }
+
+    /// Where nobody accuses there is nothing to show. Otherwise what the verdicts follow from is kept, and whoever
+    /// found against the worker is asked to say so on the chain.
+    fn keep_evidence(
+        &mut self,
+        round: Round,
+        worker: NodeId,
+        mut judgements: Vec<Judgement>,
+    ) -> Vec<Judgement> {
+        let accused = judgements.iter().any(|judgement| judgement.verdict.accuses());
+        for judgement in &mut judgements {
+            let Some(evidence) = judgement.evidence.filter(|_| accused) else {
+                judgement.evidence = None;
+                continue;
+            };
+            self.evidence.push((round, evidence));
+            if judgement.verdict.accuses() {
+                self.votes.push((judgement.verifier(), Vote { round, worker, evidence }));
+            }
+        }
+        judgements
     }
 
     /// What was found goes into the next record, and is shown.

@@ -194,12 +194,13 @@ impl Coordinator {
             .filter(|worker| !self.round.replay_asked.contains(worker))
             .collect();
         for worker in ready {
-            let assignment = self.round.assignments[&worker].clone();
-            let signed = &self.round.commitments[&worker];
-            let head = self.round.heads.get(&worker);
-            let replay = self.replay_of(assignment, signed, head, beacon);
-            let panel = self.panel(worker, &self.round.attending, beacon);
-            self.audits.ask_replay(replay, panel, true);
+            let round = &self.round;
+            let asked = self.replay_of(
+                (&round.assignments[&worker], &round.commitments[&worker]),
+                round.heads.get(&worker),
+                (&round.attending, beacon),
+            );
+            self.audits.ask_replay(asked, true);
             self.round.replay_asked.insert(worker);
         }
     }

@@ -283,15 +283,11 @@ impl Coordinator {
         from: NodeId,
         verdict: &Verdict,
     ) -> Result<(), Refusal> {
-        if !self.audits.is_given_to(from, verdict.id) {
-            return refuse(RefusalCode::NotYourTask, format!("task {} is not yours", verdict.id));
-        }
+        self.audits.answer(from, verdict)?;
         if let ReplayOutcome::Failed(reason) = &verdict.outcome {
             let text = format!("verifier {} could not replay: {reason}", from.short());
             self.history.note(now, EventKind::Audit, text);
         }
-        let answer = (verdict.id, &verdict.outcome);
-        self.audits.answer(now, from, answer, &self.spec.verification);
         Ok(())
     }
 

@@ -10,7 +10,7 @@
 use manyhands_proto::message::limits::HEAD_ROUNDS_MAX;
 use manyhands_proto::message::{
     Assignment, Beat, Duty, Evaluate, Evaluation, Join, Possession, Refusal, RefusalCode, Replay,
-    Reply, Request, SignedCommitment, Situation, Sync, Verdict, Weigh, Weighing,
+    Reply, Request, SignedCommitment, Situation, Sync, Verdict, Vote, Weigh, Weighing,
 };
 use manyhands_proto::{Digest, NodeId, Round, Tick};
 use serde::{Deserialize, Serialize};
@@ -36,7 +36,8 @@ pub enum Effect {
     /// Train, write the end state and the commitment to disk. Answered by [`Input::Trained`] or
     /// [`Input::Failed`].
     Train(Assignment),
-    /// From now on the payload may be fetched, and drawn evidence opened by these nodes.
+    /// From now on the coordinator may fetch the payload and open drawn evidence; these nodes may read the moments,
+    /// which the next round starts from.
     Publish { round: Round, verifiers: Vec<NodeId> },
     /// Answered by [`Input::Replayed`].
     Replay(Replay),
@@ -44,6 +45,8 @@ pub enum Effect {
     Evaluate(Evaluate),
     /// Answered by [`Input::Weighed`] or [`Input::Failed`].
     Weigh(Weigh),
+    /// Answered by [`Input::Voted`] or [`Input::Failed`].
+    Vote(Vote),
     /// Stop what is being done: the round went on without us, or something waits that is more urgent. Answered by
     /// [`Input::Failed`], or by what was done before.
     Abort,
@@ -69,6 +72,7 @@ pub enum Input {
     Replayed(Verdict),
     Evaluated(Evaluation),
     Weighed(Weighing),
+    Voted(Vote),
     /// The running effect could not be done; it is asked for again as long as it is a duty.
     Failed,
     /// The state that the assignment starts from is not on disk any more, or damaged.
@@ -92,6 +96,7 @@ enum Doing {
     Replay(u64),
     Evaluate(Round),
     Weigh(Round),
+    Vote,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +131,8 @@ pub struct Worker {
     verdicts: Vec<Verdict>,
     evaluations: Vec<Evaluation>,
     weighing: Option<Weighing>,
+    /// Said on the chain, as long as the coordinator asks for it.
+    voted: Vec<Vote>,
     steps_done: u32,
     stopping: bool,
     situation: Option<Situation>,
@@ -153,6 +160,7 @@ impl Worker {
             verdicts: Vec::new(),
             evaluations: Vec::new(),
             weighing: None,
+            voted: Vec::new(),
             steps_done: 0,
             stopping: false,
             situation: None,
@@ -348,6 +356,8 @@ impl Worker {
                     .replays
                     .iter()
                     .find(|replay| self.verdicts.iter().all(|verdict| verdict.id != replay.id));
+                self.voted.retain(|vote| tasks.votes.contains(vote));
+                let vote = tasks.votes.iter().find(|vote| !self.voted.contains(vote));
                 let evaluation = tasks
                     .evaluations
                     .iter()
@@ -359,6 +369,9 @@ impl Worker {
                 // A merge waits for what is weighed, and may wait for a replay; nothing waits for an evaluation.
                 if let Some(asked) = weigh {
                     self.start(Doing::Weigh(asked.round), Effect::Weigh(asked.clone()));
+                } else if let Some(vote) = vote {
+                    // Quickly done, and the chain waits for it only so long.
+                    self.start(Doing::Vote, Effect::Vote(vote.clone()));
                 } else if let Some(replay) = replay {
                     self.start(Doing::Replay(replay.id), Effect::Replay(replay.clone()));
                 } else if let Some(asked) = evaluation {
@@ -404,7 +417,7 @@ impl Worker {
             None
         };
         match self.doing {
-            Doing::Nothing | Doing::Sync => false,
+            Doing::Nothing | Doing::Sync | Doing::Vote => false,
             // A round that opened again may ask for other work.
             Doing::Train(_) => {
                 !matches!(duty, Duty::Train(now) if Some(now) == self.at_work.as_ref())
@@ -447,6 +460,10 @@ impl Worker {
             }
             Input::Weighed(weighing) => {
                 self.weighing = Some(weighing);
+                self.done(now);
+            }
+            Input::Voted(vote) => {
+                self.voted.push(vote);
                 self.done(now);
             }
             Input::Failed => {

@@ -142,9 +142,7 @@ fn training_is_aborted_when_the_round_goes_on_without_us() {
 fn weighing_is_aborted_when_the_merge_does_not_wait_for_it_any_more() {
     let mut worker = worker(None);
     let weigh = Weigh { round: Round(0), theta: Digest::of(b"theta"), updates: Vec::new() };
-    let tasks = |weigh: Option<Weigh>| {
-        Duty::Tasks(Tasks { replays: Vec::new(), evaluations: Vec::new(), weigh })
-    };
+    let tasks = |weigh: Option<Weigh>| Duty::Tasks(Tasks { weigh, ..Tasks::default() });
     let (_, effects) = tell(&mut worker, 0, tasks(Some(weigh.clone())));
     assert_eq!(effects, [Effect::Weigh(weigh.clone())]);
     let (_, effects) = tell(&mut worker, 200, tasks(Some(weigh.clone())));
@@ -163,7 +161,7 @@ fn what_a_merge_waits_for_is_not_kept_waiting_by_an_evaluation_or_a_replay() {
     let evaluations = vec![Evaluate { round: Round(0), theta: Digest::of(b"theta") }];
     let weigh = Weigh { round: Round(1), theta: Digest::of(b"theta"), updates: Vec::new() };
     let tasks = |weigh: Option<Weigh>| {
-        Duty::Tasks(Tasks { replays: Vec::new(), evaluations: evaluations.clone(), weigh })
+        Duty::Tasks(Tasks { evaluations: evaluations.clone(), weigh, ..Tasks::default() })
     };
     let (_, effects) = tell(&mut worker, 0, tasks(None));
     assert_eq!(effects, [Effect::Evaluate(evaluations[0].clone())]);
@@ -179,6 +177,22 @@ fn what_a_merge_waits_for_is_not_kept_waiting_by_an_evaluation_or_a_replay() {
         [Effect::Evaluate(evaluations[0].clone())],
         "and what was put off is done then"
     );
+}
+
+#[test]
+fn a_vote_is_cast_once_and_again_only_if_it_failed() {
+    let mut worker = worker(None);
+    let evidence = Digest::of(b"evidence");
+    let vote = Vote { round: Round(1), worker: NodeId::new([7; 32]), evidence };
+    let tasks = || Duty::Tasks(Tasks { votes: vec![vote.clone()], ..Tasks::default() });
+    let (_, effects) = tell(&mut worker, 0, tasks());
+    assert_eq!(effects, [Effect::Vote(vote.clone())]);
+    worker.handle(Tick(100), Input::Failed);
+    let (_, effects) = tell(&mut worker, 1_200, tasks());
+    assert_eq!(effects, [Effect::Vote(vote.clone())]);
+    worker.handle(Tick(1_300), Input::Voted(vote.clone()));
+    let (_, effects) = tell(&mut worker, 1_400, tasks());
+    assert_eq!(effects, []);
 }
 
 #[test]

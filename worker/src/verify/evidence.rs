@@ -1,15 +1,14 @@
-//! What a worker has to open for a replay, asked for with one patience for all of it.
+//! What a worker has to show for a replay: the moments that its round began with.
 //!
 //! The worker may be restarting, may not have heard yet who its verifiers are, or may hope that a
 //! verifier which waits long enough finds nothing. So everything but a provable lie is asked for again,
-//! until the time that the worker has for the whole replay is used up. Our own computing is not
-//! counted: nobody is to blame for a slow verifier but itself.
+//! until the time that the worker has is used up.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use manyhands_network::data::{
-    DataHandle, FetchError, FetchRequest, Openings, ProgressFn, Refusal, Source, SourceError,
+    DataHandle, FetchError, FetchRequest, ProgressFn, Refusal, Source, SourceError,
 };
 use manyhands_proto::Digest;
 use tokio::time::Instant;
@@ -42,7 +41,7 @@ impl EvidenceError {
     }
 }
 
-/// A worker, and how long it still has.
+/// A worker, and how long it has.
 pub(super) struct Evidence<'a> {
     pub(super) data: &'a DataHandle,
     pub(super) worker: Source,
@@ -51,22 +50,18 @@ pub(super) struct Evidence<'a> {
     pub(super) progress: ProgressFn,
     /// The longest pause between two attempts.
     pub(super) pause_max: Duration,
-    /// What the worker has for all that is still asked for.
-    pub(super) left: Duration,
+    pub(super) patience: Duration,
 }
 
 impl Evidence<'_> {
     /// A whole blob of at most `bytes_max` bytes.
     pub(super) async fn blob(
-        &mut self,
+        &self,
         digest: Digest,
         bytes_max: u64,
     ) -> Result<Vec<u8>, EvidenceError> {
-        let mut waiting = self.begin();
         let path = self.incoming.join(digest.to_string());
-        let fetched = self.insist_on_blob(&mut waiting, digest, bytes_max, &path).await;
-        self.left = waiting.left();
-        fetched?;
+        self.insist_on_blob(digest, bytes_max, &path).await?;
         let read = tokio::fs::read(&path).await;
         // It is wanted once. What stays is removed before the next replay.
         let _ = tokio::fs::remove_file(&path).await;
@@ -75,11 +70,13 @@ impl Evidence<'_> {
 
     async fn insist_on_blob(
         &self,
-        waiting: &mut Waiting,
         digest: Digest,
         bytes_max: u64,
         path: &Path,
     ) -> Result<(), EvidenceError> {
+        let deadline = Instant::now() + self.patience;
+        let mut waiting =
+            Waiting { deadline, pause: PAUSE_MIN.min(self.pause_max), pause_max: self.pause_max };
         loop {
             let mut request = FetchRequest::new(digest, vec![self.worker.clone()], bytes_max);
             request.progress = Some(self.progress.clone());
@@ -103,50 +100,6 @@ impl Evidence<'_> {
                 }
             }
         }
-    }
-
-    /// Groups of a blob of exactly `length` bytes.
-    pub(super) async fn groups(
-        &mut self,
-        digest: Digest,
-        length: u64,
-        groups: &[u64],
-    ) -> Result<Vec<Vec<u8>>, EvidenceError> {
-        let mut waiting = self.begin();
-        let opened = self.insist_on_groups(&mut waiting, digest, groups).await;
-        self.left = waiting.left();
-        let opened = opened?;
-        if opened.length != length {
-            let got = opened.length;
-            return Err(EvidenceError::Wrong(format!("expected {length} bytes, got {got}")));
-        }
-        Ok(opened.groups.into_iter().map(|group| group.bytes).collect())
-    }
-
-    async fn insist_on_groups(
-        &self,
-        waiting: &mut Waiting,
-        digest: Digest,
-        groups: &[u64],
-    ) -> Result<Openings, EvidenceError> {
-        loop {
-            let asked = self.data.open_groups(&self.worker, digest, groups);
-            match tokio::time::timeout_at(waiting.deadline, asked).await {
-                Ok(Ok(openings)) => return Ok(openings),
-                Ok(Err(error)) if is_lie(&error) => {
-                    return Err(EvidenceError::Wrong(error.to_string()));
-                }
-                Ok(Err(error)) => waiting.pause(error.to_string()).await?,
-                Err(_) => {
-                    return Err(EvidenceError::TooLate("the answer did not end".to_owned()));
-                }
-            }
-        }
-    }
-
-    fn begin(&self) -> Waiting {
-        let (deadline, pause_max) = (Instant::now() + self.left, self.pause_max);
-        Waiting { deadline, pause: PAUSE_MIN.min(pause_max), pause_max }
     }
 }
 
@@ -190,10 +143,6 @@ impl Waiting {
         self.pause = (2 * self.pause).min(self.pause_max);
         tokio::time::sleep_until(next).await;
         Ok(())
-    }
-
-    fn left(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
     }
 }
 
@@ -265,7 +214,7 @@ mod tests {
                 incoming: self.folder.path().join("incoming"),
                 progress: Arc::new(|_| {}),
                 pause_max: Duration::from_millis(5),
-                left: patience,
+                patience,
             }
         }
     }
@@ -278,42 +227,25 @@ mod tests {
     async fn what_is_refused_for_now_is_asked_for_again() {
         let pair = Pair::new(40);
         let digest = pair.worker.blobs.insert(&blob(), Access::Everyone).expect("insert");
-        let mut evidence = pair.evidence(HOUR);
+        let evidence = pair.evidence(HOUR);
         pair.refuse_for_now();
         assert!(evidence.blob(digest, 1 << 20).await.expect("served in the end") == blob());
-        pair.refuse_for_now();
-        let opened = evidence.groups(digest, 100_000, &[6, 0]).await.expect("served in the end");
-        assert_eq!(opened, [&blob()[6 * 16_384..], &blob()[..16_384]]);
     }
 
     #[tokio::test]
-    async fn the_patience_is_one_for_all_evidence() {
+    async fn patience_ends() {
         let pair = Pair::new(42);
-        let mut evidence = pair.evidence(Duration::from_millis(500));
-        let began = Instant::now();
-        for _ in 0..5 {
-            let refused = evidence.groups(Digest::of(b"nothing"), 100_000, &[0]).await;
-            let error = refused.expect_err("nobody has it");
-            assert!(error.is_withheld() && matches!(error, EvidenceError::TooLate(_)), "{error}");
-            let refused = evidence.blob(Digest::of(b"nothing"), 100_000).await;
-            let error = refused.expect_err("nobody has it");
-            assert!(error.is_withheld() && matches!(error, EvidenceError::TooLate(_)), "{error}");
-        }
-        // Ten times as long if each had its own.
-        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+        let evidence = pair.evidence(Duration::from_millis(200));
+        let refused = evidence.blob(Digest::of(b"nothing"), 100_000).await;
+        let error = refused.expect_err("nobody has it");
+        assert!(error.is_withheld() && matches!(error, EvidenceError::TooLate(_)), "{error}");
     }
 
     #[tokio::test]
-    async fn a_blob_of_another_length_is_a_lie_at_once() {
+    async fn a_blob_that_is_too_long_is_a_lie_at_once() {
         let pair = Pair::new(43);
         let digest = pair.worker.blobs.insert(&blob(), Access::Everyone).expect("insert");
-        let mut evidence = pair.evidence(HOUR);
-        for error in [
-            evidence.groups(digest, 99_999, &[0]).await.expect_err("another length"),
-            evidence.groups(digest, 100_000, &[7]).await.expect_err("no such group"),
-            evidence.blob(digest, 99_999).await.expect_err("too long"),
-        ] {
-            assert!(error.is_withheld() && matches!(error, EvidenceError::Wrong(_)), "{error}");
-        }
+        let error = pair.evidence(HOUR).blob(digest, 99_999).await.expect_err("too long");
+        assert!(error.is_withheld() && matches!(error, EvidenceError::Wrong(_)), "{error}");
     }
 }

@@ -48,6 +48,7 @@ impl Screen {
             | WorkerEvent::Synced { .. }
             | WorkerEvent::Committed { .. }
             | WorkerEvent::Replayed { .. }
+            | WorkerEvent::Voted { .. }
             | WorkerEvent::Evaluated { .. }
             | WorkerEvent::Weighed { .. }
             | WorkerEvent::Trouble { .. } => {
@@ -123,13 +124,13 @@ fn line(event: &WorkerEvent, role: Role) -> Option<String> {
         WorkerEvent::Committed { round, payload_bytes, loss, bits_per_parameter } => format!(
             "round {round}: committed, training loss {loss:.3}, update of {payload_bytes} bytes ({bits_per_parameter:.3} bits per parameter)"
         ),
-        WorkerEvent::Replayed { round, worker, delta, passed } => {
-            let found = if *passed { "agrees" } else { "DOES NOT AGREE" };
-            format!(
-                "round {round}: the replay of {} {found} (distance {delta:.1e})",
-                worker.short()
-            )
+        WorkerEvent::Replayed { round, worker } => {
+            format!("round {round}: replayed {}; the coordinator compares", worker.short())
         }
+        WorkerEvent::Voted { round, worker, delta } => format!(
+            "round {round}: the replay of {} DOES NOT AGREE (distance {delta:.1e}), and the chain was told",
+            worker.short()
+        ),
         WorkerEvent::Evaluated { round, loss } => {
             format!("θ of round {round}: held-out loss {loss:.4}")
         }

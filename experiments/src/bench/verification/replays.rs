@@ -6,14 +6,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use manyhands_gradient::codec::{Endpoints, OpenedChunk, Update, UpdateCodec};
 use manyhands_gradient::moments8::Moments8;
-use manyhands_gradient::{CHUNK, Layout, initial_theta};
+use manyhands_gradient::{CHUNK, Layout, initial_theta, replay};
 use manyhands_model::data::{SequenceId, SequenceSource, ShardSet};
 use manyhands_model::device::NumericClass;
-use manyhands_model::{
-    ClaimedChunk, Control, Device, Distances, EndState, LocalTrainer, TrainTask, Trainer, compare,
-};
+use manyhands_model::{Control, Device, LocalTrainer, TrainTask, Trainer};
+use manyhands_proto::message::Distances;
 use manyhands_proto::run_file::{Architecture, Codec, Precision, Training, Verification};
-use manyhands_proto::{ChunkIndex, Digest, NodeId};
+use manyhands_proto::{Digest, NodeId};
 use manyhands_rules::draw::Beacon;
 use manyhands_rules::sampling::sequence_at;
 
@@ -113,16 +112,19 @@ impl Bench {
         let outcome = trainer.train(task, &mut |_| Control::Continue)?;
         Ok(End { theta: outcome.theta, moments: outcome.moments })
     }
+}
 
+impl Start {
     /// How far `claimed` is from `replayed`, over all chunks.
-    fn distances(&self, start: &Start, claimed: &End, replayed: &End) -> anyhow::Result<Distances> {
-        let claimed_moments = claimed.moments.dequantise();
-        let end = EndState { theta: &claimed.theta, moments: &claimed_moments };
-        let chunks: Vec<ClaimedChunk> =
-            (0..self.layout.chunk_count()).map(|at| end.chunk(ChunkIndex(at as u32))).collect();
-        let moments = replayed.moments.dequantise();
-        let replayed = EndState { theta: &replayed.theta, moments: &moments };
-        Ok(compare(&start.theta, replayed, &chunks)?)
+    fn distances(&self, claimed: &End, replayed: &End) -> Distances {
+        let [claimed_moments, replayed_moments] =
+            [claimed, replayed].map(|end| end.moments.dequantise());
+        let claimed = replay::End::new(&claimed.theta, &claimed_moments);
+        replay::distances(
+            &self.theta,
+            claimed,
+            replay::End::new(&replayed.theta, &replayed_moments),
+        )
     }
 }
 
@@ -208,7 +210,7 @@ impl Laboratory {
             let honest = self.bench.train(&start, ASSIGNED)?;
             for (at, (_, cheat)) in CHEATS.iter().enumerate() {
                 let claimed = self.claim(*cheat, &start, &honest)?;
-                let distances = self.bench.distances(&start, &claimed, &honest)?;
+                let distances = start.distances(&claimed, &honest);
                 let distance = over_threshold(distances, Precision::F32);
                 rejected[at] += u64::from(distance > 1.0);
                 nearest[at] = nearest[at].min(distance);
@@ -349,7 +351,7 @@ impl Laboratory {
                 let replayed = class
                     .answer(&self.bench.layout)
                     .with_context(|| format!("the class {name} did not answer"))?;
-                let distances = self.bench.distances(&start, &claimed, &replayed)?;
+                let distances = start.distances(&claimed, &replayed);
                 let distance = over_threshold(distances, numerics.precision);
                 rejected += u32::from(distance > 1.0);
                 farthest_here = farthest_here.max(distance);

@@ -3,14 +3,15 @@
 use super::MessageError;
 use super::field::{
     address_texts, addresses, ascending, at_most, check, class, digest, explain, list, node,
-    reason, required, round, unexpected,
+    reason, required, round, signature, unexpected,
 };
 use crate::message::limits::{COUNT_MAX, HEAD_ROUNDS_MAX, STEPS_MAX, WEIGHED_MAX};
+use crate::message::wire::replayed::End;
 use crate::message::wire::request::Kind;
 use crate::message::wire::verdict::Outcome;
 use crate::message::{
-    Beat, Distances, Evaluation, Join, LossEffect, Possession, ReplayOutcome, Request, Role,
-    SignedCommitment, Verdict, Weighing, wire,
+    Beat, EndState, Evaluation, Join, LossEffect, Possession, ReplayEnd, ReplayOutcome, Replayed,
+    Request, Role, SignedCommitment, SignedReplay, Verdict, Weighing, wire,
 };
 use crate::{NodeId, Round, RunId};
 
@@ -32,7 +33,7 @@ impl From<&Request> for wire::Request {
 }
 
 impl Request {
-    /// `run` and `signer` are the envelope's: a commitment is signed for both.
+    /// `run` and `signer` are the envelope's: a commitment or a replay is signed for both.
     pub(in crate::message) fn parse(
         wire: wire::Request,
         run: RunId,
@@ -43,7 +44,7 @@ impl Request {
             Kind::Join(join) => Self::Join(join.try_into()?),
             Kind::Beat(beat) => Self::Beat(beat.try_into()?),
             Kind::Commit(signed) => Self::Commit(SignedCommitment::parse(signed, run, signer)?),
-            Kind::Verdict(verdict) => Self::Verdict(verdict.try_into()?),
+            Kind::Verdict(verdict) => Self::Verdict(Verdict::parse(verdict, run, signer)?),
             Kind::Evaluation(evaluation) => Self::Evaluation(evaluation.try_into()?),
             Kind::Weighing(weighing) => Self::Weighing(weighing.try_into()?),
             Kind::Leave(wire::Empty {}) => Self::Leave,
@@ -126,51 +127,85 @@ impl TryFrom<wire::Beat> for Beat {
 impl From<&Verdict> for wire::Verdict {
     fn from(verdict: &Verdict) -> Self {
         let outcome = match &verdict.outcome {
-            ReplayOutcome::Compared(distances) => Outcome::Distances(distances.into()),
-            ReplayOutcome::Withheld(what) => Outcome::Withheld(explain(what)),
+            ReplayOutcome::Replayed(signed) => Outcome::Replayed(signed.into()),
             ReplayOutcome::Failed(why) => Outcome::Failed(explain(why)),
         };
         Self { id: verdict.id, outcome: Some(outcome) }
     }
 }
 
-impl TryFrom<wire::Verdict> for Verdict {
-    type Error = MessageError;
-
-    fn try_from(wire: wire::Verdict) -> Result<Self, MessageError> {
+impl Verdict {
+    /// Of the run and verifier that the envelope names.
+    fn parse(wire: wire::Verdict, run: RunId, verifier: NodeId) -> Result<Self, MessageError> {
         let outcome = match required("verdict.outcome", wire.outcome)? {
-            Outcome::Distances(distances) => ReplayOutcome::Compared(distances.try_into()?),
-            Outcome::Withheld(what) => ReplayOutcome::Withheld(reason("verdict.withheld", what)?),
+            Outcome::Replayed(signed) => {
+                ReplayOutcome::Replayed(SignedReplay::parse(signed, run, verifier)?)
+            }
             Outcome::Failed(why) => ReplayOutcome::Failed(reason("verdict.failed", why)?),
         };
         Ok(Self { id: wire.id, outcome })
     }
 }
 
-impl From<&Distances> for wire::Distances {
-    fn from(distances: &Distances) -> Self {
+impl From<&SignedReplay> for wire::SignedReplay {
+    fn from(signed: &SignedReplay) -> Self {
+        Self { replayed: Some((&signed.replayed).into()), signature: signed.signature.to_vec() }
+    }
+}
+
+impl SignedReplay {
+    pub(in crate::message) fn parse(
+        wire: wire::SignedReplay,
+        run: RunId,
+        verifier: NodeId,
+    ) -> Result<Self, MessageError> {
+        let replayed = required("replay.replayed", wire.replayed)?.try_into()?;
+        let signature = signature("replay.signature", &wire.signature)?;
+        let signed = Self { replayed, run, verifier, signature };
+        let holds = signed.verify();
+        check("replay.signature", "the verifier's over run, round and end", (), holds)?;
+        Ok(signed)
+    }
+}
+
+impl From<&Replayed> for wire::Replayed {
+    fn from(replayed: &Replayed) -> Self {
+        let end = match &replayed.end {
+            ReplayEnd::At(EndState { theta, moments }) => End::At(wire::EndState {
+                theta: theta.as_bytes().to_vec(),
+                moments: moments.as_bytes().to_vec(),
+            }),
+            ReplayEnd::Nowhere => End::Nowhere(wire::Empty {}),
+            ReplayEnd::Withheld(what) => End::Withheld(explain(what)),
+        };
         Self {
-            delta: distances.delta,
-            first_moment: distances.first_moment,
-            second_moment: distances.second_moment,
-            theta: distances.theta.as_bytes().to_vec(),
+            round: replayed.round.0,
+            worker: replayed.worker.as_bytes().to_vec(),
+            first_sequence: replayed.first_sequence,
+            start: replayed.start.as_bytes().to_vec(),
+            end: Some(end),
         }
     }
 }
 
-impl TryFrom<wire::Distances> for Distances {
+impl TryFrom<wire::Replayed> for Replayed {
     type Error = MessageError;
 
-    fn try_from(wire: wire::Distances) -> Result<Self, MessageError> {
-        let distance = |field, distance: f64| {
-            let holds = distance.is_finite() && distance >= 0.0;
-            check(field, "a finite number of at least 0", distance, holds)
+    fn try_from(wire: wire::Replayed) -> Result<Self, MessageError> {
+        let end = match required("replayed.end", wire.end)? {
+            End::At(wire::EndState { theta, moments }) => ReplayEnd::At(EndState {
+                theta: digest("replayed.theta", &theta)?,
+                moments: digest("replayed.moments", &moments)?,
+            }),
+            End::Nowhere(wire::Empty {}) => ReplayEnd::Nowhere,
+            End::Withheld(what) => ReplayEnd::Withheld(reason("replayed.withheld", what)?),
         };
         Ok(Self {
-            delta: distance("distances.delta", wire.delta)?,
-            first_moment: distance("distances.first_moment", wire.first_moment)?,
-            second_moment: distance("distances.second_moment", wire.second_moment)?,
-            theta: digest("distances.theta", &wire.theta)?,
+            round: round("replayed.round", wire.round)?,
+            worker: node("replayed.worker", &wire.worker)?,
+            first_sequence: at_most("replayed.first_sequence", wire.first_sequence, COUNT_MAX)?,
+            start: digest("replayed.start", &wire.start)?,
+            end,
         })
     }
 }

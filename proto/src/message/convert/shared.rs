@@ -53,7 +53,7 @@ impl From<&SignedCommitment> for wire::SignedCommitment {
 
 impl SignedCommitment {
     /// Of the run and worker that the envelope names.
-    pub(super) fn parse(
+    pub(in crate::message) fn parse(
         wire: wire::SignedCommitment,
         run: RunId,
         worker: NodeId,

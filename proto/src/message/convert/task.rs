@@ -2,13 +2,11 @@
 
 use super::MessageError;
 use super::field::{
-    ascending, at_most, check, class, count, digest, list, node, required, round, some_at_most,
+    ascending, at_most, check, class, digest, list, node, required, round, some_at_most,
 };
-use crate::message::limits::{
-    CHUNKS_MAX, COUNT_MAX, SEQUENCES_MAX, STEPS_MAX, TASKS_MAX, WEIGHED_MAX,
-};
-use crate::message::{Assignment, Commitment, Evaluate, Replay, Start, Tasks, Weigh, wire};
-use crate::{ChunkIndex, Digest, NodeId, Round};
+use crate::message::limits::{COUNT_MAX, SEQUENCES_MAX, STEPS_MAX, TASKS_MAX, WEIGHED_MAX};
+use crate::message::{Assignment, Evaluate, Replay, Start, Tasks, Vote, Weigh, wire};
+use crate::{Digest, NodeId, Round};
 
 impl From<&Start> for wire::Start {
     fn from(start: &Start) -> Self {
@@ -97,6 +95,7 @@ impl From<&Tasks> for wire::Tasks {
             replays: tasks.replays.iter().map(Into::into).collect(),
             evaluations: tasks.evaluations.iter().map(Into::into).collect(),
             weigh: tasks.weigh.as_ref().map(Into::into),
+            votes: tasks.votes.iter().map(Into::into).collect(),
         }
     }
 }
@@ -109,6 +108,7 @@ impl TryFrom<wire::Tasks> for Tasks {
             replays: list("tasks.replays", wire.replays, TASKS_MAX, TryInto::try_into)?,
             evaluations: list("tasks.evaluations", wire.evaluations, TASKS_MAX, TryInto::try_into)?,
             weigh: wire.weigh.map(TryInto::try_into).transpose()?,
+            votes: list("tasks.votes", wire.votes, TASKS_MAX, TryInto::try_into)?,
         })
     }
 }
@@ -118,12 +118,10 @@ impl From<&Replay> for wire::Replay {
         Self {
             id: replay.id,
             assignment: Some((&replay.assignment).into()),
-            commitment: Some((&replay.commitment).into()),
             head_moments: replay
                 .head_moments
                 .map(|moments| moments.as_bytes().to_vec())
                 .unwrap_or_default(),
-            chunks: replay.chunks.iter().map(|chunk| chunk.0).collect(),
             source: Some((&replay.source).into()),
         }
     }
@@ -136,25 +134,37 @@ impl TryFrom<wire::Replay> for Replay {
         let head_moments = (!wire.head_moments.is_empty())
             .then(|| digest("replay.head_moments", &wire.head_moments))
             .transpose()?;
-        count("replay.chunks", wire.chunks.len(), CHUNKS_MAX)?;
-        ascending("replay.chunks", wire.chunks.iter())?;
         let assignment: Assignment = required("replay.assignment", wire.assignment)?.try_into()?;
-        let commitment: Commitment = required("replay.commitment", wire.commitment)?.try_into()?;
-        let same = commitment.round == assignment.round;
-        check("replay.commitment.round", "the assignment's round", commitment.round, same)?;
-        let first = commitment.first_sequence;
-        let same = first == assignment.first_sequence;
-        check("replay.commitment.first_sequence", "the assignment's", first, same)?;
         let from_head = assignment.start != Start::Fresh;
         let holds = head_moments.is_some() == from_head;
         check("replay.head_moments", "some if and only if there is a head", head_moments, holds)?;
         Ok(Self {
             id: wire.id,
             assignment,
-            commitment,
             head_moments,
-            chunks: wire.chunks.into_iter().map(ChunkIndex).collect(),
             source: required("replay.source", wire.source)?.try_into()?,
+        })
+    }
+}
+
+impl From<&Vote> for wire::Vote {
+    fn from(vote: &Vote) -> Self {
+        Self {
+            round: vote.round.0,
+            worker: vote.worker.as_bytes().to_vec(),
+            evidence: vote.evidence.as_bytes().to_vec(),
+        }
+    }
+}
+
+impl TryFrom<wire::Vote> for Vote {
+    type Error = MessageError;
+
+    fn try_from(wire: wire::Vote) -> Result<Self, MessageError> {
+        Ok(Self {
+            round: round("vote.round", wire.round)?,
+            worker: node("vote.worker", &wire.worker)?,
+            evidence: digest("vote.evidence", &wire.evidence)?,
         })
     }
 }

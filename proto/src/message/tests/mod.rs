@@ -9,7 +9,7 @@ use prost::Message as _;
 
 use super::*;
 use crate::keys::NodeKey;
-use crate::{ChunkIndex, Digest, NodeId, Round, RunId, TokenCount};
+use crate::{Digest, NodeId, Round, RunId, TokenCount};
 
 const RUN: RunId = RunId::new([9; 32]);
 
@@ -77,9 +77,7 @@ fn replay(start: Start) -> Replay {
     Replay {
         id: 7,
         assignment: assignment(start),
-        commitment: commitment(),
         head_moments,
-        chunks: vec![ChunkIndex(0), ChunkIndex(3), ChunkIndex(900_000)],
         source: Source { node: worker().node_id(), addresses: addresses() },
     }
 }
@@ -98,12 +96,18 @@ fn join() -> Join {
     }
 }
 
-fn verdict(outcome: ReplayOutcome) -> Request {
-    Request::Verdict(Verdict { id: 7, outcome })
+fn replayed(end: ReplayEnd) -> Replayed {
+    let (round, worker, start) = (Round(4), coordinator().node_id(), digest("theta"));
+    Replayed { round, worker, first_sequence: 1 << 40, start, end }
 }
 
-fn distances() -> Distances {
-    Distances { delta: 0.001, first_moment: 0.0, second_moment: 3.5, theta: digest("own theta") }
+fn end_state() -> ReplayEnd {
+    ReplayEnd::At(EndState { theta: digest("own theta"), moments: digest("own moments") })
+}
+
+fn verdict(end: ReplayEnd) -> Request {
+    let signed = SignedReplay::sign(&worker(), RUN, replayed(end));
+    Request::Verdict(Verdict { id: 7, outcome: ReplayOutcome::Replayed(signed) })
 }
 
 fn effects() -> Vec<(NodeId, LossEffect)> {
@@ -113,6 +117,10 @@ fn effects() -> Vec<(NodeId, LossEffect)> {
 fn weigh() -> Weigh {
     let updates = nodes(2).into_iter().map(|node| (node, digest("payload"))).collect();
     Weigh { round: Round(4), theta: digest("theta"), updates }
+}
+
+fn vote() -> Vote {
+    Vote { round: Round(3), worker: worker().node_id(), evidence: digest("evidence") }
 }
 
 fn requests() -> Vec<Request> {
@@ -129,9 +137,10 @@ fn requests() -> Vec<Request> {
         Request::Beat(Beat { theta: Some(possession), steps_done: 3, leaving: true }),
         Request::Beat(Beat { theta: None, steps_done: 0, leaving: false }),
         Request::Commit(SignedCommitment::sign(&worker(), RUN, commitment())),
-        verdict(ReplayOutcome::Compared(distances())),
-        verdict(ReplayOutcome::Withheld("chunk 3 was not opened".to_owned())),
-        verdict(ReplayOutcome::Failed(String::new())),
+        verdict(end_state()),
+        verdict(ReplayEnd::Nowhere),
+        verdict(ReplayEnd::Withheld("the moments were not opened".to_owned())),
+        Request::Verdict(Verdict { id: 7, outcome: ReplayOutcome::Failed(String::new()) }),
         Request::Evaluation(Evaluation { round: Round(3), theta: digest("theta"), loss: 3.2 }),
         Request::Weighing(Weighing { round: Round(3), effects: vec![] }),
         Request::Weighing(Weighing { round: Round(3), effects: effects() }),
@@ -168,6 +177,7 @@ fn replies() -> Vec<Reply> {
             replays: vec![replay(Start::Fresh), replay(HEAD)],
             evaluations: vec![Evaluate { round: Round(4), theta: digest("theta") }],
             weigh: Some(weigh()),
+            votes: vec![vote()],
         }),
         Duty::Complete { round: Round(9), theta: digest("last") },
         Duty::Dismissed(refusal.clone()),
@@ -379,6 +389,43 @@ fn a_commitment_of_another_worker_or_run_cannot_be_handed_in() {
     assert_eq!(refused_request(&Request::Commit(foreign)), "commit.signature");
     let elsewhere = SignedCommitment::sign(&worker(), RunId::new([8; 32]), commitment());
     assert_eq!(refused_request(&Request::Commit(elsewhere)), "commit.signature");
+}
+
+#[test]
+fn a_verifier_stands_for_the_end_that_it_signed_and_for_no_other() {
+    let signed = SignedReplay::sign(&worker(), RUN, replayed(end_state()));
+    let text = serde_json::to_string(&signed).expect("JSON");
+    let read: SignedReplay = serde_json::from_str(&text).expect("read back");
+    assert_eq!(read, signed);
+    assert!(read.verify());
+    let mut variants = vec![
+        SignedReplay { run: RunId::new([8; 32]), ..signed.clone() },
+        SignedReplay { verifier: coordinator().node_id(), ..signed.clone() },
+    ];
+    let changes: [fn(&mut Replayed); 7] = [
+        |replayed| replayed.start = digest("other"),
+        |replayed| replayed.round = Round(5),
+        |replayed| replayed.worker = worker().node_id(),
+        |replayed| replayed.first_sequence += 1,
+        |replayed| replayed.end = ReplayEnd::Nowhere,
+        |replayed| replayed.end = ReplayEnd::Withheld(String::new()),
+        |replayed| {
+            let (theta, moments) = (digest("own moments"), digest("own theta"));
+            replayed.end = ReplayEnd::At(EndState { theta, moments });
+        },
+    ];
+    variants.extend(changes.map(|change| {
+        let mut changed = signed.clone();
+        change(&mut changed.replayed);
+        changed
+    }));
+    for changed in variants {
+        assert!(!changed.verify(), "{changed:?}");
+    }
+    let foreign = SignedReplay::sign(&coordinator(), RUN, replayed(end_state()));
+    let outcome = ReplayOutcome::Replayed(foreign);
+    let verdict = Request::Verdict(Verdict { id: 7, outcome });
+    assert_eq!(refused_request(&verdict), "replay.signature");
 }
 
 #[test]

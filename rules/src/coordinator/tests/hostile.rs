@@ -315,8 +315,7 @@ fn a_worker_that_came_back_elsewhere_is_replayed_where_it_is() {
     let new = world.machine.audits.replays_of(node(9));
     let moved = new.iter().find(|replay| replay.assignment.worker == worker).expect("still asked");
     assert_eq!(moved.source.addresses, [there]);
-    let outcome = ReplayOutcome::Compared(PASSED);
-    let verdict = Verdict { id: old[0].id, outcome };
+    let verdict = verdict(9, &old[0]);
     assert!(!is_refused(&world.ask(9, Request::Verdict(verdict)), RefusalCode::NotYourTask));
 }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    Assignment, Beat, Commitment, Distances, Duty, Join, LossEffect, PROTOCOL_VERSION, Possession,
-    Refusal, RefusalCode, ReplayOutcome, Request, Role, SignedCommitment, Situation, Start,
-    Verdict, Weigh, Weighing,
+    Assignment, Beat, Commitment, Distances, Duty, EndState, Join, LossEffect, PROTOCOL_VERSION,
+    Possession, Refusal, RefusalCode, Replay, ReplayEnd, ReplayOutcome, Replayed, Request, Role,
+    SignedCommitment, SignedReplay, Situation, Start, Verdict, Weigh, Weighing,
 };
 use manyhands_proto::run_file::Rule;
 use manyhands_proto::{Balance, TokenCount};
@@ -19,8 +19,7 @@ use crate::record::Entropy;
 use crate::record::tests_support;
 
 const RUN: RunId = RunId::new([5; 32]);
-const PASSED: Distances =
-    Distances { delta: 0.0, first_moment: 0.0, second_moment: 0.0, theta: Digest::new([0; 32]) };
+const PASSED: Distances = Distances { delta: 0.0, first_moment: 0.0, second_moment: 0.0 };
 
 fn key(id: u8) -> NodeKey {
     NodeKey::from_seed([id; 32])
@@ -61,6 +60,8 @@ struct World {
     merges: Vec<MergeOrder>,
     /// Who took its stake back.
     stakeless: Vec<NodeId>,
+    /// Whether the chain deals with faults at all.
+    settles_faults: bool,
 }
 
 /// A worker's word that it did what it was assigned and ended at `blob`.
@@ -79,6 +80,16 @@ fn committed(id: u8, assignment: &Assignment, blob: Digest) -> SignedCommitment 
     SignedCommitment::sign(&key(id), RUN, commitment)
 }
 
+/// A verifier's word that it ended somewhere.
+fn verdict(id: u8, task: &Replay) -> Verdict {
+    let Assignment { round, worker, first_sequence, theta, .. } = task.assignment;
+    let blob = Digest::of(&[id, round.0 as u8]);
+    let end = ReplayEnd::At(EndState { theta: blob, moments: blob });
+    let replayed = Replayed { round, worker, first_sequence, start: theta, end };
+    let signed = SignedReplay::sign(&key(id), RUN, replayed);
+    Verdict { id: task.id, outcome: ReplayOutcome::Replayed(signed) }
+}
+
 impl World {
     fn new(spec: RunSpec) -> Self {
         Self {
@@ -94,6 +105,7 @@ impl World {
             reports: Vec::new(),
             merges: Vec::new(),
             stakeless: Vec::new(),
+            settles_faults: true,
         }
     }
 
@@ -125,7 +137,12 @@ impl World {
             if effects.is_empty() {
                 break;
             }
-            effects.into_iter().for_each(|effect| self.perform(effect));
+            for effect in effects {
+                // What came of another may have changed it.
+                if self.machine.is_wanted(&effect) {
+                    self.perform(effect);
+                }
+            }
         }
         self.now = self.now.after_ms(100);
         self.handle(Input::Timeout);
@@ -143,11 +160,7 @@ impl World {
             }
             Duty::Tasks(tasks) => {
                 for replay in tasks.replays {
-                    let cheated = self.cheats.contains(&replay.assignment.worker);
-                    let distances =
-                        if cheated { Distances { delta: 0.2, ..PASSED } } else { PASSED };
-                    let outcome = ReplayOutcome::Compared(distances);
-                    self.ask(id, Request::Verdict(Verdict { id: replay.id, outcome }));
+                    self.ask(id, Request::Verdict(verdict(id, &replay)));
                 }
                 if let Some(asked) = tasks.weigh {
                     let effect = |&(worker, _): &(NodeId, Digest)| {
@@ -187,6 +200,13 @@ impl World {
             Effect::CheckPossession { round, worker, proof, .. } => {
                 Input::PossessionChecked { round, worker, proof, holds: true }
             }
+            Effect::Compare(Comparison { id, commitment, replay, .. }) => {
+                let cheated = self.cheats.contains(&commitment.worker);
+                let distances = if cheated { Distances { delta: 0.2, ..PASSED } } else { PASSED };
+                let evidence = Some(Digest::of(&replay.signature));
+                let result = Compared::Distances { distances, evidence };
+                Input::Compared { id, verifier: replay.verifier, result }
+            }
             Effect::Merge(order) => {
                 let round = order.round;
                 let theta = Digest::of(&serde_json::to_vec(&order).expect("serialises"));
@@ -210,6 +230,7 @@ impl World {
                 self.records.push(*record);
                 Input::Settled { round }
             }
+            Effect::ReportFault { .. } if !self.settles_faults => return,
             Effect::ReportFault { round, worker, .. } => {
                 self.reports.push(worker);
                 Input::FaultSettled { round, worker, slashed: Balance(50) }
@@ -311,6 +332,65 @@ fn a_fault_found_after_the_merge_is_revoked_and_its_reward_forfeit() {
     assert_eq!(revoked[0].contributions.len(), 2);
     assert!(world.reports.contains(&node(2)));
     assert!(world.records.last().expect("a record").earnings.iter().all(|e| e.account != node(2)));
+}
+
+#[test]
+fn two_verifiers_that_find_against_a_worker_are_asked_to_say_so_on_the_chain() {
+    let mut spec = tests_support::spec();
+    spec.run.rounds = 1;
+    let mut world = World::new(spec);
+    for id in [1, 2, 3] {
+        world.join(id, Role::Worker);
+    }
+    for id in [7, 8, 9] {
+        world.join(id, Role::Verifier);
+    }
+    world.cheats.insert(node(2));
+    world.settles_faults = false;
+    world.run(&[1, 2, 3], &[7, 8, 9], 60);
+    let record = &world.records[0];
+    let found = record.checks.iter().find(|check| matches!(check.finding, Finding::ReplayFault(_)));
+    let found = found.expect("the cheat is found");
+    assert_eq!((found.worker, found.judgements.len()), (node(2), 2));
+    let by: Vec<NodeId> = found.judgements.iter().map(Judgement::verifier).collect();
+    for id in [7, 8, 9] {
+        let votes = world.machine.votes_of(node(id));
+        let own = found.judgements.iter().find(|judgement| judgement.verifier() == node(id));
+        let evidence: Vec<_> = votes.iter().map(|vote| Some(vote.evidence)).collect();
+        assert_eq!(evidence, own.map(|own| own.evidence).into_iter().collect::<Vec<_>>());
+        assert_eq!(votes.len(), usize::from(by.contains(&node(id))));
+    }
+    // Only what somebody was accused with is kept.
+    assert_eq!(world.machine.evidence().count(), 2);
+    let passed = record.checks.iter().filter(|it| matches!(it.finding, Finding::ReplayPassed(_)));
+    assert!(passed.flat_map(|check| &check.judgements).all(|it| it.evidence.is_none()));
+    assert_eq!(world.outcome(0, 1), &Outcome::Admitted);
+}
+
+#[test]
+fn a_verdict_is_about_the_round_that_was_asked() {
+    let mut world = World::new(tests_support::spec());
+    world.join(1, Role::Worker);
+    world.join(2, Role::Worker);
+    world.join(9, Role::Verifier);
+    while world.machine.audits.replays_of(node(9)).is_empty() {
+        world.turn(&[1, 2], &[]);
+        world.ask(9, Request::Beat(Beat { theta: None, steps_done: 0, leaving: false }));
+    }
+    let task = world.machine.audits.replays_of(node(9)).remove(0);
+    let refused =
+        |world: &mut World, verdict: Verdict| match world.ask(9, Request::Verdict(verdict)) {
+            Reply::Refused(refusal) => Some(refusal.code),
+            _ => None,
+        };
+    let mut other = task.clone();
+    other.assignment.theta = Digest::of(b"other parameters");
+    assert_eq!(refused(&mut world, verdict(9, &other)), Some(RefusalCode::Malformed));
+    other = task.clone();
+    other.id += 100;
+    assert_eq!(refused(&mut world, verdict(9, &other)), Some(RefusalCode::NotYourTask));
+    assert_eq!(refused(&mut world, verdict(9, &task)), None);
+    assert_eq!(refused(&mut world, verdict(9, &task)), Some(RefusalCode::NotYourTask), "once");
 }
 
 /// A run whose merges ask for the held-out-loss gate, and in which worker 2 does harm.

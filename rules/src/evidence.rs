@@ -1,0 +1,377 @@
+//! What a replay's distances follow from, checked by arithmetic: whoever has the evidence and the round's record
+//! needs neither a device nor anybody's word.
+
+use std::collections::BTreeMap;
+
+use manyhands_gradient::moments8::{Moments, Moments8, parse_chunk};
+use manyhands_gradient::replay::{Comparison, End};
+use manyhands_gradient::{Layout, vector};
+use manyhands_proto::message::{Distances, EndState, OpenedEnd, ReplayEnd, ReplayEvidence};
+use manyhands_proto::tree::{GROUP_BYTES, Openings};
+use manyhands_proto::{ChunkIndex, Digest};
+
+/// What a round started from and is compared on.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    pub layout: &'a Layout,
+    /// θ_t.
+    pub start: Digest,
+    /// The drawn chunks, ascending.
+    pub chunks: &'a [ChunkIndex],
+}
+
+/// Whose part of the evidence is not what it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// θ_t is everybody's.
+    Start,
+    Worker,
+    Verifier,
+}
+
+/// Evidence that does not lead to what it should.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{reason}")]
+pub struct EvidenceError {
+    pub whose: Whose,
+    pub reason: String,
+}
+
+/// The groups of an end state's θ that hold these chunks.
+pub fn theta_groups(chunks: &[ChunkIndex]) -> Vec<u64> {
+    // A chunk of 4,096 values is a group of 16 KiB.
+    chunks.iter().map(|chunk| u64::from(chunk.0)).collect()
+}
+
+/// The groups of an end state's moments that hold these chunks, ascending.
+pub fn moments_groups(chunks: &[ChunkIndex]) -> Vec<u64> {
+    let mut groups: Vec<u64> = chunks.iter().flat_map(|chunk| groups_of(*chunk)).collect();
+    groups.dedup();
+    groups
+}
+
+fn groups_of(chunk: ChunkIndex) -> std::ops::RangeInclusive<u64> {
+    let range = Moments8::chunk_range(chunk.0 as usize);
+    range.start as u64 / GROUP_BYTES..=(range.end as u64 - 1) / GROUP_BYTES
+}
+
+/// No evidence over so many chunks is larger.
+pub fn bytes_max(layout: &Layout, chunks: usize) -> u64 {
+    // Of each chunk three groups of θ and two times two of moments, with up to 64 siblings; beside them two
+    // signed statements.
+    let siblings = 32 * u64::from(u64::BITS - (layout.vector_len() as u64 * 4).leading_zeros());
+    let group = GROUP_BYTES + siblings + 64;
+    7 * group * chunks as u64 + 8_192
+}
+
+/// The distances of the claimed end from the replayed one, over the drawn chunks.
+///
+/// # Errors
+/// [`EvidenceError`], with whose part does not hold.
+pub fn distances(
+    evidence: &ReplayEvidence,
+    subject: Subject<'_>,
+) -> Result<Distances, EvidenceError> {
+    let ReplayEvidence { commitment, replay, opened } = evidence;
+    let of_verifier =
+        |reason: &str| EvidenceError { whose: Whose::Verifier, reason: reason.to_owned() };
+    let (claimed, replayed) = (&commitment.commitment, &replay.replayed);
+    let about = (replay.run, replayed.worker, replayed.round, replayed.first_sequence);
+    if about != (commitment.run, commitment.worker, claimed.round, claimed.first_sequence) {
+        return Err(of_verifier("a replay of another round"));
+    }
+    if replayed.start != subject.start {
+        return Err(of_verifier("a replay from other parameters"));
+    }
+    let (opened, end) = match (opened, &replayed.end) {
+        (Some(opened), ReplayEnd::At(end)) => (opened, *end),
+        (None, ReplayEnd::Nowhere) => return Ok(Distances::FARTHEST),
+        (Some(_), ReplayEnd::Nowhere) | (_, ReplayEnd::Withheld(_)) | (None, ReplayEnd::At(_)) => {
+            return Err(of_verifier("chunks of what it did not reach, or none of what it did"));
+        }
+    };
+    let starts = thetas(&opened.start, subject.start, subject)
+        .map_err(|reason| EvidenceError { whose: Whose::Start, reason })?;
+    let claimed = EndState { theta: claimed.theta, moments: claimed.moments };
+    let claimed = ends(&opened.claimed, claimed, subject)
+        .map_err(|reason| EvidenceError { whose: Whose::Worker, reason })?;
+    let replayed = ends(&opened.replayed, end, subject)
+        .map_err(|reason| EvidenceError { whose: Whose::Verifier, reason })?;
+    let mut comparison = Comparison::default();
+    for (start, (claimed, replayed)) in starts.iter().zip(claimed.iter().zip(&replayed)) {
+        comparison.add(start, claimed.end(), replayed.end());
+    }
+    Ok(comparison.distances())
+}
+
+/// One chunk of an end state.
+struct EndChunk {
+    theta: Vec<f32>,
+    moments: Moments,
+}
+
+impl EndChunk {
+    fn end(&self) -> End<'_> {
+        End::new(&self.theta, &self.moments)
+    }
+}
+
+fn ends(
+    opened: &OpenedEnd,
+    digests: EndState,
+    subject: Subject<'_>,
+) -> Result<Vec<EndChunk>, String> {
+    let thetas = thetas(&opened.theta, digests.theta, subject)?;
+    let moments = moments(&opened.moments, digests.moments, subject)?;
+    Ok(thetas
+        .into_iter()
+        .zip(moments)
+        .map(|(theta, moments)| EndChunk { theta, moments })
+        .collect())
+}
+
+/// The drawn chunks of a canonical vector.
+fn thetas(
+    opened: &Openings,
+    digest: Digest,
+    subject: Subject<'_>,
+) -> Result<Vec<Vec<f32>>, String> {
+    let length = subject.layout.vector_len() as u64 * 4;
+    let groups = proven(opened, digest, (length, &theta_groups(subject.chunks)))?;
+    Ok(groups.into_values().map(vector::floats).collect())
+}
+
+fn moments(
+    opened: &Openings,
+    digest: Digest,
+    subject: Subject<'_>,
+) -> Result<Vec<Moments>, String> {
+    let Subject { layout, chunks, .. } = subject;
+    let length = Moments8::bytes_len(layout) as u64;
+    let groups = proven(opened, digest, (length, &moments_groups(chunks)))?;
+    let read = |&chunk: &ChunkIndex| {
+        let range = Moments8::chunk_range(chunk.0 as usize);
+        let bytes: Vec<u8> =
+            groups_of(chunk).flat_map(|group| groups[&group].iter().copied()).collect();
+        let start = range.start - (*groups_of(chunk).start() * GROUP_BYTES) as usize;
+        parse_chunk(&bytes[start..start + range.len()], layout, chunk.0 as usize)
+            .map_err(|error| format!("moments of chunk {}: {error}", chunk.0))
+    };
+    chunks.iter().map(read).collect()
+}
+
+/// The bytes of just these groups of a blob of that length, each proven against its digest.
+fn proven<'a>(
+    opened: &'a Openings,
+    digest: Digest,
+    (length, groups): (u64, &[u64]),
+) -> Result<BTreeMap<u64, &'a [u8]>, String> {
+    if opened.length != length {
+        return Err(format!("expected a blob of {length} bytes, got one of {}", opened.length));
+    }
+    if !opened.groups.iter().map(|group| group.opening.group).eq(groups.iter().copied()) {
+        return Err(format!("expected the {} groups that hold the drawn chunks", groups.len()));
+    }
+    opened.verify(digest).map_err(|error| error.to_string())?;
+    let bytes = |group: &'a manyhands_proto::tree::OpenedGroup| {
+        (group.opening.group, group.bytes.as_slice())
+    };
+    Ok(opened.groups.iter().map(bytes).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use manyhands_gradient::CHUNK;
+    use manyhands_proto::keys::NodeKey;
+    use manyhands_proto::message::{
+        Commitment, OpenedEnds, Replayed, SignedCommitment, SignedReplay,
+    };
+    use manyhands_proto::{Round, RunId, TokenCount};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A round that ended, as a worker or a verifier has it.
+    struct Ended {
+        theta: Vec<f32>,
+        moments: Moments8,
+    }
+
+    impl Ended {
+        fn new(layout: &Layout, seed: f32) -> Self {
+            let is_real = |i: usize| i % CHUNK < layout.places()[i / CHUNK].real;
+            let value = |i: usize| if is_real(i) { (seed + i as f32).sin() } else { 0.0 };
+            let values: Vec<f32> = (0..layout.vector_len()).map(value).collect();
+            let moments = Moments {
+                second: values.iter().map(|value| value * value).collect(),
+                first: values.clone(),
+            };
+            let moments = Moments8::quantise(layout, &moments, 7).expect("finite");
+            Self { theta: values, moments }
+        }
+
+        fn digests(&self) -> EndState {
+            let theta = vector::digest(&self.theta);
+            EndState { theta, moments: Digest::of(self.moments.as_bytes()) }
+        }
+
+        fn open(&self, chunks: &[ChunkIndex]) -> OpenedEnd {
+            let theta = vector::to_bytes(&self.theta);
+            OpenedEnd {
+                theta: Openings::of(&theta, &theta_groups(chunks)).expect("its groups"),
+                moments: Openings::of(self.moments.as_bytes(), &moments_groups(chunks))
+                    .expect("its groups"),
+            }
+        }
+    }
+
+    /// Nine chunks, the last of each tensor with padding.
+    fn layout() -> Layout {
+        let shapes = vec![("a".to_owned(), vec![5, 5_000]), ("b".to_owned(), vec![5_000])];
+        Layout::from_tensors(shapes).expect("a layout")
+    }
+
+    fn drawn() -> Vec<ChunkIndex> {
+        [0, 2, 3, 8].map(ChunkIndex).to_vec()
+    }
+
+    fn part<'a>(theta: &'a [f32], moments: &'a Moments, at: Range<usize>) -> End<'a> {
+        let (first_moment, second_moment) =
+            (&moments.first[at.clone()], &moments.second[at.clone()]);
+        End { theta: &theta[at], first_moment, second_moment }
+    }
+
+    struct Case {
+        layout: Layout,
+        start: Ended,
+        claimed: Ended,
+        replayed: Ended,
+        evidence: ReplayEvidence,
+    }
+
+    const RUN: RunId = RunId::new([5; 32]);
+
+    fn key(id: u8) -> NodeKey {
+        NodeKey::from_seed([id; 32])
+    }
+
+    fn signed(end: ReplayEnd, start: Digest) -> SignedReplay {
+        let (round, worker) = (Round(3), key(1).node_id());
+        SignedReplay::sign(&key(2), RUN, Replayed { round, worker, first_sequence: 40, start, end })
+    }
+
+    fn case() -> Case {
+        let layout = layout();
+        assert_eq!(layout.chunk_count(), 9);
+        let [start, claimed, replayed] = [0.0, 0.3, 0.31].map(|seed| Ended::new(&layout, seed));
+        let EndState { theta, moments } = claimed.digests();
+        let other = Digest::of(b"another blob");
+        let commitment = Commitment {
+            round: Round(3),
+            first_sequence: 40,
+            payload: other,
+            payload_bytes: 100,
+            theta,
+            moments,
+            error: other,
+            tokens: TokenCount(1_000),
+            loss: 3.0,
+        };
+        let evidence = ReplayEvidence {
+            commitment: SignedCommitment::sign(&key(1), RUN, commitment),
+            replay: signed(ReplayEnd::At(replayed.digests()), start.digests().theta),
+            opened: Some(OpenedEnds {
+                start: start.open(&drawn()).theta,
+                claimed: claimed.open(&drawn()),
+                replayed: replayed.open(&drawn()),
+            }),
+        };
+        Case { layout, start, claimed, replayed, evidence }
+    }
+
+    impl Case {
+        fn judge(&self, evidence: &ReplayEvidence) -> Result<Distances, EvidenceError> {
+            let start = self.start.digests().theta;
+            distances(evidence, Subject { layout: &self.layout, start, chunks: &drawn() })
+        }
+    }
+
+    #[test]
+    fn distances_follow_from_the_drawn_chunks() {
+        let case = case();
+        let mut comparison = Comparison::default();
+        let [claimed, replayed] = [&case.claimed, &case.replayed].map(|it| it.moments.dequantise());
+        for chunk in drawn() {
+            let at = chunk.0 as usize * CHUNK..(chunk.0 as usize + 1) * CHUNK;
+            let claimed = part(&case.claimed.theta, &claimed, at.clone());
+            let replayed = part(&case.replayed.theta, &replayed, at.clone());
+            comparison.add(&case.start.theta[at], claimed, replayed);
+        }
+        assert_eq!(case.judge(&case.evidence), Ok(comparison.distances()));
+        assert!(comparison.distances().delta > 0.0);
+    }
+
+    #[test]
+    fn whoever_opened_something_else_is_named() {
+        let case = case();
+        let whose = |change: fn(&mut OpenedEnds)| {
+            let mut evidence = case.evidence.clone();
+            change(evidence.opened.as_mut().expect("some"));
+            case.judge(&evidence).expect_err("it was changed").whose
+        };
+        assert_eq!(whose(|it| it.start.groups[1].bytes[5] ^= 1), Whose::Start);
+        assert_eq!(whose(|it| it.claimed.theta.length += 1), Whose::Worker);
+        assert_eq!(whose(|it| _ = it.claimed.moments.groups.pop()), Whose::Worker);
+        assert_eq!(whose(|it| it.claimed.theta.groups.swap(0, 1)), Whose::Worker);
+        assert_eq!(whose(|it| it.replayed.theta = it.claimed.theta.clone()), Whose::Verifier);
+        assert_eq!(whose(|it| it.replayed.moments.groups[0].bytes[5] ^= 1), Whose::Verifier);
+        assert_eq!(whose(|it| it.replayed.theta.groups[0].opening.group = 1), Whose::Verifier);
+    }
+
+    #[test]
+    fn a_replay_is_of_the_round_that_it_is_held_against() {
+        let case = case();
+        let start = case.start.digests().theta;
+        let refused = |replay: SignedReplay, opened: bool| {
+            let opened = case.evidence.opened.clone().filter(|_| opened);
+            let evidence = ReplayEvidence { replay, opened, ..case.evidence.clone() };
+            case.judge(&evidence).map_err(|error| error.whose)
+        };
+        let end = ReplayEnd::At(case.replayed.digests());
+        assert_eq!(refused(signed(end.clone(), Digest::of(b"other")), true), Err(Whose::Verifier));
+        assert_eq!(refused(signed(end, start), false), Err(Whose::Verifier));
+        let nowhere = || signed(ReplayEnd::Nowhere, start);
+        assert_eq!(refused(nowhere(), true), Err(Whose::Verifier));
+        assert_eq!(refused(nowhere(), false), Ok(Distances::FARTHEST));
+        let mut other = nowhere().replayed;
+        other.first_sequence += 1;
+        let other = SignedReplay::sign(&key(2), RUN, other);
+        assert_eq!(refused(other, false), Err(Whose::Verifier));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        /// No byte of evidence can be changed: not a value, not a proof, not an index.
+        #[test]
+        fn mutated_evidence_is_refused(
+            at in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+            cut in any::<Option<prop::sample::Index>>(),
+        ) {
+            let case = case();
+            let good = case.evidence.to_bytes();
+            let mut bytes = good.clone();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            if let Some(cut) = cut {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            if let Ok(evidence) = ReplayEvidence::parse(&bytes) {
+                prop_assert!(case.judge(&evidence).is_err() || bytes == good);
+            }
+        }
+    }
+}
