@@ -285,9 +285,12 @@ impl Peer {
         let theta = vector::from_bytes(&theta, &self.layout).expect("a vector of this model");
         let end = add_noise(&self.layout, &theta, seed_of(round, worker));
         let invitation = self.invitations.borrow().clone();
-        let access = || match self.conduct {
-            Conduct::ShowsNothing => Access::Nobody,
-            _ => Access::Only(BTreeSet::from([invitation.coordinator])),
+        let access = || {
+            if self.conduct == Conduct::ShowsNothing {
+                Access::Nobody
+            } else {
+                Access::Only(BTreeSet::from([invitation.coordinator]))
+            }
         };
         let insert = |bytes: &[u8]| self.store.insert(bytes, access()).expect("stored");
         let theta = insert(&vector::to_bytes(&end));
