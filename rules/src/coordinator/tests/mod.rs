@@ -381,7 +381,7 @@ fn a_verdict_is_about_the_round_that_was_asked() {
     let refused =
         |world: &mut World, verdict: Verdict| match world.ask(9, Request::Verdict(verdict)) {
             Reply::Refused(refusal) => Some(refusal.code),
-            _ => None,
+            Reply::Description { .. } | Reply::Situation(_) | Reply::Status(_) => None,
         };
     let mut other = task.clone();
     other.assignment.theta = Digest::of(b"other parameters");
