@@ -245,13 +245,18 @@ impl World {
         for &id in everybody {
             self.obey(id);
         }
-        for effect in self.machine.poll_effects() {
-            // What came of another may have changed it.
-            if !self.machine.is_wanted(&effect) {
-                continue;
+        loop {
+            let effects = self.machine.poll_effects();
+            if effects.is_empty() {
+                break;
             }
-            if let Some(input) = self.perform(effect) {
-                self.machine.handle(self.now, input);
+            for effect in effects {
+                // What came of another may have changed it.
+                if self.machine.is_wanted(&effect)
+                    && let Some(input) = self.perform(effect)
+                {
+                    self.machine.handle(self.now, input);
+                }
             }
         }
         self.now = self.now.after_ms(100);
