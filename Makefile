@@ -60,13 +60,13 @@ bench-train: build ## tokens per second of a worker, against PyTorch, into runs/
 	$(BINARIES)/manyhands-experiments bench-train --torch-python scripts/torch-python
 
 bench-verification: build $(EXPERIMENTS)/text ## whether checks find cheats and spare the honest, and what they cost, into runs/bench/report.json
-	$(BINARIES)/manyhands-experiments bench-verification
+	$(BINARIES)/manyhands-experiments bench-verification --page docs/verification
 
 bench: bench-gradient bench-train bench-verification ## all benchmarks
 
 FUZZ_SECONDS ?= 600
 fuzz: ## made-up bytes against the decoders (`cargo install cargo-fuzz` first; FUZZ_SECONDS=3600 for longer)
-	cd fuzz && for target in update moments; do \
+	cd fuzz && for target in update moments reply evidence record; do \
 		CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -max_len=2048 -timeout=5 || exit 1; done
 

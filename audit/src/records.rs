@@ -4,7 +4,9 @@ use manyhands_chain_client::types::Stage;
 use manyhands_proto::message::SignedCommitment;
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, RunId};
-use manyhands_rules::record::{Check, Finding, Outcome, RoundRecord, WorkerResult};
+use manyhands_rules::record::{
+    Check, FaultKind, Finding, Outcome, RoundRecord, WorkerResult, hiding_is_held_against,
+};
 
 use crate::evidence::{Evidence, EvidenceError};
 use crate::on_chain::OnChain;
@@ -62,19 +64,27 @@ impl Records {
     /// Faults on record, as they are reported to the chain.
     pub(crate) fn faults(&self) -> impl Iterator<Item = (Round, NodeId, Outcome)> + '_ {
         self.all.iter().flat_map(|record| {
+            let held_against = hiding_is_held_against(&record.results);
+            let counts = move |outcome: &Outcome| match outcome.fault() {
+                None => false,
+                Some(FaultKind::Withheld) => held_against,
+                Some(FaultKind::Malformed | FaultKind::Codec | FaultKind::Replay) => true,
+            };
             let at_close = record
                 .results
                 .iter()
-                .filter(|result| result.outcome.is_fault())
+                .filter(move |result| counts(&result.outcome))
                 .map(|result| (record.round, result.worker, result.outcome.clone()));
             let later = late_checks(record).filter_map(|check| match &check.finding {
                 Finding::ReplayFault(distances) => {
                     Some((check.round, check.worker, Outcome::ReplayFault(*distances)))
                 }
+                Finding::Withheld(reason) => {
+                    Some((check.round, check.worker, Outcome::Withheld(reason.clone())))
+                }
                 Finding::CodecPassed
                 | Finding::CodecFault(_)
                 | Finding::ReplayPassed(_)
-                | Finding::Withheld(_)
                 | Finding::Undecided => None,
             });
             at_close.chain(later)

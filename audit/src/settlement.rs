@@ -11,7 +11,7 @@ use manyhands_chain_client::{RunMismatch, TermDifference};
 use manyhands_proto::leaf::{RewardLeaf, merkle_root};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, WorkUnits};
-use manyhands_rules::record::{Outcome, RoundRecord};
+use manyhands_rules::record::{self, Outcome, RoundRecord};
 use manyhands_rules::run_id::run_id;
 
 use crate::on_chain::OnChain;
@@ -280,16 +280,11 @@ pub(crate) fn check_slashes(
 
 /// On chain a payload that does not parse counts as one that the codec cannot have written.
 fn kind_of(outcome: &Outcome) -> Option<FaultKind> {
-    match outcome {
-        Outcome::Malformed(_) | Outcome::CodecFault(_) => Some(FaultKind::Codec),
-        Outcome::ReplayFault(_) => Some(FaultKind::Replay),
-        Outcome::Admitted
-        | Outcome::Late
-        | Outcome::NotCommitted
-        | Outcome::NotUploaded
-        | Outcome::Withheld(_)
-        | Outcome::Unverified => None,
-    }
+    outcome.fault().map(|kind| match kind {
+        record::FaultKind::Malformed | record::FaultKind::Codec => FaultKind::Codec,
+        record::FaultKind::Replay => FaultKind::Replay,
+        record::FaultKind::Withheld => FaultKind::Withheld,
+    })
 }
 
 /// As the coordinator's machine writes it down when it reports a fault.

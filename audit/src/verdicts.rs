@@ -12,7 +12,7 @@ use manyhands_proto::{NodeId, Round};
 use manyhands_rules::coordinator::late_beacon;
 use manyhands_rules::draw::Beacon;
 use manyhands_rules::evidence::{Subject, bytes_max, distances};
-use manyhands_rules::panel::{JUDGES_MAX, Judged, Judgement, decide, judges, panel, within};
+use manyhands_rules::panel::{JUDGES_MAX, Judged, Judgement, Pair, decide, judges, panel, within};
 use manyhands_rules::record::{Check, Finding, Outcome, RoundRecord};
 use manyhands_rules::reward::layout;
 
@@ -116,7 +116,11 @@ fn check_judgements(
     );
     findings.require(
         at,
-        check.judgements.iter().all(|judgement| follows(judgement, &signed.commitment, terms)),
+        check.judgements.iter().all(|judgement| {
+            let pair = pair_of(of, check.worker, judgement.verifier());
+            // Who was not there has no class on record; that is said below.
+            pair.is_none_or(|pair| follows(judgement, &signed.commitment, (terms, pair)))
+        }),
         || "the verdicts that follow from where replays ended, distances and thresholds",
         || "others",
     );
@@ -125,7 +129,7 @@ fn check_judgements(
     let judged: BTreeSet<NodeId> = check.judgements.iter().map(Judgement::verifier).collect();
     let panel_holds = findings.require(
         at,
-        of.attending.is_sorted_by(|left, right| left < right)
+        of.attending.is_sorted_by(|left, right| left.verifier < right.verifier)
             && judged.len() == check.judgements.len()
             && judged.len() <= JUDGES_MAX
             && judged.iter().all(|verifier| order.contains(verifier)),
@@ -146,12 +150,23 @@ fn check_judgements(
     check_passed_over(at, &order, judges, check, findings);
 }
 
+/// The machines that a worker and a verifier of the round have, as the record says.
+fn pair_of(of: &RoundRecord, worker: NodeId, verifier: NodeId) -> Option<Pair<'_>> {
+    let candidate = of.candidates.iter().find(|candidate| candidate.worker == worker)?;
+    let attendee = of.attending.iter().find(|attendee| attendee.verifier == verifier)?;
+    Some(Pair { worker: &candidate.class, verifier: &attendee.class })
+}
+
 /// Whether a verdict can be what follows from where the replay ended.
-fn follows(judgement: &Judgement, claimed: &Commitment, terms: &Verification) -> bool {
+fn follows(
+    judgement: &Judgement,
+    claimed: &Commitment,
+    (terms, pair): (&Verification, Pair<'_>),
+) -> bool {
     let claimed = EndState { theta: claimed.theta, moments: claimed.moments };
     let by_threshold = match &judgement.verdict {
-        Judged::Passed(distances) => within(distances, terms),
-        Judged::Fault(distances) => !within(distances, terms),
+        Judged::Passed(distances) => within(distances, terms, pair),
+        Judged::Fault(distances) => !within(distances, terms, pair),
         Judged::Withheld(_) => true,
     };
     by_threshold
@@ -198,7 +213,9 @@ pub(crate) async fn recompute<E: Evidence>(
                     }
                     Fetched::Wrong => continue,
                 };
-                let found = shown(&bytes, signed, judgement, (subject, &spec.verification));
+                let Some(pair) = pair_of(of, check.worker, judgement.verifier()) else { continue };
+                let terms = (&spec.verification, pair);
+                let found = shown(&bytes, signed, judgement, (subject, terms));
                 findings.require(
                     at,
                     found.as_ref() == Ok(&judgement.verdict),
@@ -216,14 +233,14 @@ fn shown(
     bytes: &[u8],
     signed: &SignedCommitment,
     judgement: &Judgement,
-    (subject, terms): (Subject<'_>, &Verification),
+    (subject, (terms, pair)): (Subject<'_>, (&Verification, Pair<'_>)),
 ) -> Result<Judged, String> {
     let evidence = ReplayEvidence::parse(bytes).map_err(|error| error.to_string())?;
     if evidence.commitment != *signed || evidence.replay != judgement.replay {
         return Err("evidence of the recorded commitment and replay".to_owned());
     }
     let distances = distances(&evidence, subject).map_err(|error| error.to_string())?;
-    Ok(Judged::by(distances, terms))
+    Ok(Judged::by(distances, terms, pair))
 }
 
 fn said(verdict: &Judged) -> String {

@@ -14,20 +14,20 @@ use manyhands_gradient::{Admitted, Layout, OuterState, Revoked, initial_theta, m
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::leaf::{RewardLeaf, merkle_root};
 use manyhands_proto::message::{
-    Assignment, Beat, Commitment, Distances, Duty, EndState, Evaluation, Join, LossEffect, Merge,
-    OpenedEnd, OpenedEnds, PROTOCOL_VERSION, Possession, ReplayEnd, ReplayEvidence, ReplayOutcome,
-    Replayed, Reply, Request, Role, SignedCommitment, SignedReplay, Situation, Start, Verdict,
-    Weighing,
+    Assignment, Beat, Commitment, DeviceKind, Distances, Duty, EndState, Evaluation, Join,
+    LossEffect, Merge, NumericClass, OpenedEnd, OpenedEnds, PROTOCOL_VERSION, Possession,
+    ReplayEnd, ReplayEvidence, ReplayOutcome, Replayed, Reply, Request, Role, SignedCommitment,
+    SignedReplay, Situation, Start, Verdict, Weighing,
 };
 use manyhands_proto::run_file::{DataSet, RunFile, RunSpec};
 use manyhands_proto::tree::Openings;
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, Tick, TokenCount};
 use manyhands_rules::coordinator::{
-    CodecCheck, CodecResult, Compared, Comparison, Contribution, Coordinator, Effect, Facts,
-    FaultKind, Input, MergeOrder, MergeResult, Phase, Stage,
+    CodecCheck, CodecResult, Compared, Comparison, Contribution, Coordinator, Effect, Facts, Input,
+    MergeOrder, MergeResult, Phase, Stage,
 };
 use manyhands_rules::evidence::{self, moments_groups, theta_groups};
-use manyhands_rules::record::{Entropy, RoundRecord};
+use manyhands_rules::record::{Entropy, FaultKind, RoundRecord};
 use manyhands_rules::run_id::run_id;
 
 use crate::chain::{Commit, Fault, TestChain};
@@ -206,7 +206,7 @@ impl World {
         let join = Join {
             role,
             version: PROTOCOL_VERSION,
-            class: "cpu".to_owned(),
+            class: NumericClass::unknown(DeviceKind::Cpu),
             memory_bytes: 1 << 40,
             tokens_per_second: 10_000_000,
             addresses: Vec::new(),
@@ -432,6 +432,7 @@ impl World {
                 let kind = match kind {
                     FaultKind::Replay => 0,
                     FaultKind::Malformed | FaultKind::Codec => 1,
+                    FaultKind::Withheld => 2,
                 };
                 self.chain
                     .faults

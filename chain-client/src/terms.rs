@@ -64,8 +64,9 @@ impl RunTerms {
     /// The terms that the chain enforces, as they follow from the run's specification.
     pub fn of(spec: &RunSpec) -> Self {
         let chain = &spec.chain;
-        let share = |amount: Balance| Balance(amount.0 / 1_000 * u128::from(chain.slash_per_mille));
-        let slash = share(chain.stake_min);
+        let share =
+            |amount: Balance, per_mille: u32| Balance(amount.0 / 1_000 * u128::from(per_mille));
+        let slash = share(chain.stake_min, chain.slash_per_mille);
         let bond_min = chain.verifier_bond.min(chain.coordinator_bond);
         let resolution_window = chain.contest_window_blocks;
         let windows =
@@ -96,9 +97,9 @@ impl RunTerms {
             slashes: SlashTerms {
                 replay: slash,
                 codec: slash,
-                withheld: slash,
+                withheld: share(chain.stake_min, chain.withheld_slash_per_mille),
                 equivocation: slash,
-                coordinator: share(chain.coordinator_bond),
+                coordinator: share(chain.coordinator_bond, chain.slash_per_mille),
                 reporter_share: u8::try_from(chain.reporter_share_per_mille.min(1_000) / 10)
                     .unwrap_or(100),
             },

@@ -1,6 +1,6 @@
 //! What the results say, as one page with its plots, written from the JSON files alone.
 
-mod plot;
+pub(crate) mod plot;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use manyhands_gradient::Layout;
 use manyhands_model::Device;
-use manyhands_model::device::{MemoryNeed, NumericClass, SpeedTask, measure_speed};
+use manyhands_model::device::{MemoryNeed, SpeedTask, measure_speed, numeric_class};
 use manyhands_proto::run_file::{Architecture, Precision, Training};
 
 fn main() -> anyhow::Result<()> {
@@ -30,7 +30,7 @@ fn main() -> anyhow::Result<()> {
         "key_value_heads": shape[4], "feed_forward_size": shape[5], "context_length": shape[6],
     }))?;
     let parameters = Layout::of(&architecture)?.parameter_count();
-    println!("{parameters} parameters; {}", NumericClass::of(Device::Cpu, Precision::F32, threads));
+    println!("{parameters} parameters; {}", numeric_class(Device::Cpu, Precision::F32, threads));
     for &micro_batch_sequences in micro_batches {
         let training: Training = serde_json::from_value(serde_json::json!({
             "steps_per_round": 1, "batch_sequences": micro_batch_sequences,

@@ -1,13 +1,12 @@
 //! Which device to use, what numerics it has, how fast it is, what it needs.
 
-use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use manyhands_gradient::Layout;
 use manyhands_gradient::layout::LayoutError;
+use manyhands_proto::message::{DeviceKind, NumericClass};
 use manyhands_proto::run_file::{Architecture, Precision, Training};
-use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use crate::metrics;
@@ -80,55 +79,19 @@ impl DeviceChoice {
     }
 }
 
-/// What decides the bits of a computation. Two nodes of equal class are expected to agree to the bit on a
-/// CPU, and to within the class's own tolerance elsewhere; see the design's "numeric class".
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NumericClass {
-    pub libtorch: String,
-    /// `cpu`, `cuda` or `mps`.
-    pub device: String,
-    /// The processor's name, as its maker writes it.
-    pub device_name: String,
-    /// Vector instructions of libtorch's own CPU kernels: `default`, `avx2`, `avx512`, or `none` on a GPU.
-    pub kernels: String,
-    pub precision: Precision,
-    /// CPU threads of an operation.
-    pub threads: u32,
-}
-
-impl NumericClass {
-    /// The class of this process on `device`.
-    pub fn of(device: Device, precision: Precision, threads: u32) -> Self {
-        let (kind, device_name, kernels) = match device {
-            Device::Cpu => ("cpu", cpu_name(), cpu_kernels()),
-            Device::Cuda(index) => ("cuda", cuda_name(index), "none".to_owned()),
-            Device::Mps => ("mps", cpu_name(), "none".to_owned()),
-            Device::Vulkan => ("vulkan", "unknown".to_owned(), "none".to_owned()),
-        };
-        Self {
-            libtorch: LIBTORCH_VERSION.to_owned(),
-            device: kind.to_owned(),
-            device_name,
-            kernels,
-            precision,
-            threads,
-        }
-    }
-}
-
-impl fmt::Display for NumericClass {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { libtorch, device, device_name, kernels, precision, threads } = self;
-        let precision = match precision {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-        };
-        write!(
-            f,
-            "libtorch {libtorch}, {device} ({device_name}), kernels {kernels}, {precision}, {threads} threads"
-        )
-    }
+/// The class of this process on `device`.
+///
+/// # Panics
+/// On a device that no [`DeviceChoice`] stands for.
+pub fn numeric_class(device: Device, precision: Precision, threads: u32) -> NumericClass {
+    let (device, device_name, kernels) = match device {
+        Device::Cpu => (DeviceKind::Cpu, cpu_name(), cpu_kernels()),
+        Device::Cuda(index) => (DeviceKind::Cuda, cuda_name(index), "none".to_owned()),
+        Device::Mps => (DeviceKind::Mps, cpu_name(), "none".to_owned()),
+        Device::Vulkan => panic!("nobody can choose Vulkan"),
+    };
+    let libtorch = LIBTORCH_VERSION.to_owned();
+    NumericClass { libtorch, device, device_name, kernels, precision, threads }
 }
 
 fn cpu_name() -> String {
@@ -346,9 +309,9 @@ mod tests {
 
     #[test]
     fn the_class_of_this_machine_tells_precisions_and_threads_apart() {
-        let class = NumericClass::of(Device::Cpu, Precision::F32, 2);
-        assert_eq!(class, NumericClass::of(Device::Cpu, Precision::F32, 2));
-        assert_ne!(class, NumericClass::of(Device::Cpu, Precision::Bf16, 2));
-        assert_ne!(class, NumericClass::of(Device::Cpu, Precision::F32, 1));
+        let class = numeric_class(Device::Cpu, Precision::F32, 2);
+        assert_eq!(class, numeric_class(Device::Cpu, Precision::F32, 2));
+        assert_ne!(class, numeric_class(Device::Cpu, Precision::Bf16, 2));
+        assert_ne!(class, numeric_class(Device::Cpu, Precision::F32, 1));
     }
 }

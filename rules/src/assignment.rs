@@ -1,7 +1,7 @@
 //! Who trains on what in a round: everybody the same steps where that can be, and a share of the
 //! sequences by measured speed, so that all finish together.
 
-use manyhands_proto::message::{Assignment, Start};
+use manyhands_proto::message::{Assignment, NumericClass, Start};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round};
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct Candidate {
     pub worker: NodeId,
     pub tokens_per_second: u64,
-    pub class: String,
+    pub class: NumericClass,
     pub start: Start,
 }
 
@@ -89,6 +89,8 @@ fn sequences_max(spec: &RunSpec, candidate: &Candidate) -> u128 {
 
 #[cfg(test)]
 mod tests {
+    use manyhands_proto::message::DeviceKind;
+
     use super::*;
     use crate::record::tests_support::spec;
 
@@ -96,7 +98,7 @@ mod tests {
         Candidate {
             worker: NodeId::new([id; 32]),
             tokens_per_second,
-            class: "cpu".to_owned(),
+            class: NumericClass::unknown(DeviceKind::Cpu),
             start: Start::Fresh,
         }
     }

@@ -2,8 +2,9 @@
 //!
 //! The model: a cheat saves all of a round's cost, as what was never trained encodes as well as anything else, and no
 //! cost is above the round's reward r. It does so in every round, with as much credibility as can be had, so that it is
-//! replayed at the lowest rate q. A replay finds it with probability d; then it loses the round's reward and the slash s.
-//! Cheating loses where r < q·d·(s + r), so where s > r·(1/(q·d) − 1).
+//! replayed at the lowest rate q. A replay finds it with probability d; then it loses the round's reward and the slash s: that
+//! of a fault, or of hiding when it is drawn, whichever is less. Cheating loses where r < q·d·(s + r), so where
+//! s > r·(1/(q·d) − 1).
 
 use manyhands_gradient::CHUNK;
 use manyhands_proto::Balance;
@@ -20,8 +21,10 @@ use crate::sampling::WEIGHED_SEQUENCES;
 const DETECTION: f64 = 0.95;
 /// A backward pass costs twice what a forward pass does.
 const FORWARD_SHARE: f64 = 1.0 / 3.0;
-/// Moments at the start and at the end of a round, two of 8 bits each.
-const MOMENTS_BITS: f64 = 2.0 * 16.0;
+/// Moments at the start of a round, two of 8 bits each.
+const MOMENTS_BITS: f64 = 2.0 * 8.0;
+/// Groups of 4,096 values of 32 bits that open one chunk of an end state: one of θ, and at most two of moments.
+const GROUPS_PER_CHUNK: f64 = 3.0;
 const F32_BITS: f64 = 32.0;
 
 /// Of a worker of mean speed, where the number of workers matters with as few as the run starts with.
@@ -51,6 +54,8 @@ pub struct Deterrent {
     pub reward_per_round: Balance,
     /// What a fault takes of the smallest stake.
     pub slash: Balance,
+    /// What it takes to commit and then show nothing, which a cheat would do when it is drawn.
+    pub slash_for_hiding: Balance,
     /// The slash below which cheating pays.
     pub slash_needed: Balance,
     /// The `stake_min` that this takes; none where no stake helps, as nothing is replayed or slashed.
@@ -81,7 +86,8 @@ pub struct Traffic {
     pub update: f64,
     /// What the coordinator opens of its states in every round.
     pub codec_check: f64,
-    /// What a verifier fetches for a replay, times how often there is one in the steady state.
+    /// What a verifier fetches for a replay and the coordinator opens to compare, where two machines do not end in the
+    /// same bits, times how often there is one in the steady state.
     pub replays: f64,
 }
 
@@ -101,8 +107,12 @@ impl Economics {
         let sequences = u64::from(training.batch_sequences) * u64::from(training.steps_per_round);
         let tokens = TokenCount(sequences * u64::from(file.model.context_length));
         let reward = work(&file.model, tokens).0 as f64 * chain.price_per_work_unit.0 as f64;
-        let slashed = f64::from(chain.slash_per_mille) / 1_000.0;
-        let slash = chain.stake_min.0 as f64 * slashed;
+        let share = |per_mille: u32| f64::from(per_mille) / 1_000.0;
+        let slash_of = |per_mille: u32| chain.stake_min.0 as f64 * share(per_mille);
+        let (slash, hiding) =
+            (slash_of(chain.slash_per_mille), slash_of(chain.withheld_slash_per_mille));
+        // A cheat takes what costs it less.
+        let slashed = share(chain.slash_per_mille.min(chain.withheld_slash_per_mille));
         let slash_needed = if reward > 0.0 { reward * (1.0 / per_round - 1.0) } else { 0.0 };
         let stake_needed = if slash_needed > 0.0 { slash_needed / slashed } else { 0.0 };
         let balance = |amount: f64| Balance(amount.ceil() as u128);
@@ -114,7 +124,11 @@ impl Economics {
         let per_parameter = |values: f64| values * F32_BITS / parameters as f64;
         // Of θ_H, e_in and e_next.
         let opened = 3.0 * chunks.min(f64::from(verification.codec_chunks)) * CHUNK as f64;
-        let compared = chunks.min(f64::from(verification.replay_chunks)) * CHUNK as f64;
+        // Of the worker's end and the verifier's.
+        let compared = 2.0
+            * GROUPS_PER_CHUNK
+            * chunks.min(f64::from(verification.replay_chunks))
+            * CHUNK as f64;
         Self {
             parameters,
             detection: Detection {
@@ -126,9 +140,10 @@ impl Economics {
             deterrent: Deterrent {
                 reward_per_round: balance(reward),
                 slash: balance(slash),
+                slash_for_hiding: balance(hiding),
                 slash_needed: balance(slash_needed),
                 stake_needed: stake_needed.is_finite().then(|| balance(stake_needed)),
-                speed_covered: (slash_needed > 0.0).then(|| slash / slash_needed),
+                speed_covered: (slash_needed > 0.0).then(|| slash.min(hiding) / slash_needed),
                 vesting_rounds: chain.vesting_rounds,
                 vesting_rounds_needed: (audit_rate > 0.0).then(|| (1.0 / audit_rate).ceil() as u32),
             },
@@ -156,7 +171,8 @@ impl Economics {
     /// Whether a worker of mean speed earns more by cheating. Without a chain nobody earns anything.
     pub fn cheating_pays(&self, file: &RunFile) -> bool {
         file.chain.kind == ChainKind::Substrate
-            && self.deterrent.slash < self.deterrent.slash_needed
+            && self.deterrent.slash.min(self.deterrent.slash_for_hiding)
+                < self.deterrent.slash_needed
     }
 }
 
@@ -224,15 +240,15 @@ mod tests {
         let Deterrent {
             reward_per_round, slash_needed, stake_needed, vesting_rounds_needed, ..
         } = economics.deterrent;
-        // 1 / .0475 − 1 rounds of reward; half of a stake is slashed.
+        // 1 / .0475 − 1 rounds of reward; a fifth of a stake is the least that is slashed.
         let needed = reward_per_round.0 as f64 * (1.0 / 0.0475 - 1.0);
         assert!((slash_needed.0 as f64 - needed).abs() <= 1.0);
         let stake_needed = stake_needed.expect("a stake helps");
-        assert!(stake_needed.0.abs_diff(2 * slash_needed.0) <= 2);
+        assert!(stake_needed.0.abs_diff(5 * slash_needed.0) <= 5);
         assert_eq!(vesting_rounds_needed, Some(20));
 
         let with_stake = |stake: u128| file(&format!("[chain]\nstake_min = {stake}"));
-        for (stake, pays) in [(stake_needed.0, false), (stake_needed.0 - 4, true)] {
+        for (stake, pays) in [(stake_needed.0, false), (stake_needed.0 - 10, true)] {
             let file = with_stake(stake);
             assert_eq!(Economics::of(&file).cheating_pays(&file), pays, "{stake}");
         }
@@ -274,7 +290,7 @@ mod tests {
         let few = traffic("[verification]\ncodec_chunks = 1");
         let many = traffic("[verification]\ncodec_chunks = 2");
         assert!((many.codec_check / few.codec_check - 2.0).abs() < 1e-9);
-        assert!(few.replays > 0.05 * 32.0, "moments are fetched whole");
+        assert!(few.replays > 0.05 * 16.0, "moments are fetched whole");
         assert_eq!(traffic("[codec]\nprofile = \"dense_fp16\"").update, 16.0);
     }
 }

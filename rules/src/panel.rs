@@ -1,7 +1,7 @@
 //! Who judges a worker's round, and what follows from what they find. One verifier's word lets a round pass;
 //! it takes two to find against it, where two were there to be asked.
 
-use manyhands_proto::message::{Distances, SignedReplay};
+use manyhands_proto::message::{Distances, NumericClass, SignedReplay};
 use manyhands_proto::run_file::Verification;
 use manyhands_proto::{Digest, NodeId};
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,15 @@ use crate::record::Finding;
 
 /// Verifiers that are asked about one worker's round, at most.
 pub const JUDGES_MAX: usize = 3;
+
+/// A verifier that was there before anything was drawn.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attendee {
+    pub verifier: NodeId,
+    /// As it says.
+    pub class: NumericClass,
+}
 
 /// What one verifier found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,16 +48,33 @@ pub enum Judged {
     Withheld(String),
 }
 
-/// Whether a replay came out where the worker said, each vector by its own threshold.
-pub fn within(distances: &Distances, terms: &Verification) -> bool {
-    distances.delta <= terms.delta_distance_max
+/// The machines whose ends are compared.
+#[derive(Debug, Clone, Copy)]
+pub struct Pair<'a> {
+    pub worker: &'a NumericClass,
+    pub verifier: &'a NumericClass,
+}
+
+/// Whether a replay came out where the worker said, each vector by its own threshold: that of Δ is lower where both
+/// machines are of a kind.
+pub fn within(distances: &Distances, terms: &Verification, pair: Pair<'_>) -> bool {
+    let delta_max = if pair.worker.device == pair.verifier.device {
+        terms.same_kind_delta_distance_max
+    } else {
+        terms.delta_distance_max
+    };
+    distances.delta <= delta_max
         && distances.first_moment <= terms.first_moment_distance_max
         && distances.second_moment <= terms.second_moment_distance_max
 }
 
 impl Judged {
-    pub fn by(distances: Distances, terms: &Verification) -> Self {
-        if within(&distances, terms) { Self::Passed(distances) } else { Self::Fault(distances) }
+    pub fn by(distances: Distances, terms: &Verification, pair: Pair<'_>) -> Self {
+        if within(&distances, terms, pair) {
+            Self::Passed(distances)
+        } else {
+            Self::Fault(distances)
+        }
     }
 
     pub fn accuses(&self) -> bool {
@@ -72,9 +98,9 @@ impl Judged {
 
 /// The verifiers that may judge `worker`'s round, in the order in which they are asked: of all that attended it,
 /// whoever is judged excepted.
-pub fn panel(beacon: Beacon, worker: NodeId, attending: &[NodeId]) -> Vec<NodeId> {
-    let able: Vec<NodeId> = attending.iter().copied().filter(|node| *node != worker).collect();
-    beacon.panel(worker, &able)
+pub fn panel(beacon: Beacon, worker: NodeId, attending: &[Attendee]) -> Vec<NodeId> {
+    let able = attending.iter().map(|it| it.verifier).filter(|node| *node != worker);
+    beacon.panel(worker, &able.collect::<Vec<_>>())
 }
 
 /// How many are asked before anybody has found anything: one, or two where the draw has a first verdict looked
@@ -128,7 +154,7 @@ pub fn decide(judges: usize, judgements: &[Judgement], more: bool) -> Option<Fin
 #[cfg(test)]
 mod tests {
     use manyhands_proto::keys::NodeKey;
-    use manyhands_proto::message::{ReplayEnd, Replayed};
+    use manyhands_proto::message::{DeviceKind, ReplayEnd, Replayed};
     use manyhands_proto::{Round, RunId};
 
     use super::*;
@@ -191,9 +217,24 @@ mod tests {
     }
 
     #[test]
+    fn machines_of_a_kind_are_held_to_less() {
+        let terms = Verification::default();
+        let [cpu, cuda] = [DeviceKind::Cpu, DeviceKind::Cuda].map(NumericClass::unknown);
+        // What bf16 in the place of f32 gave at the least.
+        let found = distances(9e-4);
+        let held = |worker, verifier| within(&found, &terms, Pair { worker, verifier });
+        assert!(!held(&cpu, &cpu) && !held(&cuda, &cuda));
+        assert!(held(&cpu, &cuda) && held(&cuda, &cpu));
+    }
+
+    #[test]
     fn nobody_judges_itself_and_everybody_comes_first_at_times() {
-        let attending: Vec<NodeId> = (0..5).map(|number| NodeId::new([number; 32])).collect();
-        let worker = attending[2];
+        let attendee = |number: u8| Attendee {
+            verifier: NodeId::new([number; 32]),
+            class: NumericClass::unknown(DeviceKind::Cpu),
+        };
+        let attending: Vec<Attendee> = (0..5).map(attendee).collect();
+        let worker = attending[2].verifier;
         let first = |i: u32| {
             let beacon = Beacon::new(Digest::of(b"set"), Digest::of(&i.to_le_bytes()));
             let panel = panel(beacon, worker, &attending);

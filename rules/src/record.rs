@@ -11,7 +11,7 @@ use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, WorkUnits};
 use serde::{Deserialize, Serialize};
 
 use crate::assignment::Candidate;
-use crate::panel::Judgement;
+use crate::panel::{Attendee, Judgement};
 
 /// Everything about a round that is not in a blob named by it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,7 +32,7 @@ pub struct RoundRecord {
     /// Whether a verifier was there. Without one nothing is replayed, and the run says so.
     pub verified: bool,
     /// Verifiers that were there before anything was drawn, in the order of their ids: who may judge the round.
-    pub attending: Vec<NodeId>,
+    pub attending: Vec<Attendee>,
     /// In worker order.
     pub commitments: Vec<SignedCommitment>,
     pub commitments_entropy: Option<Entropy>,
@@ -176,18 +176,46 @@ impl fmt::Display for Outcome {
 }
 
 impl Outcome {
-    /// Whether the worker is at fault and forfeits more than this round.
-    pub fn is_fault(&self) -> bool {
+    /// What the worker's stake answers for, if for anything.
+    pub fn fault(&self) -> Option<FaultKind> {
         match self {
-            Self::Malformed(_) | Self::CodecFault(_) | Self::ReplayFault(_) => true,
-            Self::Admitted
-            | Self::Late
-            | Self::NotCommitted
-            | Self::NotUploaded
-            | Self::Withheld(_)
-            | Self::Unverified => false,
+            Self::Malformed(_) => Some(FaultKind::Malformed),
+            Self::CodecFault(_) => Some(FaultKind::Codec),
+            Self::ReplayFault(_) => Some(FaultKind::Replay),
+            Self::NotUploaded | Self::Withheld(_) => Some(FaultKind::Withheld),
+            Self::Admitted | Self::Late | Self::NotCommitted | Self::Unverified => None,
         }
     }
+}
+
+/// What a worker did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultKind {
+    Malformed,
+    Codec,
+    Replay,
+    /// Committed, and then did not upload, or did not open what was drawn. It may have been misfortune: it costs less,
+    /// and the worker is not barred.
+    Withheld,
+}
+
+impl FaultKind {
+    /// Whether the worker may take no further part.
+    pub fn bars(self) -> bool {
+        match self {
+            Self::Malformed | Self::Codec | Self::Replay => true,
+            Self::Withheld => false,
+        }
+    }
+}
+
+/// Whether those who showed nothing in a round are held to it: where most did, the trouble is on the coordinator's
+/// side.
+pub fn hiding_is_held_against(results: &[WorkerResult]) -> bool {
+    let committed = results.iter().filter(|it| it.outcome != Outcome::NotCommitted).count();
+    let hidden = results.iter().filter(|it| it.outcome.fault() == Some(FaultKind::Withheld));
+    2 * hidden.count() <= committed
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -77,6 +77,8 @@ fn refuse(code: RefusalCode, reason: String) -> Result<(), Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use manyhands_proto::message::{DeviceKind, NumericClass};
+
     use super::*;
     use crate::record::tests_support::spec;
 
@@ -84,7 +86,7 @@ mod tests {
         Join {
             role: Role::Worker,
             version: PROTOCOL_VERSION,
-            class: "cpu".to_owned(),
+            class: NumericClass::unknown(DeviceKind::Cpu),
             memory_bytes: 1 << 40,
             tokens_per_second: 1_000_000,
             addresses: Vec::new(),

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    Assignment, Commitment, EndState, Join, PROTOCOL_VERSION, Possession, ReplayEnd, Replayed,
-    Role, SignedCommitment, SignedReplay,
+    Assignment, Commitment, DeviceKind, EndState, Join, NumericClass, PROTOCOL_VERSION, Possession,
+    ReplayEnd, Replayed, Role, SignedCommitment, SignedReplay,
 };
 use manyhands_proto::{Digest, NodeId, Round, RunId, TokenCount};
 use manyhands_rules::worker::{Identity, Trained, Worker};
@@ -138,7 +138,7 @@ fn machine(key: &NodeKey, role: Role, tokens_per_second: u64, trained: &[Trained
     let join = Join {
         role,
         version: PROTOCOL_VERSION,
-        class: "simulated".to_owned(),
+        class: NumericClass::unknown(DeviceKind::Cpu),
         memory_bytes: 1 << 40,
         tokens_per_second,
         addresses: Vec::new(),

@@ -206,6 +206,8 @@ mod tests {
     use manyhands_proto::message::Start;
     use manyhands_proto::{NodeId, Round};
 
+    use manyhands_proto::message::{DeviceKind, NumericClass};
+
     use super::*;
     use crate::sync::testing::Place;
 
@@ -248,7 +250,7 @@ mod tests {
             round: Round(1),
             worker: NodeId::new([1; 32]),
             theta: Digest::of(b"theta"),
-            class: "cpu".to_owned(),
+            class: NumericClass::unknown(DeviceKind::Cpu),
             first_sequence: 0,
             sequences,
             steps,

@@ -188,7 +188,9 @@ mod tests {
     use manyhands_proto::RunId;
     use manyhands_proto::TokenCount;
     use manyhands_proto::keys::NodeKey;
-    use manyhands_proto::message::{Assignment, Commitment, SignedCommitment};
+    use manyhands_proto::message::{
+        Assignment, Commitment, DeviceKind, NumericClass, SignedCommitment,
+    };
 
     use super::*;
 
@@ -199,7 +201,7 @@ mod tests {
             round,
             worker: key.node_id(),
             theta: blob,
-            class: "cpu".to_owned(),
+            class: NumericClass::unknown(DeviceKind::Cpu),
             first_sequence: 0,
             sequences: 4,
             steps: 2,

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use manyhands_chain_client::{ChainClient, ConnectError};
 use manyhands_model::Device;
-use manyhands_model::device::{DeviceError, NumericClass, SpeedError, SpeedTask, measure_speed};
+use manyhands_model::device::{DeviceError, SpeedError, SpeedTask, measure_speed, numeric_class};
 use manyhands_network::control::{
     Control, ControlConfig, ControlEvent, ControlEvents, ControlHandle, RequestError,
     Role as SearchRole, StartControlError,
@@ -275,10 +275,10 @@ async fn introduce(
     });
     let speed = measuring.await.expect("a measuring thread does not panic")?;
     let tokens_per_second = (speed.tokens_per_second * context.load_max) as u64;
-    let class = NumericClass::of(context.device, context.spec.training.precision, context.threads)
-        .to_string();
+    let class = numeric_class(context.device, context.spec.training.precision, context.threads);
     let memory_bytes = memory_bytes(context.device)?;
-    context.tell(WorkerEvent::Measured { class: class.clone(), tokens_per_second, memory_bytes });
+    let shown = class.to_string();
+    context.tell(WorkerEvent::Measured { class: shown, tokens_per_second, memory_bytes });
     let states = context.disk.rounds()?;
     // The newest, ascending.
     let newest = &states[states.len().saturating_sub(HEAD_ROUNDS_MAX)..];

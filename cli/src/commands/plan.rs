@@ -48,11 +48,12 @@ pub(crate) fn refuse_if_cheating_pays(file: &RunFile) -> Result<(), Failure> {
     if file.verification.cheating_may_pay || !economics.cheating_pays(file) {
         return Ok(());
     }
-    let Deterrent { slash, slash_needed, stake_needed, .. } = economics.deterrent;
+    let Deterrent { slash, slash_for_hiding, slash_needed, stake_needed, .. } = economics.deterrent;
+    let slash = slash.min(slash_for_hiding);
     Err(Failure::new(
         "cheating_pays",
         format!(
-            "a fault takes {slash} of a stake, and a worker that cheats in every round earns more than an honest one \
+            "a fault, or hiding it, takes {slash} of a stake, and a worker that cheats in every round earns more than an honest one \
              unless it takes {slash_needed}"
         ),
         &format!(
@@ -121,6 +122,7 @@ fn deterred(deterrent: &Deterrent) -> Vec<[String; 2]> {
     let Deterrent {
         reward_per_round,
         slash,
+        slash_for_hiding,
         slash_needed,
         stake_needed,
         speed_covered,
@@ -129,7 +131,8 @@ fn deterred(deterrent: &Deterrent) -> Vec<[String; 2]> {
     } = deterrent;
     vec![
         row("reward of a round", reward_per_round.to_string()),
-        row("slash", slash.to_string()),
+        row("slash of a fault", slash.to_string()),
+        row("slash of showing nothing", slash_for_hiding.to_string()),
         row("slash below which cheating pays", slash_needed.to_string()),
         row(
             "stake_min that takes",

@@ -7,7 +7,8 @@ use std::time::Duration;
 use manyhands_chain_client::types::{self, FaultState};
 use manyhands_chain_client::{ChainClient, FaultReport, ReadError, SubmitError};
 use manyhands_proto::{Balance, Digest, NodeId, Round};
-use manyhands_rules::coordinator::{FaultKind, Input};
+use manyhands_rules::coordinator::Input;
+use manyhands_rules::record::FaultKind;
 
 use crate::context::Context;
 use crate::retry::Backoff;
@@ -42,6 +43,7 @@ const fn kind_on_chain(kind: FaultKind) -> types::FaultKind {
     match kind {
         FaultKind::Malformed | FaultKind::Codec => types::FaultKind::Codec,
         FaultKind::Replay => types::FaultKind::Replay,
+        FaultKind::Withheld => types::FaultKind::Withheld,
     }
 }
 

@@ -20,9 +20,10 @@ use manyhands_network::data::{
 use manyhands_network::invitation::Invitation;
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    Assignment, Commitment, EndState, Evaluation, Heading, Join, LossEffect, PROTOCOL_VERSION,
-    Possession, ReplayEnd, ReplayOutcome, Replayed, Reply, Request, Role, SignedCommitment,
-    SignedReplay, Start, Sync, Verdict, Weighing, open_reply, request_digest, seal_request,
+    Assignment, Commitment, DeviceKind, EndState, Evaluation, Heading, Join, LossEffect,
+    NumericClass, PROTOCOL_VERSION, Possession, ReplayEnd, ReplayOutcome, Replayed, Reply, Request,
+    Role, SignedCommitment, SignedReplay, Start, Sync, Verdict, Weighing, open_reply,
+    request_digest, seal_request,
 };
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, Tick, TokenCount};
@@ -143,7 +144,7 @@ impl Peer {
             join: Join {
                 role: self.role,
                 version: PROTOCOL_VERSION,
-                class: "noise".to_owned(),
+                class: NumericClass::unknown(DeviceKind::Cpu),
                 memory_bytes: 1 << 40,
                 tokens_per_second: 1_000_000,
                 addresses: vec![self.data.local_addr()],

@@ -97,9 +97,9 @@ pub(super) fn taxes(rows: &Taxes, path: &Path) -> anyhow::Result<()> {
     })
 }
 
-type Drawing<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+pub(crate) type Drawing<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-fn draw(
+pub(crate) fn draw(
     path: &Path,
     size: (u32, u32),
     content: impl Fn(&Drawing<'_>) -> Result<(), Box<dyn std::error::Error>>,

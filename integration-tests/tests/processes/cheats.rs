@@ -1,4 +1,6 @@
-//! The cheating worker of the examples, a process like any other.
+//! The cheating workers and verifiers of the examples, processes like any other.
+
+use std::collections::BTreeSet;
 
 use serde_json::Value;
 
@@ -11,7 +13,7 @@ fn run_with_a_cheat(run_file: &str) -> (super::Program, String, Value) {
     let invitation = text_of(&launched, "invitation");
     let _verifier = bench.node("verify", "verifier", &invitation);
     let _honest = ["first", "second"].map(|name| bench.node("join", name, &invitation));
-    let cheat = bench.cheat(&invitation);
+    let cheat = bench.cheat("cheat", &invitation, &[]);
     let slashed = coordinator.wait_for("slashed");
     assert!(slashed["amount"].as_u64().is_some_and(|amount| amount > 0), "{slashed}");
     coordinator.wait_for("final");
@@ -43,4 +45,71 @@ fn a_cheat_that_is_found_after_the_merge_is_taken_back_out_of_the_model() {
     assert!(outcomes.iter().all(|kind| kind != "replay_fault"), "{outcomes:?}");
     let slashes = coordinator.heard("slashed");
     assert!(slashes.iter().all(|slash| slash["worker"] == cheat.as_str()), "{slashes:?}");
+}
+
+#[test]
+fn five_ways_to_cheat_are_caught_and_slashed() {
+    const WAYS: [&str; 5] = ["skip-steps", "other-data", "learning-rate", "no-training", "made-up"];
+    let text = RUN_FILE.replace("ROUNDS", "2").replace("workers_min = 2", "workers_min = 7");
+    let bench = Bench::with(&text.replace("steps_per_round = 4", "steps_per_round = 10"));
+    let (coordinator, launched) = bench.launch();
+    let invitation = text_of(&launched, "invitation");
+    let _verifier = bench.node("verify", "verifier", &invitation);
+    let _honest = ["first", "second"].map(|name| bench.node("join", name, &invitation));
+    let cheats = WAYS.map(|way| bench.cheat(way, &invitation, &["--cheat", way]));
+    coordinator.wait_for("final");
+    let slashed: BTreeSet<String> =
+        coordinator.heard("slashed").iter().map(|slash| text_of(slash, "worker")).collect();
+    for (way, cheat) in WAYS.iter().zip(&cheats) {
+        let node = bench.node_of(way);
+        assert_eq!(outcomes(&coordinator, &node), ["replay_fault"], "{way}");
+        assert!(slashed.contains(&node), "{way}");
+        assert!(!cheat.wait_for_exit().success(), "{way} is sent away with the reason");
+    }
+    assert_eq!(slashed.len(), WAYS.len(), "and nobody else");
+    bench.audit(&invitation);
+}
+
+#[test]
+fn who_is_gone_when_it_is_to_show_what_it_did_pays() {
+    let text = RUN_FILE
+        .replace("ROUNDS", "2")
+        .replace("workers_min = 2", "workers_min = 3")
+        .replace("upload_ms = 20_000", "upload_ms = 4_000");
+    let bench = Bench::with(&text);
+    let (coordinator, launched) = bench.launch();
+    let invitation = text_of(&launched, "invitation");
+    let _verifier = bench.node("verify", "verifier", &invitation);
+    let _honest = ["first", "second"].map(|name| bench.node("join", name, &invitation));
+    let _hidden = bench.cheat("hidden", &invitation, &["--cheat", "hide"]);
+    coordinator.wait_for("final");
+    let node = bench.node_of("hidden");
+    let outcome = &outcomes(&coordinator, &node)[0];
+    assert!(["not_uploaded", "withheld"].contains(&outcome.as_str()), "{outcome}");
+    let slashes = coordinator.heard("slashed");
+    assert_eq!(slashes.len(), 1, "{slashes:?}");
+    assert_eq!(text_of(&slashes[0], "worker"), node);
+    assert!(slashes[0]["amount"].as_u64().is_some_and(|amount| amount > 0), "{slashes:?}");
+    bench.audit(&invitation);
+}
+
+#[test]
+fn a_verifier_that_makes_its_replays_up_harms_nobody_and_is_not_paid() {
+    let text = RUN_FILE
+        .replace("ROUNDS", "3")
+        .replace("verifiers_min = 1", "verifiers_min = 3")
+        .replace("probation_checks = 1", "probation_checks = 3");
+    let bench = Bench::with(&text);
+    let (coordinator, launched) = bench.launch();
+    let invitation = text_of(&launched, "invitation");
+    let _honest = ["one", "two"].map(|name| bench.node("verify", name, &invitation));
+    let _lazy = bench.cheat("lazy", &invitation, &["--role", "verifier", "--cheat", "no-training"]);
+    let _workers = ["first", "second"].map(|name| bench.node("join", name, &invitation));
+    coordinator.wait_for("final");
+    for name in ["first", "second"] {
+        let outcomes = outcomes(&coordinator, &bench.node_of(name));
+        assert_eq!(outcomes, ["admitted"; 3], "{name}");
+    }
+    assert!(coordinator.heard("slashed").is_empty());
+    bench.audit(&invitation);
 }

@@ -127,9 +127,17 @@ impl Bench {
         Program::start(name, &arguments)
     }
 
-    fn cheat(&self, invitation: &str) -> Program {
-        let arguments = [invitation, "--dir", &self.path("cheat"), "--listen", "127.0.0.1:0"];
-        Program::start_cheat("cheat", &arguments)
+    /// A node of the examples that cheats, with more arguments that say how. Its folder's name is its own.
+    fn cheat(&self, name: &str, invitation: &str, how: &[&str]) -> Program {
+        let folder = self.path(name);
+        let mut arguments = vec![invitation, "--dir", &folder, "--listen", "127.0.0.1:0"];
+        arguments.extend(how);
+        Program::start_cheat(name, &arguments)
+    }
+
+    /// The id of a node's key.
+    fn node_of(&self, name: &str) -> String {
+        text_of(&run_json(&["keys", "show", "--dir", &self.path(name)]), "account")
     }
 
     /// Kills the chain and starts it again, in its folder and on its port.
@@ -305,6 +313,30 @@ fn killed_processes_come_back_and_the_run_goes_on() {
     let late = bench.node("join", "late", &invitation);
     coordinator.wait_for("final");
     assert_same_parameters(&[&steady, &unlucky, &back, &late]);
+    bench.audit(&invitation);
+}
+
+#[test]
+fn a_worker_that_is_killed_after_its_commitment_still_answers_for_it() {
+    let text = RUN_FILE.replace("ROUNDS", "2");
+    let bench = Bench::with(&text.replace("steps_per_round = 4", "steps_per_round = 60"));
+    let (coordinator, launched) = bench.launch();
+    let invitation = text_of(&launched, "invitation");
+    let _verifier = bench.node("verify", "verifier", &invitation);
+    let mut unlucky = bench.node("join", "unlucky", &invitation);
+    // It trains for a long time after the other has committed.
+    let (folder, load) = (bench.path("slow"), ["--max-load", "15%"]);
+    let mut arguments = vec!["join", &invitation, "--dir", &folder, "--threads", "1"];
+    arguments.extend(["--listen", "127.0.0.1:0"].iter().chain(&load));
+    let slow = Program::start("slow", &arguments);
+    let unlucky_id = text_of(&unlucky.wait_for("starting"), "node");
+    unlucky.wait_for("committed");
+    unlucky.kill();
+    assert!(slow.heard("committed").is_empty(), "the commitments are still open");
+    let _back = bench.node("join", "unlucky", &invitation);
+    coordinator.wait_for("final");
+    // Codec check and replay, both before the merge, found everything that was committed.
+    assert_eq!(outcomes(&coordinator, &unlucky_id)[0], "admitted");
     bench.audit(&invitation);
 }
 

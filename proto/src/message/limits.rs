@@ -17,7 +17,8 @@ pub const STATUS_BYTES_MAX: usize = 4 << 20;
 pub const ADDRESSES_MAX: usize = 16;
 /// An IPv6 address in brackets with scope and port takes at most 58.
 pub const ADDRESS_BYTES_MAX: usize = 64;
-pub const CLASS_BYTES_MAX: usize = 256;
+/// Of each name in a numeric class.
+pub const NAME_BYTES_MAX: usize = 128;
 /// Longer explanations are cut when they are sealed.
 pub const REASON_BYTES_MAX: usize = 1_024;
 

@@ -3,6 +3,7 @@
 //! The domain types say what a message means; `convert` parses the generated wire types into them
 //! once and refuses whatever is outside [`limits`]; `envelope` signs and opens.
 
+mod class;
 mod commitment;
 mod convert;
 mod envelope;
@@ -13,6 +14,7 @@ mod replayed;
 mod tests;
 mod types;
 
+pub use class::{DeviceKind, NumericClass};
 pub use commitment::SignedCommitment;
 pub use convert::MessageError;
 pub use envelope::{

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{SignedCommitment, SignedReplay};
+use super::{NumericClass, SignedCommitment, SignedReplay};
 use crate::{Digest, NodeId, Round, TokenCount};
 
 /// What a peer asks of the coordinator.
@@ -167,8 +167,7 @@ pub const PROTOCOL_VERSION: u32 = 5;
 pub struct Join {
     pub role: Role,
     pub version: u32,
-    /// The measured fingerprint: library version, kernel set, precision, device.
-    pub class: String,
+    pub class: NumericClass,
     pub memory_bytes: u64,
     /// Measured on the run's own model.
     pub tokens_per_second: u64,
@@ -247,7 +246,7 @@ pub struct Assignment {
     pub worker: NodeId,
     /// Digest of θ_t.
     pub theta: Digest,
-    pub class: String,
+    pub class: NumericClass,
     /// Position in the run's sequence order; the worker's samples are the `sequences` from here.
     pub first_sequence: u64,
     /// Training sequences of the whole round, spread over its steps by [`Assignment::step`].
@@ -385,6 +384,8 @@ pub struct Vote {
     pub worker: NodeId,
     /// The blob of a [`super::ReplayEvidence`] with the verifier's own signature in it.
     pub evidence: Digest,
+    /// The worker's: which threshold counts follows from it.
+    pub class: NumericClass,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

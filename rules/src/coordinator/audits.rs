@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::input::{Compared, Comparison};
 use super::requests::refuse;
-use crate::panel::{JUDGES_MAX, Judged, Judgement, decide, judges_needed};
+use crate::panel::{Attendee, JUDGES_MAX, Judged, Judgement, Pair, decide, judges_needed};
 use crate::record::Finding;
 
 /// More evaluations than this would only make each reply longer.
@@ -28,6 +28,8 @@ pub(super) struct Asked {
     pub(super) chunks: Vec<ChunkIndex>,
     /// Who may judge it, in the order in which they are asked.
     pub(super) panel: Vec<NodeId>,
+    /// What machines they have.
+    pub(super) classes: Vec<Attendee>,
     /// How many do if nobody accuses.
     pub(super) judges: usize,
 }
@@ -44,6 +46,7 @@ pub(super) struct ReplayTask {
     pub(super) before_merge: bool,
     /// Who may judge it, in the order in which they are asked.
     panel: Vec<NodeId>,
+    classes: Vec<Attendee>,
     /// How many judge it while nobody accuses.
     judges: usize,
     /// Who is at it, and since when.
@@ -113,7 +116,7 @@ pub(super) struct Audits {
 
 impl Audits {
     pub(super) fn ask_replay(&mut self, asked: Asked, before_merge: bool) {
-        let Asked { mut replay, signed, chunks, panel, judges } = asked;
+        let Asked { mut replay, signed, chunks, panel, classes, judges } = asked;
         replay.id = self.next_id;
         self.next_id += 1;
         let task = ReplayTask {
@@ -122,6 +125,7 @@ impl Audits {
             chunks,
             before_merge,
             panel,
+            classes,
             judges,
             given: BTreeMap::new(),
             ends: BTreeMap::new(),
@@ -312,7 +316,12 @@ impl Audits {
         let Some(task) = self.replays.get_mut(&id) else { return };
         let Some(replay) = task.ends.remove(&verifier) else { return };
         let (verdict, evidence) = match compared {
-            Compared::Distances { distances, evidence } => (Judged::by(distances, terms), evidence),
+            Compared::Distances { distances, evidence } => {
+                let judge = task.classes.iter().find(|it| it.verifier == verifier);
+                let Some(judge) = judge else { return };
+                let pair = Pair { worker: &task.replay.assignment.class, verifier: &judge.class };
+                (Judged::by(distances, terms, pair), evidence)
+            }
             Compared::Withheld(reason) => (Judged::Withheld(reason), None),
             Compared::Unopened(_) => {
                 task.unable.push(verifier);

@@ -12,18 +12,17 @@ use serde::{Deserialize, Serialize};
 use super::Coordinator;
 use super::audits::Asked;
 use super::input::{
-    CodecCheck, Contribution, Effect, ErrorBuffer, FaultKind, MergeOrder, MergeResult,
-    RevocationOrder, Stage,
+    CodecCheck, Contribution, Effect, ErrorBuffer, MergeOrder, MergeResult, RevocationOrder, Stage,
 };
 use super::membership::Head;
 use super::round::{OpenRound, Parameters, Phase};
 use super::status::EventKind;
 use super::weighing::Measurement;
 use crate::draw::Beacon;
-use crate::panel;
+use crate::panel::{self, Attendee};
 use crate::record::{
-    Draw, Earning, Entropy, Outcome, Revocation, RoundRecord, Weighed, WorkerResult, admitted_set,
-    by_round, loss_effects,
+    Draw, Earning, Entropy, FaultKind, Outcome, Revocation, RoundRecord, Weighed, WorkerResult,
+    admitted_set, by_round, hiding_is_held_against, loss_effects,
 };
 use crate::reward;
 
@@ -37,7 +36,7 @@ pub(super) struct ClosedRound {
     /// Workers that were replayed before the merge.
     pub(super) replayed: Vec<NodeId>,
     pub(super) verified: bool,
-    pub(super) attending: Vec<NodeId>,
+    pub(super) attending: Vec<Attendee>,
     pub(super) commit_set: Digest,
     pub(super) admitted_set: Digest,
     /// Known once the admitted set is anchored and two blocks have followed.
@@ -82,7 +81,7 @@ impl Coordinator {
         &self,
         (assignment, signed): (&Assignment, &SignedCommitment),
         head: Option<&Head>,
-        (attending, beacon): (&[NodeId], Beacon),
+        (attending, beacon): (&[Attendee], Beacon),
     ) -> Asked {
         let (worker, terms) = (assignment.worker, &self.spec.verification);
         let replay = Replay {
@@ -96,6 +95,7 @@ impl Coordinator {
             signed: signed.clone(),
             chunks: beacon.replay_chunks(worker, terms.replay_chunks, self.chunk_count),
             panel: panel::panel(beacon, worker, attending),
+            classes: attending.to_vec(),
             judges: panel::judges(beacon, worker, terms),
         }
     }
@@ -109,8 +109,15 @@ impl Coordinator {
         self.note_checks(found);
         let workers: Vec<NodeId> = self.round.candidates.iter().map(|c| c.worker).collect();
         let results: Vec<_> = workers.into_iter().map(|worker| self.result(worker)).collect();
+        let held_against = hiding_is_held_against(&results);
+        if !held_against {
+            let number = self.round.number;
+            let text =
+                format!("round {number}: most workers showed nothing, so none is held to it");
+            self.history.note(now, EventKind::Round, text);
+        }
         for result in &results {
-            self.settle_member(now, result);
+            self.settle_member(now, result, held_against);
         }
         let round = &self.round;
         let closed = ClosedRound {
@@ -168,7 +175,7 @@ impl Coordinator {
     }
 
     /// What an outcome means for the worker: its pay, its trust and the state it goes on from.
-    fn settle_member(&mut self, now: Tick, result: &WorkerResult) {
+    fn settle_member(&mut self, now: Tick, result: &WorkerResult, hiding_is_held_against: bool) {
         let number = self.round.number;
         let shown = self.shown_speed(result);
         let Some(member) = self.membership.get_mut(result.worker) else { return };
@@ -187,13 +194,17 @@ impl Coordinator {
                     head.sent_values_returned = true;
                 }
             }
-            Outcome::NotUploaded | Outcome::Withheld(_) => {
+            Outcome::NotUploaded | Outcome::Withheld(_) if !hiding_is_held_against => {
                 member.head = None;
                 member.credibility.failed();
             }
-            fault @ (Outcome::Malformed(_) | Outcome::CodecFault(_) | Outcome::ReplayFault(_)) => {
+            fault @ (Outcome::NotUploaded
+            | Outcome::Withheld(_)
+            | Outcome::Malformed(_)
+            | Outcome::CodecFault(_)
+            | Outcome::ReplayFault(_)) => {
                 let fault = fault.clone();
-                self.bar(now, number, result.worker, &fault);
+                self.accuse(now, number, result.worker, &fault);
             }
         }
         self.history.note_outcome(now, number, result);
@@ -220,34 +231,28 @@ impl Coordinator {
         }
     }
 
-    fn bar(&mut self, now: Tick, round: Round, worker: NodeId, outcome: &Outcome) {
+    /// What a fault means beyond its round: lost trust and state, a report to the chain, and mostly the end.
+    fn accuse(&mut self, now: Tick, round: Round, worker: NodeId, outcome: &Outcome) {
+        let Some(kind) = outcome.fault() else { return };
         let what = outcome.to_string();
-        let kind = match outcome {
-            Outcome::CodecFault(_) => FaultKind::Codec,
-            Outcome::ReplayFault(_) => FaultKind::Replay,
-            Outcome::Malformed(_) => FaultKind::Malformed,
-            Outcome::Admitted
-            | Outcome::Late
-            | Outcome::NotCommitted
-            | Outcome::NotUploaded
-            | Outcome::Withheld(_)
-            | Outcome::Unverified => return,
-        };
         if let Some(member) = self.membership.get_mut(worker) {
             member.head = None;
             member.credibility.failed();
-            member.barred = Some(Refusal {
-                code: RefusalCode::Barred,
-                reason: format!("fault in round {round}: {what}"),
-            });
+            if kind.bars() {
+                member.barred = Some(Refusal {
+                    code: RefusalCode::Barred,
+                    reason: format!("fault in round {round}: {what}"),
+                });
+            }
         }
         let evidence = serde_json::to_vec(&(self.run, round, worker, outcome))
             .expect("ids and an outcome serialise");
         let evidence = Digest::of(&evidence);
+        let barred = if kind.bars() { "is barred, " } else { "" };
         self.history.note(
             now,
             EventKind::Fault,
-            format!("worker {} is barred, fault in round {round}: {what}", worker.short()),
+            format!("worker {} {barred}fault in round {round}: {what}", worker.short()),
         );
         self.history.note_fault(round, worker, what);
         self.faults.push(PendingFault { round, worker, kind, evidence });
@@ -273,12 +278,7 @@ impl Coordinator {
         if was == Outcome::Admitted {
             self.revocations.push(Revocation { round, worker });
         }
-        if outcome.is_fault() {
-            self.bar(now, round, worker, &outcome);
-        } else if let Some(member) = self.membership.get_mut(worker) {
-            member.head = None;
-            member.credibility.failed();
-        }
+        self.accuse(now, round, worker, &outcome);
     }
 
     /// The audit draw over a merged round, once its randomness is known.

@@ -9,7 +9,7 @@ use manyhands_proto::{Balance, ChunkIndex, Digest, NodeId, Round, TokenCount};
 use serde::{Deserialize, Serialize};
 
 use crate::draw::Beacon;
-use crate::record::{Entropy, RoundRecord};
+use crate::record::{Entropy, FaultKind, RoundRecord};
 
 /// Everything that can change the machine. Inputs carry digests and findings, never blobs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -235,12 +235,4 @@ pub struct RevocationOrder {
     pub contributions: Vec<Contribution>,
     /// α of that round.
     pub outer_learning_rate: f32,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FaultKind {
-    Malformed,
-    Codec,
-    Replay,
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use manyhands_proto::message::{Commitment, Join, Possession, Refusal, RefusalCode, Role, Start};
+use manyhands_proto::message::{
+    Commitment, Join, NumericClass, Possession, Refusal, RefusalCode, Role, Start,
+};
 use manyhands_proto::{Balance, Digest, NodeId, Round, Tick, WorkUnits};
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +28,7 @@ pub(super) struct Head {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Member {
     pub(super) role: Role,
-    pub(super) class: String,
+    pub(super) class: NumericClass,
     pub(super) addresses: Vec<SocketAddr>,
     /// As it declared, then as its rounds showed.
     pub(super) tokens_per_second: u64,

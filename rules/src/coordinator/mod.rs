@@ -21,15 +21,15 @@ mod weighing;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
-use manyhands_proto::message::{Evaluation, Merge, Reply, Vote};
+use manyhands_proto::message::{Assignment, Evaluation, Merge, Reply, Vote};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, RunId, Tick, WorkUnits};
 use serde::{Deserialize, Serialize};
 
 pub use close::late_beacon;
 pub use input::{
-    CodecCheck, CodecResult, Compared, Comparison, Contribution, Effect, ErrorBuffer, Facts,
-    FaultKind, Input, MergeOrder, MergeResult, RevocationOrder, Stage,
+    CodecCheck, CodecResult, Compared, Comparison, Contribution, Effect, ErrorBuffer, Facts, Input,
+    MergeOrder, MergeResult, RevocationOrder, Stage,
 };
 pub use round::Phase;
 pub use status::{EventKind, MemberStatus, RoundStatus, Status};
@@ -242,7 +242,7 @@ impl Coordinator {
 
     /// A replay has ended: by what verifiers found, or because nobody could do it.
     fn handle_replayed(&mut self, now: Tick, task: ReplayTask, finding: Option<Finding>) {
-        let ReplayTask { signed, before_merge, judgements, .. } = task;
+        let ReplayTask { replay, signed, before_merge, judgements, .. } = task;
         let (round, worker) = (signed.commitment.round, signed.worker);
         let outcome = match &finding {
             Some(Finding::ReplayFault(distances)) => Some(Outcome::ReplayFault(*distances)),
@@ -260,7 +260,7 @@ impl Coordinator {
             }
         };
         if let Some(finding) = finding {
-            let judgements = self.keep_evidence(round, worker, judgements);
+            let judgements = self.keep_evidence(replay.assignment, judgements);
             let work = reward::work(&self.spec.model, signed.commitment.tokens);
             for judgement in judgements.iter().filter(|it| it.verdict.agrees_with(&finding)) {
                 self.verifier_work.entry(judgement.verifier()).or_default().0 += work.0;
@@ -285,8 +285,7 @@ impl Coordinator {
     /// found against the worker is asked to say so on the chain.
     fn keep_evidence(
         &mut self,
-        round: Round,
-        worker: NodeId,
+        Assignment { round, worker, class, .. }: Assignment,
         mut judgements: Vec<Judgement>,
     ) -> Vec<Judgement> {
         let accused = judgements.iter().any(|judgement| judgement.verdict.accuses());
@@ -297,7 +296,8 @@ impl Coordinator {
             };
             self.evidence.push((round, evidence));
             if judgement.verdict.accuses() {
-                self.votes.push((judgement.verifier(), Vote { round, worker, evidence }));
+                let class = class.clone();
+                self.votes.push((judgement.verifier(), Vote { round, worker, evidence, class }));
             }
         }
         judgements

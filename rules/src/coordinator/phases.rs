@@ -6,11 +6,12 @@ use manyhands_proto::{NodeId, Round, Tick};
 
 use super::Coordinator;
 use super::input::CodecResult;
-use super::membership::{Head, Member, typical_speed};
+use super::membership::{Head, Member, Membership, typical_speed};
 use super::round::{OpenRound, Phase};
 use super::status::EventKind;
 use crate::assignment::{Candidate, Opening, plan};
 use crate::draw::Beacon;
+use crate::panel::Attendee;
 
 impl Coordinator {
     /// Moves on as far as what is known allows.
@@ -123,7 +124,7 @@ impl Coordinator {
             theta: round.theta,
             first_sequence: round.first_sequence,
         };
-        round.attending = self.membership.present_verifiers().map(|(node, _)| node).collect();
+        round.attending = attending(&self.membership);
         round.verified = !round.attending.is_empty();
         round.probation = ready
             .iter()
@@ -164,7 +165,7 @@ impl Coordinator {
 
     /// From here on a commitment is a worker's head, whatever becomes of its update.
     fn close_commitments(&mut self) {
-        let present = self.verifiers();
+        let present = attending(&self.membership);
         if !present.is_empty() {
             self.round.attending = present;
         }
@@ -204,4 +205,10 @@ impl Coordinator {
             self.round.replay_asked.insert(worker);
         }
     }
+}
+
+/// The verifiers that are there, in the order of their ids.
+fn attending(membership: &Membership) -> Vec<Attendee> {
+    let there = membership.present_verifiers();
+    there.map(|(verifier, member)| Attendee { verifier, class: member.class.clone() }).collect()
 }

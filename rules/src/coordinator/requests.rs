@@ -9,6 +9,7 @@ use manyhands_proto::message::{
 };
 
 use super::Coordinator;
+use super::close::PendingFault;
 use super::input::Facts;
 use super::round::Phase;
 use super::status::EventKind;
@@ -95,7 +96,8 @@ impl Coordinator {
             return refuse(RefusalCode::RunIsComplete, "all rounds are trained".to_owned());
         }
         requirements::admit(&self.spec, from, &join, facts.stake)?;
-        if let Some(fault) = self.faults.iter().find(|fault| fault.worker == from) {
+        let undecided = |fault: &&PendingFault| fault.worker == from && fault.kind.bars();
+        if let Some(fault) = self.faults.iter().find(undecided) {
             let reason = format!("your fault in round {} is still being settled", fault.round);
             return refuse(RefusalCode::Barred, reason);
         }

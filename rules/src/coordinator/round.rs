@@ -10,6 +10,7 @@ use super::input::CodecResult;
 use super::membership::Head;
 use super::weighing::Measurement;
 use crate::assignment::Candidate;
+use crate::panel::Attendee;
 use crate::record::{Check, Entropy, Finding, Outcome, commit_set};
 
 /// Where a round stands. A deadline is when the phase ends whoever is missing.
@@ -119,7 +120,7 @@ pub(super) struct OpenRound {
     pub(super) replay_asked: BTreeSet<NodeId>,
     /// Verifiers that were there when the commitments were closed, before anything was drawn, or if none was, when
     /// the round opened; in the order of their ids.
-    pub(super) attending: Vec<NodeId>,
+    pub(super) attending: Vec<Attendee>,
     /// What the updates do to held-out loss; none before it is asked for.
     pub(super) measurement: Option<Measurement>,
     pub(super) commitments_entropy: Option<Entropy>,

@@ -251,7 +251,7 @@ impl Coordinator {
         MemberStatus {
             node,
             role: member.role,
-            class: member.class.clone(),
+            class: member.class.to_string(),
             present: member.present,
             tokens_per_second: member.tokens_per_second,
             credibility: member.credibility.points(),

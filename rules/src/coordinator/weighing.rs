@@ -114,7 +114,8 @@ impl Coordinator {
         let updates = self.round.weighable();
         // Whoever committed is judged, in whatever role it comes back.
         let able = |verifier: &NodeId| !self.round.commitments.contains_key(verifier);
-        let able: Vec<NodeId> = self.round.attending.iter().copied().filter(able).collect();
+        let attending = self.round.attending.iter().map(|it| it.verifier);
+        let able: Vec<NodeId> = attending.filter(able).collect();
         let beacon = Beacon::new(self.round.commit_set().digest(), entropy.value);
         let count = if updates.is_empty() { 0 } else { WEIGHERS_MAX };
         let verifiers = beacon.verifiers(count, &able);

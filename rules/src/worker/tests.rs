@@ -2,7 +2,8 @@
 
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    CommitSet, Commitment, Merge, PROTOCOL_VERSION, Role, Start, Tasks, WaitReason,
+    CommitSet, Commitment, DeviceKind, Merge, NumericClass, PROTOCOL_VERSION, Role, Start, Tasks,
+    WaitReason,
 };
 use manyhands_proto::{RunId, TokenCount};
 
@@ -18,7 +19,7 @@ fn worker(trained: Option<Trained>) -> Worker {
     let join = Join {
         role: Role::Worker,
         version: PROTOCOL_VERSION,
-        class: "cpu".to_owned(),
+        class: NumericClass::unknown(DeviceKind::Cpu),
         memory_bytes: 1 << 30,
         tokens_per_second: 100,
         addresses: Vec::new(),
@@ -32,7 +33,7 @@ fn assignment(round: u32) -> Assignment {
         round: Round(round),
         worker: key().node_id(),
         theta: Digest::of(b"theta"),
-        class: "cpu".to_owned(),
+        class: NumericClass::unknown(DeviceKind::Cpu),
         first_sequence: 0,
         sequences: 8,
         steps: 4,
@@ -183,7 +184,12 @@ fn what_a_merge_waits_for_is_not_kept_waiting_by_an_evaluation_or_a_replay() {
 fn a_vote_is_cast_once_and_again_only_if_it_failed() {
     let mut worker = worker(None);
     let evidence = Digest::of(b"evidence");
-    let vote = Vote { round: Round(1), worker: NodeId::new([7; 32]), evidence };
+    let vote = Vote {
+        round: Round(1),
+        worker: NodeId::new([7; 32]),
+        evidence,
+        class: NumericClass::unknown(DeviceKind::Cpu),
+    };
     let tasks = || Duty::Tasks(Tasks { votes: vec![vote.clone()], ..Tasks::default() });
     let (_, effects) = tell(&mut worker, 0, tasks());
     assert_eq!(effects, [Effect::Vote(vote.clone())]);

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use manyhands_chain_client::types::FaultKind;
 use manyhands_chain_client::{FaultReport, SubmitError};
+use manyhands_model::device::numeric_class;
 use manyhands_network::data::FetchRequest;
 use manyhands_proto::ChunkIndex;
 use manyhands_proto::message::{Distances, ReplayEvidence, Vote};
 use manyhands_rules::evidence::{Subject, bytes_max, distances};
-use manyhands_rules::panel::within;
+use manyhands_rules::panel::{Pair, within};
 use manyhands_rules::reward::layout;
 
 use crate::context::{Context, WorkerEvent};
@@ -91,7 +92,9 @@ fn judge(context: &Context, vote: &Vote, bytes: &[u8], drawn: usize) -> Result<D
     let layout = layout(&context.spec.model);
     let subject = Subject { layout: &layout, start: replay.replayed.start, chunks: &chunks };
     let found = distances(&evidence, subject).map_err(|error| error.to_string())?;
-    if within(&found, &context.spec.verification) {
+    let own = numeric_class(context.device, context.spec.training.precision, context.threads);
+    let pair = Pair { worker: &vote.class, verifier: &own };
+    if within(&found, &context.spec.verification, pair) {
         return Err(format!("the distance of Δ is {:.1e}, which is none", found.delta));
     }
     Ok(found)

@@ -1,7 +1,7 @@
 //! The libtorch that this build links.
 
 use manyhands_model::Device;
-use manyhands_model::device::{DeviceChoice, NumericClass};
+use manyhands_model::device::{DeviceChoice, numeric_class};
 use manyhands_proto::run_file::Precision;
 
 use super::{Check, State, gpu};
@@ -9,9 +9,9 @@ use super::{Check, State, gpu};
 pub(super) fn checks() -> Vec<Check> {
     let auto = DeviceChoice::Auto.resolve();
     let device = auto.unwrap_or(Device::Cpu);
-    let class = NumericClass::of(device, Precision::F32, 1);
+    let class = numeric_class(device, Precision::F32, 1);
     let with_gpu = matches!(device, Device::Cuda(_) | Device::Mps);
-    let found = format!("{} on {} ({})", class.libtorch, class.device, class.device_name);
+    let found = format!("{} on {} ({})", class.libtorch, class.device.name(), class.device_name);
     let gpus = gpu::found();
     if !with_gpu && !gpus.is_empty() {
         let found = format!("{found}: a build for CPUs on a machine with a GPU");

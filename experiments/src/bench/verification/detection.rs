@@ -3,8 +3,10 @@
 use manyhands_proto::{Digest, NodeId};
 use manyhands_rules::credibility::Credibility;
 use manyhands_rules::draw::Beacon;
+use manyhands_rules::panel::JUDGES_MAX;
 
 use super::Report;
+use super::page::Replayed;
 
 /// q₀ of a run that says nothing else, in thousandths, and its probation.
 const BASE_RATE: u32 = 100;
@@ -71,4 +73,31 @@ fn replayed() -> (f64, f64) {
     }
     let share = |count: u32, rounds: u32| f64::from(count) / f64::from(HONEST * rounds);
     (share(steady, STEADY), share(whole, HONEST_ROUNDS))
+}
+
+/// Worker-rounds of honest workers among honest verifiers, whose replays come out as far as measured ones did.
+const HONEST_WORKER_ROUNDS: u32 = 100_000;
+
+/// How many honest workers are slashed when every one of their rounds is judged by three verifiers, and how many
+/// would be accused by the first.
+pub(super) fn honest_workers(measured: &[Replayed], report: &mut Report) {
+    let over: Vec<f64> =
+        measured.iter().flat_map(|row| row.over_threshold.iter().copied()).collect();
+    if over.is_empty() {
+        return;
+    }
+    let (mut accused, mut slashed) = (0_u32, 0_u32);
+    for round in 0..HONEST_WORKER_ROUNDS {
+        let found = |judge: usize| {
+            let draw = Digest::of(&[round.to_le_bytes(), (judge as u32).to_le_bytes()].concat());
+            let number = u64::from_le_bytes(draw.as_bytes()[..8].try_into().expect("8 bytes"));
+            over[(number % over.len() as u64) as usize] > 1.0
+        };
+        let against = (0..JUDGES_MAX).filter(|judge| found(*judge)).count();
+        accused += u32::from(found(0));
+        slashed += u32::from(against >= 2);
+    }
+    let of = "of 100,000 honest worker-rounds, each replayed";
+    report.add("detection.honest_accused", accused.into(), of, None);
+    report.add("detection.honest_slashed", slashed.into(), of, None);
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod class;
 mod detection;
+mod page;
 mod replays;
 
 use std::path::PathBuf;
@@ -30,6 +31,9 @@ pub(crate) struct Options {
     /// Honest rounds that are replayed elsewhere, with a seed each.
     #[arg(long, default_value = "1000")]
     honest: u64,
+    /// A folder for a page with the distances, and a plot of them.
+    #[arg(long)]
+    page: Option<PathBuf>,
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
@@ -38,8 +42,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     costs(options, &mut report)?;
     let text = Text::open(&options.text)?;
     let laboratory = replays::Laboratory::new(&text)?;
-    laboratory.cheats(options.cheated, &mut report)?;
-    laboratory.honest(options.honest, &mut report)?;
+    let mut rows = laboratory.cheats(options.cheated, &mut report)?;
+    let honest = laboratory.honest(options.honest, &mut report)?;
+    detection::honest_workers(&honest, &mut report);
+    rows.extend(honest);
+    if let Some(folder) = &options.page {
+        page::write(&rows, folder)?;
+    }
     report.save(&options.report)
 }
 

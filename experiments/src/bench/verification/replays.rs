@@ -8,7 +8,7 @@ use manyhands_gradient::codec::{Endpoints, OpenedChunk, Update, UpdateCodec};
 use manyhands_gradient::moments8::Moments8;
 use manyhands_gradient::{CHUNK, Layout, initial_theta, replay};
 use manyhands_model::data::{SequenceId, SequenceSource, ShardSet};
-use manyhands_model::device::NumericClass;
+use manyhands_model::device::numeric_class;
 use manyhands_model::{Control, Device, LocalTrainer, TrainTask, Trainer};
 use manyhands_proto::message::Distances;
 use manyhands_proto::run_file::{Architecture, Codec, Precision, Training, Verification};
@@ -18,6 +18,7 @@ use manyhands_rules::sampling::sequence_at;
 
 use super::super::Report;
 use super::class::Class;
+use super::page::Replayed;
 use crate::cluster::Text;
 use crate::plan;
 
@@ -149,7 +150,7 @@ fn task<'a>(
 fn over_threshold(distances: Distances, precision: Precision) -> f64 {
     let terms = Verification::default();
     let delta_max = match precision {
-        Precision::F32 => terms.delta_distance_max,
+        Precision::F32 => terms.same_kind_delta_distance_max,
         Precision::Bf16 => BF16_DELTA_MAX,
     };
     (distances.delta / delta_max)
@@ -198,9 +199,9 @@ impl Laboratory {
     }
 
     /// Every cheat in as many rounds.
-    pub(super) fn cheats(&self, seeds: u64, report: &mut Report) -> anyhow::Result<()> {
-        let mut rejected = [0_u64; CHEATS.len()];
-        let mut nearest = [f64::INFINITY; CHEATS.len()];
+    pub(super) fn cheats(&self, seeds: u64, report: &mut Report) -> anyhow::Result<Vec<Replayed>> {
+        let mut rows: Vec<Replayed> =
+            CHEATS.iter().map(|(name, _)| Replayed::new(name, false)).collect();
         let mut forged = [0_u64; FORGERIES.len()];
         for seed in 0..seeds {
             if seed.is_multiple_of(20) {
@@ -208,27 +209,25 @@ impl Laboratory {
             }
             let start = self.bench.begin(seed, Precision::F32)?;
             let honest = self.bench.train(&start, ASSIGNED)?;
-            for (at, (_, cheat)) in CHEATS.iter().enumerate() {
-                let claimed = self.claim(*cheat, &start, &honest)?;
-                let distances = start.distances(&claimed, &honest);
-                let distance = over_threshold(distances, Precision::F32);
-                rejected[at] += u64::from(distance > 1.0);
-                nearest[at] = nearest[at].min(distance);
+            for (row, (_, cheat)) in rows.iter_mut().zip(CHEATS) {
+                let claimed = self.claim(cheat, &start, &honest)?;
+                note(row, start.distances(&claimed, &honest), Precision::F32);
             }
             for (at, (_, forgery)) in FORGERIES.iter().enumerate() {
                 forged[at] += u64::from(self.codec_check_rejects(*forgery, &start, &honest)?);
             }
         }
         let share = |count: u64| count as f64 / seeds as f64;
-        for (at, (name, _)) in CHEATS.iter().enumerate() {
-            report.add(&format!("replay.{name}.rejected"), share(rejected[at]), "of rounds", None);
+        for row in &rows {
+            let (name, rejected) = (&row.name, share(row.rejected() as u64));
+            report.add(&format!("replay.{name}.rejected"), rejected, "of rounds", None);
             let unit = "thresholds, the nearest";
-            report.add(&format!("replay.{name}.distance"), nearest[at], unit, None);
+            report.add(&format!("replay.{name}.distance"), row.nearest(), unit, None);
         }
         for (at, (name, _)) in FORGERIES.iter().enumerate() {
             report.add(&format!("codec.{name}.rejected"), share(forged[at]), "of rounds", None);
         }
-        Ok(())
+        Ok(rows)
     }
 
     fn claim(&self, cheat: Cheat, start: &Start, honest: &End) -> anyhow::Result<End> {
@@ -334,14 +333,14 @@ impl Laboratory {
     }
 
     /// Honest rounds, replayed by processes of other classes.
-    pub(super) fn honest(&self, seeds: u64, report: &mut Report) -> anyhow::Result<()> {
+    pub(super) fn honest(&self, seeds: u64, report: &mut Report) -> anyhow::Result<Vec<Replayed>> {
         let classes = classes();
         let share = seeds.div_ceil(classes.len() as u64);
-        let (mut rejected, mut farthest) = (0_u32, 0.0_f64);
+        let mut rows = Vec::with_capacity(classes.len());
         for (number, (name, kernels, numerics)) in (0..).zip(&classes) {
             eprintln!("honest rounds replayed by {name}");
             let mut class = Class::start(&self.text, kernels, *numerics)?;
-            let mut farthest_here = 0.0_f64;
+            let mut row = Replayed::new(name, true);
             let reference = Numerics { precision: numerics.precision, ..ASSIGNED };
             for seed in number * share..(number + 1) * share {
                 // No seed of those that were cheated with.
@@ -351,26 +350,30 @@ impl Laboratory {
                 let replayed = class
                     .answer(&self.bench.layout)
                     .with_context(|| format!("the class {name} did not answer"))?;
-                let distances = start.distances(&claimed, &replayed);
-                let distance = over_threshold(distances, numerics.precision);
-                rejected += u32::from(distance > 1.0);
-                farthest_here = farthest_here.max(distance);
+                note(&mut row, start.distances(&claimed, &replayed), numerics.precision);
             }
             let unit = "thresholds, the farthest";
-            report.add(&format!("replay.honest.{name}.distance"), farthest_here, unit, None);
-            farthest = farthest.max(farthest_here);
+            report.add(&format!("replay.honest.{name}.distance"), row.farthest(), unit, None);
+            rows.push(row);
         }
-        let honest = share * classes.len() as u64;
-        report.add("replay.honest.rounds", honest as f64, "rounds of distinct seeds", None);
-        report.add("replay.honest.rejected", f64::from(rejected), "rounds", None);
+        let rounds: usize = rows.iter().map(|row| row.distances.len()).sum();
+        let rejected: usize = rows.iter().map(Replayed::rejected).sum();
+        let farthest = rows.iter().map(Replayed::farthest).fold(0.0, f64::max);
+        report.add("replay.honest.rounds", rounds as f64, "rounds of distinct seeds", None);
+        report.add("replay.honest.rejected", rejected as f64, "rounds", None);
         report.add("replay.honest.distance_over_threshold", farthest, "the farthest", None);
-        Ok(())
+        Ok(rows)
     }
+}
+
+fn note(row: &mut Replayed, distances: Distances, precision: Precision) {
+    row.over_threshold.push(over_threshold(distances, precision));
+    row.distances.push(distances);
 }
 
 /// Classes that this machine's processor offers beside that of this process: name, kernels, numerics.
 fn classes() -> Vec<(&'static str, String, Numerics)> {
-    let own = || NumericClass::of(Device::Cpu, Precision::F32, 1).kernels;
+    let own = || numeric_class(Device::Cpu, Precision::F32, 1).kernels;
     let bf16 = Numerics { precision: Precision::Bf16, ..ASSIGNED };
     let in_threads = |numerics| Numerics { threads: 2, ..numerics };
     let in_micro_batches = |of| Numerics { micro_batch_sequences: of, ..ASSIGNED };

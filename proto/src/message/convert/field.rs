@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use super::MessageError;
 use crate::message::limits::{
-    ADDRESS_BYTES_MAX, ADDRESSES_MAX, CLASS_BYTES_MAX, REASON_BYTES_MAX, ROUND_MAX,
+    ADDRESS_BYTES_MAX, ADDRESSES_MAX, NAME_BYTES_MAX, REASON_BYTES_MAX, ROUND_MAX,
 };
 use crate::{Digest, NodeId, Round, RunId};
 
@@ -85,8 +85,8 @@ pub(super) fn ascending<T: PartialOrd>(
     }
 }
 
-pub(super) fn class(field: Field, text: String) -> Result<String, MessageError> {
-    printable(field, text, CLASS_BYTES_MAX)
+pub(super) fn name(field: Field, text: String) -> Result<String, MessageError> {
+    printable(field, text, NAME_BYTES_MAX)
 }
 
 pub(super) fn reason(field: Field, text: String) -> Result<String, MessageError> {

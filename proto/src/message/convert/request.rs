@@ -2,9 +2,10 @@
 
 use super::MessageError;
 use super::field::{
-    address_texts, addresses, ascending, at_most, check, class, digest, explain, list, node,
-    reason, required, round, signature, unexpected,
+    address_texts, addresses, ascending, at_most, check, digest, explain, list, node, reason,
+    required, round, signature, unexpected,
 };
+use super::shared::class;
 use crate::message::limits::{COUNT_MAX, HEAD_ROUNDS_MAX, STEPS_MAX, WEIGHED_MAX};
 use crate::message::wire::replayed::End;
 use crate::message::wire::request::Kind;
@@ -60,7 +61,7 @@ impl From<&Join> for wire::Join {
         Self {
             role: role.code(),
             version: *version,
-            class: class.clone(),
+            class: Some(class.into()),
             memory_bytes: *memory_bytes,
             tokens_per_second: *tokens_per_second,
             addresses: address_texts(addresses),

@@ -2,10 +2,14 @@
 
 use super::MessageError;
 use super::field::{
-    at_most, check, digest, explain, reason, required, round, signature, unexpected,
+    at_most, check, digest, explain, name, reason, required, round, signature, unexpected,
 };
+use crate::message::class::precision_name;
 use crate::message::limits::{BLOB_BYTES_MAX, COUNT_MAX};
-use crate::message::{Commitment, Refusal, RefusalCode, SignedCommitment, wire};
+use crate::message::{
+    Commitment, DeviceKind, NumericClass, Refusal, RefusalCode, SignedCommitment, wire,
+};
+use crate::run_file::Precision;
 use crate::{NodeId, RunId, TokenCount};
 
 impl From<&Commitment> for wire::Commitment {
@@ -65,6 +69,40 @@ impl SignedCommitment {
         check("commit.signature", "the worker's over run, round and commitment", (), holds)?;
         Ok(signed)
     }
+}
+
+impl From<&NumericClass> for wire::NumericClass {
+    fn from(class: &NumericClass) -> Self {
+        let NumericClass { libtorch, device, device_name, kernels, precision, threads } = class;
+        Self {
+            libtorch: libtorch.clone(),
+            device: device.name().to_owned(),
+            device_name: device_name.clone(),
+            kernels: kernels.clone(),
+            precision: precision_name(*precision).to_owned(),
+            threads: *threads,
+        }
+    }
+}
+
+pub(super) fn class(
+    field: &'static str,
+    wire: Option<wire::NumericClass>,
+) -> Result<NumericClass, MessageError> {
+    let wire = required(field, wire)?;
+    let precision = [Precision::F32, Precision::Bf16]
+        .into_iter()
+        .find(|precision| precision_name(*precision) == wire.precision);
+    Ok(NumericClass {
+        libtorch: name(field, wire.libtorch)?,
+        device: DeviceKind::of_name(&wire.device)
+            .ok_or_else(|| unexpected(field, "a known kind of device", &wire.device))?,
+        device_name: name(field, wire.device_name)?,
+        kernels: name(field, wire.kernels)?,
+        precision: precision
+            .ok_or_else(|| unexpected(field, "a known precision", &wire.precision))?,
+        threads: wire.threads,
+    })
 }
 
 impl From<&Refusal> for wire::Refusal {

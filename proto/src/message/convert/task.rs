@@ -1,9 +1,8 @@
 //! What the coordinator hands out: training and checks.
 
 use super::MessageError;
-use super::field::{
-    ascending, at_most, check, class, digest, list, node, required, round, some_at_most,
-};
+use super::field::{ascending, at_most, check, digest, list, node, required, round, some_at_most};
+use super::shared::class;
 use crate::message::limits::{COUNT_MAX, SEQUENCES_MAX, STEPS_MAX, TASKS_MAX, WEIGHED_MAX};
 use crate::message::{Assignment, Evaluate, Replay, Start, Tasks, Vote, Weigh, wire};
 use crate::{Digest, NodeId, Round};
@@ -44,7 +43,7 @@ impl From<&Assignment> for wire::Assignment {
             round: assignment.round.0,
             worker: assignment.worker.as_bytes().to_vec(),
             theta: assignment.theta.as_bytes().to_vec(),
-            class: assignment.class.clone(),
+            class: Some((&assignment.class).into()),
             first_sequence: assignment.first_sequence,
             sequences: assignment.sequences,
             steps: assignment.steps,
@@ -153,6 +152,7 @@ impl From<&Vote> for wire::Vote {
             round: vote.round.0,
             worker: vote.worker.as_bytes().to_vec(),
             evidence: vote.evidence.as_bytes().to_vec(),
+            class: Some((&vote.class).into()),
         }
     }
 }
@@ -165,6 +165,7 @@ impl TryFrom<wire::Vote> for Vote {
             round: round("vote.round", wire.round)?,
             worker: node("vote.worker", &wire.worker)?,
             evidence: digest("vote.evidence", &wire.evidence)?,
+            class: class("vote.class", wire.class)?,
         })
     }
 }

@@ -59,8 +59,8 @@ fn requests_outside_the_limits_are_refused_by_field() {
         refused_request(&Request::Join(Join { addresses: many, ..join() })),
         "join.addresses"
     );
-    assert_eq!(joined(|join| join.class = "x".repeat(257)), "join.class");
-    assert_eq!(joined(|join| join.class = "\u{1b}[2J".to_owned()), "join.class");
+    assert_eq!(joined(|join| join.class.device_name = "x".repeat(129)), "join.class");
+    assert_eq!(joined(|join| join.class.kernels = "\u{1b}[2J".to_owned()), "join.class");
     assert_eq!(joined(|join| join.memory_bytes = u64::MAX), "join.memory_bytes");
     assert_eq!(joined(|join| join.tokens_per_second = u64::MAX), "join.tokens_per_second");
     assert_eq!(joined(|join| join.head_rounds.reverse()), "join.head_rounds");

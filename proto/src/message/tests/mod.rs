@@ -9,6 +9,7 @@ use prost::Message as _;
 
 use super::*;
 use crate::keys::NodeKey;
+use crate::run_file::Precision;
 use crate::{Digest, NodeId, Round, RunId, TokenCount};
 
 const RUN: RunId = RunId::new([9; 32]);
@@ -62,7 +63,7 @@ fn assignment(start: Start) -> Assignment {
         round: Round(4),
         worker: worker().node_id(),
         theta: digest("theta"),
-        class: "libtorch 2.9 cpu f32".to_owned(),
+        class: NumericClass::unknown(DeviceKind::Cpu),
         first_sequence: 1 << 40,
         sequences: 96,
         steps: 12,
@@ -84,11 +85,22 @@ fn replay(start: Start) -> Replay {
 
 const HEAD: Start = Start::Head { round: Round(2), sent_values_returned: true, adam_step: 24 };
 
+fn class() -> NumericClass {
+    NumericClass {
+        libtorch: "2.9".to_owned(),
+        device: DeviceKind::Cuda,
+        device_name: "grün".to_owned(),
+        kernels: "none".to_owned(),
+        precision: Precision::Bf16,
+        threads: 3,
+    }
+}
+
 fn join() -> Join {
     Join {
         role: Role::Verifier,
         version: PROTOCOL_VERSION,
-        class: "libtorch 2.9 cuda bf16 grün".to_owned(),
+        class: class(),
         memory_bytes: 80 << 30,
         tokens_per_second: 100_000,
         addresses: addresses(),
@@ -120,7 +132,12 @@ fn weigh() -> Weigh {
 }
 
 fn vote() -> Vote {
-    Vote { round: Round(3), worker: worker().node_id(), evidence: digest("evidence") }
+    Vote {
+        round: Round(3),
+        worker: worker().node_id(),
+        evidence: digest("evidence"),
+        class: class(),
+    }
 }
 
 fn requests() -> Vec<Request> {

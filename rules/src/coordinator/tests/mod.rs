@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    Assignment, Beat, Commitment, Distances, Duty, EndState, Join, LossEffect, PROTOCOL_VERSION,
-    Possession, Refusal, RefusalCode, Replay, ReplayEnd, ReplayOutcome, Replayed, Request, Role,
-    SignedCommitment, SignedReplay, Situation, Start, Verdict, Weigh, Weighing,
+    Assignment, Beat, Commitment, DeviceKind, Distances, Duty, EndState, Join, LossEffect,
+    NumericClass, PROTOCOL_VERSION, Possession, Refusal, RefusalCode, Replay, ReplayEnd,
+    ReplayOutcome, Replayed, Request, Role, SignedCommitment, SignedReplay, Situation, Start,
+    Verdict, Weigh, Weighing,
 };
 use manyhands_proto::run_file::Rule;
 use manyhands_proto::{Balance, TokenCount};
@@ -33,7 +34,7 @@ fn join(role: Role) -> Join {
     Join {
         role,
         version: PROTOCOL_VERSION,
-        class: "cpu".to_owned(),
+        class: NumericClass::unknown(DeviceKind::Cpu),
         memory_bytes: 1 << 40,
         tokens_per_second: 10_000,
         addresses: Vec::new(),
