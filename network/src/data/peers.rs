@@ -113,11 +113,12 @@ impl Peers {
         }
     }
 
-    /// The oldest connection to `peer` that is still up, to ask it something: from now on it is
-    /// wanted.
+    /// The connection to `peer` that was opened, or asked over, last, to ask it something: from now on it is
+    /// wanted. One to a process that was killed looks up for a while, and the new process has opened another.
     pub(super) fn connection(&self, peer: NodeId) -> Option<Connection> {
         let mut links = lock(&self.links);
-        let link = links.get_mut(&peer)?.iter_mut().find(|link| link.is_up())?;
+        let up = links.get_mut(&peer)?.iter_mut().filter(|link| link.is_up());
+        let link = up.max_by_key(|link| link.heard)?;
         link.wanted = Some(Instant::now());
         Some(link.connection.clone())
     }
