@@ -5,6 +5,7 @@ use std::future::Future;
 
 use manyhands_chain_client::{BlockRef, ChainClient, ReadError, ReadProof, StorageKey};
 use manyhands_proto::{Digest, NodeId, Round, RunId};
+use manyhands_rules::record::FalseEnd;
 
 /// The chain, as far as an audit needs it.
 pub trait ChainView: Sync {
@@ -32,6 +33,13 @@ pub trait ChainView: Sync {
         run: &RunId,
         block: &Digest,
     ) -> impl Future<Output = Result<Vec<(NodeId, Round)>, ReadError>> + Send;
+
+    /// Of which replays the state after `block` holds that they were made up.
+    fn accused_verifiers(
+        &self,
+        run: &RunId,
+        block: &Digest,
+    ) -> impl Future<Output = Result<Vec<FalseEnd>, ReadError>> + Send;
 
     /// Every account that the run has paid, after `block`.
     fn paid(
@@ -69,6 +77,16 @@ impl ChainView for ChainClient {
     ) -> Result<Vec<(NodeId, Round)>, ReadError> {
         let faults = self.state_at(block).await?.faults(run).await?;
         Ok(faults.into_iter().map(|(accused, _)| accused).collect())
+    }
+
+    async fn accused_verifiers(
+        &self,
+        run: &RunId,
+        block: &Digest,
+    ) -> Result<Vec<FalseEnd>, ReadError> {
+        let faults = self.state_at(block).await?.verifier_faults(run).await?;
+        let end = |((verifier, worker, round), _)| FalseEnd { round, worker, verifier };
+        Ok(faults.into_iter().map(end).collect())
     }
 
     async fn paid(&self, run: &RunId, block: &Digest) -> Result<Vec<NodeId>, ReadError> {

@@ -331,6 +331,7 @@ impl Audit {
         self.found.settled = settlement::check_commits(run, records, on_chain, findings);
         settlement::check_money(&self.found.settled, on_chain, findings);
         self.found.slashes = settlement::check_slashes(run, records, on_chain, findings);
+        settlement::check_bonds(records, on_chain, findings);
     }
 }
 

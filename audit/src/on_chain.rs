@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use manyhands_chain_client::types::{
-    Anchor, Fault, RoundRecord as Commit, RoundState, Run, RunState, Stage,
+    Anchor, Fault, RoundRecord as Commit, RoundState, Run, RunState, Stage, VerifierFault,
 };
 use manyhands_chain_client::{BlockRef, ReadError, StorageKey, VerifyProofError};
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId};
+use manyhands_rules::record::FalseEnd;
 
 use crate::chain_view::ChainView;
 use crate::report::{Findings, Link};
@@ -24,6 +25,7 @@ pub(crate) struct OnChain {
     pub(crate) commits: BTreeMap<Round, Commit>,
     pub(crate) anchors: BTreeMap<(Round, Stage), Anchor>,
     pub(crate) faults: BTreeMap<(NodeId, Round), Fault>,
+    pub(crate) verifier_faults: BTreeMap<FalseEnd, VerifierFault>,
     pub(crate) claims: BTreeMap<NodeId, Balance>,
 }
 
@@ -92,6 +94,7 @@ impl<'a, C: ChainView> Reader<'a, C> {
             commits: BTreeMap::new(),
             anchors: BTreeMap::new(),
             faults: BTreeMap::new(),
+            verifier_faults: BTreeMap::new(),
             claims: BTreeMap::new(),
         })
     }
@@ -138,6 +141,13 @@ impl<'a, C: ChainView> Reader<'a, C> {
         let accused: Vec<_> = accused.into_iter().collect();
         let key = |(worker, round): &(NodeId, Round)| StorageKey::fault(&run, worker, *round);
         on_chain.faults = self.read_all(findings, &accused, key, Fault::from_state).await?;
+
+        let accused = self.chain.accused_verifiers(&run, &self.head.hash).await?;
+        let key = |end: &FalseEnd| {
+            StorageKey::verifier_fault(&run, &end.verifier, &end.worker, end.round)
+        };
+        on_chain.verifier_faults =
+            self.read_all(findings, &accused, key, VerifierFault::from_state).await?;
 
         let paid = self.chain.paid(&run, &self.head.hash).await?;
         let key = |account: &NodeId| StorageKey::claimed(&run, account);

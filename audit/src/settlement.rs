@@ -11,7 +11,7 @@ use manyhands_chain_client::{RunMismatch, TermDifference};
 use manyhands_proto::leaf::{RewardLeaf, merkle_root};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, WorkUnits};
-use manyhands_rules::record::{self, Outcome, RoundRecord};
+use manyhands_rules::record::{self, FalseEnd, Outcome, RoundRecord};
 use manyhands_rules::run_id::run_id;
 
 use crate::on_chain::OnChain;
@@ -276,6 +276,33 @@ pub(crate) fn check_slashes(
         }
     }
     slashes
+}
+
+/// No verifier lost its bond but for a replay that is on record as made up: whether it is, the evidence tells.
+pub(crate) fn check_bonds(records: &Records, on_chain: &OnChain, findings: &mut Findings) {
+    let recorded: BTreeSet<FalseEnd> =
+        records.all.iter().flat_map(|record| &record.false_ends).copied().collect();
+    for (end, fault) in &on_chain.verifier_faults {
+        let at = Link::Slashes.at(end.round).of(end.verifier);
+        match (recorded.contains(end), fault.state) {
+            (true, FaultState::Dismissed) => {
+                let why = "dismissed on chain, though the record holds on to it";
+                findings.unchecked(at, "the bond of a verifier that made its replay up", why);
+            }
+            (true, _) => findings.passed(at),
+            (false, FaultState::Executed { .. }) => {
+                findings.failed(at, "a replay on record as made up", "none");
+            }
+            (false, _) => {
+                findings.unchecked(at, "a replay on record as made up", "reported, none yet");
+            }
+        }
+    }
+    for end in recorded.iter().filter(|end| !on_chain.verifier_faults.contains_key(end)) {
+        let at = Link::Slashes.at(end.round).of(end.verifier);
+        let why = "not reported: it is too early, or the verifier has no bond in this run";
+        findings.unchecked(at, "the fault on chain", why);
+    }
 }
 
 /// On chain a payload that does not parse counts as one that the codec cannot have written.

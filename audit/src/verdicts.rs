@@ -1,19 +1,20 @@
 //! Whether each recorded verdict is of those who were to judge, says what its distances say, and was decided as
 //! they decide.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use manyhands_gradient::Layout;
 use manyhands_proto::message::{
     Commitment, Distances, EndState, ReplayEnd, ReplayEvidence, Replayed, SignedCommitment,
     SignedReplay,
 };
 use manyhands_proto::run_file::{RunSpec, Verification};
-use manyhands_proto::{NodeId, Round};
-use manyhands_rules::coordinator::late_beacon;
+use manyhands_proto::{ChunkIndex, Digest, NodeId, Round};
+use manyhands_rules::coordinator::{Contradiction, late_beacon};
 use manyhands_rules::draw::Beacon;
-use manyhands_rules::evidence::{Subject, bytes_max, distances};
+use manyhands_rules::evidence::{Subject, bytes_max, distances, false_ends};
 use manyhands_rules::panel::{JUDGES_MAX, Judged, Judgement, Pair, decide, judges, panel, within};
-use manyhands_rules::record::{Check, Finding, Outcome, RoundRecord};
+use manyhands_rules::record::{Check, FalseEnd, Finding, Outcome, RoundRecord};
 use manyhands_rules::reward::layout;
 
 use crate::AuditError;
@@ -184,7 +185,8 @@ fn follows(
         }
 }
 
-/// Recomputes the distances of what somebody was accused of, from the chunks that were opened.
+/// Recomputes the distances of what somebody was accused of, and whose ends were made up, from the chunks that were
+/// opened.
 pub(crate) async fn recompute<E: Evidence>(
     spec: &RunSpec,
     records: &Records,
@@ -192,55 +194,125 @@ pub(crate) async fn recompute<E: Evidence>(
     findings: &mut Findings,
 ) -> Result<(), AuditError> {
     let layout = layout(&spec.model);
-    let chunk_count = layout.chunk_count() as u32;
+    let mut shown = BTreeSet::new();
     for record in &records.all {
         for check in record.checks.iter().filter(|check| !check.is_of_codec()) {
-            let Some(of) = records.get(check.round) else { continue };
-            let Some(signed) = records.commitment(check.round, check.worker) else { continue };
-            let Some(beacon) = beacon_of(records, record, of, check) else { continue };
-            let drawn =
-                beacon.replay_chunks(check.worker, spec.verification.replay_chunks, chunk_count);
-            let subject = Subject { layout: &layout, start: of.theta, chunks: &drawn };
-            let at = Link::Outcomes.at(check.round).of(check.worker);
-            for judgement in &check.judgements {
-                let Some(digest) = judgement.evidence else { continue };
-                let wanted = (digest, bytes_max(&layout, drawn.len()));
-                let bytes = match fetch(evidence, findings, at, wanted).await? {
-                    Fetched::Bytes(bytes) => bytes,
-                    Fetched::Gone => {
-                        findings.expired(at, format!("evidence {digest}"));
-                        continue;
-                    }
-                    Fetched::Wrong => continue,
-                };
-                let Some(pair) = pair_of(of, check.worker, judgement.verifier()) else { continue };
-                let terms = (&spec.verification, pair);
-                let found = shown(&bytes, signed, judgement, (subject, terms));
-                findings.require(
-                    at,
-                    found.as_ref() == Ok(&judgement.verdict),
-                    || found.as_ref().map_or_else(Clone::clone, said),
-                    || said(&judgement.verdict),
-                );
-            }
+            let Some(case) = Case::of(spec, records, record, check, &layout) else { continue };
+            let blobs = case.fetch(evidence, findings).await?;
+            case.check_distances(&blobs, findings);
+            let ends = false_ends(&case.contradiction(), &blobs, &layout, &spec.verification);
+            shown.extend(ends.into_iter().map(|verifier| {
+                let (round, worker) = (check.round, check.worker);
+                FalseEnd { round, worker, verifier }
+            }));
         }
+    }
+    let listed: BTreeSet<FalseEnd> =
+        records.all.iter().flat_map(|record| &record.false_ends).copied().collect();
+    for end in listed.difference(&shown) {
+        let at = Link::Outcomes.at(end.round).of(end.verifier);
+        let what = "evidence of a replay that was made up";
+        findings.failed(at, what, "none, or of another verifier");
+    }
+    for end in shown.difference(&listed) {
+        let at = Link::Outcomes.at(end.round).of(end.verifier);
+        findings.unchecked(at, "a replay that was made up, on record", "none yet");
     }
     Ok(())
 }
 
-/// The verdict that evidence shows.
-fn shown(
-    bytes: &[u8],
-    signed: &SignedCommitment,
-    judgement: &Judgement,
-    (subject, (terms, pair)): (Subject<'_>, (&Verification, Pair<'_>)),
-) -> Result<Judged, String> {
-    let evidence = ReplayEvidence::parse(bytes).map_err(|error| error.to_string())?;
-    if evidence.commitment != *signed || evidence.replay != judgement.replay {
-        return Err("evidence of the recorded commitment and replay".to_owned());
+/// A decision, and what it follows from.
+struct Case<'a> {
+    spec: &'a RunSpec,
+    layout: &'a Layout,
+    of: &'a RoundRecord,
+    check: &'a Check,
+    signed: &'a SignedCommitment,
+    chunks: Vec<ChunkIndex>,
+}
+
+impl<'a> Case<'a> {
+    fn of(
+        spec: &'a RunSpec,
+        records: &'a Records,
+        record: &RoundRecord,
+        check: &'a Check,
+        layout: &'a Layout,
+    ) -> Option<Self> {
+        let of = records.get(check.round)?;
+        let signed = records.commitment(check.round, check.worker)?;
+        let beacon = beacon_of(records, record, of, check)?;
+        let (count, of_all) = (spec.verification.replay_chunks, layout.chunk_count() as u32);
+        let chunks = beacon.replay_chunks(check.worker, count, of_all);
+        Some(Self { spec, layout, of, check, signed, chunks })
     }
-    let distances = distances(&evidence, subject).map_err(|error| error.to_string())?;
-    Ok(Judged::by(distances, terms, pair))
+
+    fn at(&self) -> At {
+        Link::Outcomes.at(self.check.round).of(self.check.worker)
+    }
+
+    /// What is still there of the evidence.
+    async fn fetch<E: Evidence>(
+        &self,
+        evidence: &E,
+        findings: &mut Findings,
+    ) -> Result<BTreeMap<Digest, ReplayEvidence>, AuditError> {
+        let mut blobs = BTreeMap::new();
+        for digest in self.check.judgements.iter().filter_map(|judgement| judgement.evidence) {
+            let wanted = (digest, bytes_max(self.layout, self.chunks.len()));
+            match fetch(evidence, findings, self.at(), wanted).await? {
+                Fetched::Bytes(bytes) => match ReplayEvidence::parse(&bytes) {
+                    Ok(parsed) => _ = blobs.insert(digest, parsed),
+                    Err(error) => {
+                        findings.failed(self.at(), "evidence of a replay", error.to_string());
+                    }
+                },
+                Fetched::Gone => findings.expired(self.at(), format!("evidence {digest}")),
+                Fetched::Wrong => {}
+            }
+        }
+        Ok(blobs)
+    }
+
+    fn check_distances(&self, blobs: &BTreeMap<Digest, ReplayEvidence>, findings: &mut Findings) {
+        for judgement in &self.check.judgements {
+            let blob = judgement.evidence.and_then(|digest| blobs.get(&digest));
+            let pair = pair_of(self.of, self.check.worker, judgement.verifier());
+            let Some((blob, pair)) = blob.zip(pair) else { continue };
+            let found = self.shown(blob, judgement, pair);
+            findings.require(
+                self.at(),
+                found.as_ref() == Ok(&judgement.verdict),
+                || found.as_ref().map_or_else(Clone::clone, said),
+                || said(&judgement.verdict),
+            );
+        }
+    }
+
+    /// The verdict that evidence shows.
+    fn shown(
+        &self,
+        evidence: &ReplayEvidence,
+        judgement: &Judgement,
+        pair: Pair<'_>,
+    ) -> Result<Judged, String> {
+        if evidence.commitment != *self.signed || evidence.replay != judgement.replay {
+            return Err("evidence of the recorded commitment and replay".to_owned());
+        }
+        let subject = Subject { layout: self.layout, start: self.of.theta, chunks: &self.chunks };
+        let distances = distances(evidence, subject).map_err(|error| error.to_string())?;
+        Ok(Judged::by(distances, &self.spec.verification, pair))
+    }
+
+    fn contradiction(&self) -> Contradiction {
+        Contradiction {
+            commitment: self.signed.clone(),
+            start: self.of.theta,
+            chunks: self.chunks.clone(),
+            judgements: self.check.judgements.clone(),
+            classes: self.of.attending.clone(),
+        }
+    }
 }
 
 fn said(verdict: &Judged) -> String {

@@ -8,6 +8,7 @@ use manyhands_chain_client::types::{RunTerms, Stage};
 use manyhands_chain_client::{BlockRef, ReadError, ReadProof, StorageKey};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, RunId};
+use manyhands_rules::record::FalseEnd;
 use sp_core::storage::StateVersion;
 use sp_core::{H256, Hasher};
 use sp_runtime::generic;
@@ -52,6 +53,7 @@ pub(crate) struct TestChain {
     pub(crate) anchors: BTreeMap<(u32, Stage), (Digest, u32)>,
     pub(crate) commits: BTreeMap<u32, Commit>,
     pub(crate) faults: BTreeMap<(NodeId, u32), Fault>,
+    pub(crate) slashed_verifiers: Vec<FalseEnd>,
     pub(crate) claims: BTreeMap<NodeId, u128>,
     pub(crate) escrow: u128,
     pub(crate) funded: u128,
@@ -74,6 +76,7 @@ impl TestChain {
             anchors: BTreeMap::new(),
             commits: BTreeMap::new(),
             faults: BTreeMap::new(),
+            slashed_verifiers: Vec::new(),
             claims: BTreeMap::new(),
             escrow: FUNDED,
             funded: FUNDED,
@@ -143,6 +146,14 @@ impl TestChain {
             let mut bytes = (opened, Vec::<[u8; 32]>::new(), 1_u32).encode();
             bytes.extend(state);
             let key = StorageKey::fault(run, worker, Round(*round));
+            entries.insert(key.0, bytes);
+        }
+        for end in &self.slashed_verifiers {
+            let evidence = Digest::of(b"evidence");
+            let opened = (evidence.as_bytes(), self.owner.as_bytes(), 3_u8, 1_u128);
+            let mut bytes = (opened, Vec::<[u8; 32]>::new(), 1_u32).encode();
+            bytes.extend((2_u8, 100_u128).encode());
+            let key = StorageKey::verifier_fault(run, &end.verifier, &end.worker, end.round);
             entries.insert(key.0, bytes);
         }
         for (account, claim) in &self.claims {
@@ -230,6 +241,10 @@ impl ChainView for TestChain {
 
     async fn accused(&self, _: &RunId, _: &Digest) -> Result<Vec<(NodeId, Round)>, ReadError> {
         Ok(self.faults.keys().map(|&(worker, round)| (worker, Round(round))).collect())
+    }
+
+    async fn accused_verifiers(&self, _: &RunId, _: &Digest) -> Result<Vec<FalseEnd>, ReadError> {
+        Ok(self.slashed_verifiers.clone())
     }
 
     async fn paid(&self, _: &RunId, _: &Digest) -> Result<Vec<NodeId>, ReadError> {

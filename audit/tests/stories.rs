@@ -4,8 +4,8 @@ use manyhands_audit::newest_record;
 use manyhands_audit::{
     AuditOptions, FolderEvidence, Link, RoundSelection, Status, Subject, Verdict, audit_run,
 };
-use manyhands_proto::Round;
 use manyhands_proto::message::Role;
+use manyhands_proto::{NodeId, Round};
 use manyhands_rules::record::{Outcome, RoundRecord};
 
 use crate::chain::TestChain;
@@ -108,6 +108,32 @@ fn colluders_found_one_after_the_other_are_taken_back_in_merges_that_can_be_reco
     assert!(found_in_turn, "one round is corrected more than once");
     let report = world.audit();
     assert!(report.ok(), "{report}");
+}
+
+#[test]
+fn a_verifier_that_makes_its_replays_up_is_outvoted_and_on_record() {
+    let mut world = World::new(spec(VERIFIED));
+    world.liars.insert(8);
+    for id in 1..=3 {
+        world.join(id, Role::Worker);
+    }
+    for id in 7..=9 {
+        world.join(id, Role::Verifier);
+    }
+    world.go_on_to_the_end(&[1, 2, 3, 7, 8, 9]);
+    let found: Vec<NodeId> =
+        world.records.iter().flat_map(|r| &r.false_ends).map(|end| end.verifier).collect();
+    assert_eq!(found, [node(8)], "once, and then it is out");
+    let earned = world.records.iter().flat_map(|record| &record.earnings);
+    assert!(earned.into_iter().all(|earning| earning.account != node(8)));
+    let report = world.audit();
+    assert!(report.ok(), "{report}");
+
+    // Somebody else is named, or nobody.
+    let at = world.records.iter().position(|record| !record.false_ends.is_empty());
+    let at = at.expect("one");
+    world.rewrite(at, |record| record.false_ends[0].verifier = node(9));
+    assert!(world.audit().failures().any(|finding| finding.link == Link::Outcomes));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use manyhands_proto::message::{LossEffect, Start};
 use manyhands_proto::{Balance, Digest, NodeId, Round, TokenCount};
 use manyhands_rules::panel::{Judged, Judgement};
 use manyhands_rules::record::{
-    Check, Earning, Finding, Outcome, Revocation, RoundRecord, Weighed, WorkerResult,
+    Check, Earning, FalseEnd, Finding, Outcome, Revocation, RoundRecord, Weighed, WorkerResult,
 };
 
 use crate::stories::{gated, honest, with_a_late_fault};
@@ -303,7 +303,7 @@ type ChainLie = fn(&mut World);
 
 #[test]
 fn what_the_chain_holds_is_compared_and_proven() {
-    let lies: [(Link, Option<u32>, ChainLie); 19] = [
+    let lies: [(Link, Option<u32>, ChainLie); 20] = [
         (Link::Specification, None, |w| w.chain.terms.config_digest = Digest::of(b"another")),
         // Whatever the chain enforces must be what the specification says.
         (Link::Specification, None, |w| w.chain.terms.unbonding_period -= 1),
@@ -340,6 +340,10 @@ fn what_the_chain_holds_is_compared_and_proven() {
             let evidence = Digest::of(b"nothing");
             let fault = crate::chain::Fault { kind: 0, evidence, slashed: Some(50) };
             w.chain.faults.insert((node(1), 1), fault);
+        }),
+        (Link::Slashes, Some(1), |w| {
+            let (round, worker, verifier) = (Round(1), node(1), node(9));
+            w.chain.slashed_verifiers.push(FalseEnd { round, worker, verifier });
         }),
         (Link::StorageProof, None, |w| w.chain.forged_proof = true),
         (Link::Finality, None, |w| w.chain.other_head = true),

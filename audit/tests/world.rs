@@ -23,8 +23,8 @@ use manyhands_proto::run_file::{DataSet, RunFile, RunSpec};
 use manyhands_proto::tree::Openings;
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, Tick, TokenCount};
 use manyhands_rules::coordinator::{
-    CodecCheck, CodecResult, Compared, Comparison, Contribution, Coordinator, Effect, Facts, Input,
-    MergeOrder, MergeResult, Phase, Stage,
+    CodecCheck, CodecResult, Compared, Comparison, Contradiction, Contribution, Coordinator,
+    Effect, Facts, Input, MergeOrder, MergeResult, Phase, Stage,
 };
 use manyhands_rules::evidence::{self, moments_groups, theta_groups};
 use manyhands_rules::record::{Entropy, FaultKind, RoundRecord};
@@ -146,6 +146,8 @@ pub(crate) struct World {
     pub(crate) cheats: BTreeSet<(u8, u32)>,
     /// Whose updates verifiers find to raise held-out loss.
     pub(crate) harms: BTreeSet<u8>,
+    /// Verifiers that make their replays up.
+    pub(crate) liars: BTreeSet<u8>,
     /// Replays that a verifier ends before the world goes on.
     pub(crate) replays_at_once: usize,
     pub(crate) evidence: Blobs,
@@ -186,6 +188,7 @@ impl World {
             unsent: BTreeSet::new(),
             cheats: BTreeSet::new(),
             harms: BTreeSet::new(),
+            liars: BTreeSet::new(),
             replays_at_once: usize::MAX,
             evidence: Blobs::default(),
             chain: TestChain::new(run, owner(), &spec),
@@ -318,7 +321,9 @@ impl World {
         let Assignment { round, worker, first_sequence, theta: start, .. } = *assignment;
         let mut end = self.ends[&(worker, round)].clone();
         let cheats = |&(id, cheated): &(u8, u32)| (node(id), Round(cheated)) == (worker, round);
-        if self.cheats.iter().any(cheats) {
+        if self.liars.contains(&verifier) {
+            end.iter_mut().filter(|value| **value != 0.0).for_each(|value| *value += 1e-3);
+        } else if self.cheats.iter().any(cheats) {
             let start = &self.thetas[&start];
             end.iter_mut().zip(start).for_each(|(end, start)| *end += 0.5 * (*end - start));
         }
@@ -358,6 +363,18 @@ impl World {
         let distances = evidence::distances(&shown, subject).expect("it leads where it should");
         let evidence = Some(self.evidence.insert(shown.to_bytes()));
         Input::Compared { id, verifier, result: Compared::Distances { distances, evidence } }
+    }
+
+    fn compare_judges(&self, contradiction: &Contradiction) -> Input {
+        let digests = contradiction.judgements.iter().filter_map(|judgement| judgement.evidence);
+        let blob = |digest: Digest| {
+            let parsed = ReplayEvidence::parse(&self.evidence.0[&digest]);
+            (digest, parsed.expect("it was made here"))
+        };
+        let blobs = digests.map(blob).collect();
+        let terms = &self.spec.verification;
+        let liars = evidence::false_ends(contradiction, &blobs, &self.layout, terms);
+        Input::JudgesCompared { commitment: contradiction.commitment.digest(), liars }
     }
 
     /// Noise that depends on worker and round, encoded as an update.
@@ -416,6 +433,11 @@ impl World {
                 Input::PossessionChecked { round, worker, proof, holds: true }
             }
             Effect::Compare(order) => self.compare(order),
+            Effect::CompareJudges(contradiction) => self.compare_judges(&contradiction),
+            Effect::ReportVerifier(end) => {
+                self.chain.slashed_verifiers.push(end);
+                Input::VerifierSettled { end, slashed: Balance(100) }
+            }
             Effect::Merge(order) => self.merge(&order),
             Effect::CheckStakes { round, .. } => Input::StakesChecked { round, gone: Vec::new() },
             Effect::Anchor { round, stage, digest } => {

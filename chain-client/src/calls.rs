@@ -35,6 +35,18 @@ pub struct FaultReport {
     pub evidence_digest: Digest,
 }
 
+/// A verifier's replay of a worker's round that is said not to have ended where it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerifierReport {
+    pub run: RunId,
+    /// The accused.
+    pub verifier: NodeId,
+    /// Whose round it replayed.
+    pub worker: NodeId,
+    pub round: Round,
+    pub evidence_digest: Digest,
+}
+
 /// A leaf with its place in a committed tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProvenLeaf {
@@ -330,6 +342,97 @@ impl ChainClient {
             }))
         };
         let execute = call().execute_fault(*run.as_bytes(), account(worker), round.0);
+        self.submit_unless(key, &execute, decided).await
+    }
+}
+
+/// Faults of verifiers.
+impl ChainClient {
+    /// Says that a verifier's replay did not end where that verifier says: another verifier's vote,
+    /// or the coordinator's report. Whoever opens the fault has the deposit of a record held until
+    /// the run is pruned. The quorum of votes takes the whole bond at once.
+    ///
+    /// # Errors
+    /// What the chain refuses ([`SubmitError::Failed`], by name): `SelfReport`; `NotReporter` of
+    /// who is neither an active verifier nor the run's owner; `VerifierUnknown`;
+    /// `VerifierUnreachable` of an accused without a bond, or that left too long ago; `JoinedLater`
+    /// or `RoundNotAnchored` of a round that it cannot have replayed; `RunOver`; `FaultDecided`; and
+    /// `WindowOver` for a vote that comes too late. Or a node that does not answer.
+    pub async fn report_verifier(
+        &self,
+        key: &NodeKey,
+        report: VerifierReport,
+    ) -> Result<Submission, SubmitError> {
+        let me = key.node_id();
+        let VerifierReport { run, verifier, worker, round, evidence_digest } = report;
+        let reported = async |state: &ChainState| {
+            let fault = state.verifier_fault(&run, &verifier, &worker, round).await?;
+            Ok(fault.is_some_and(|fault| fault.opened_by == me || fault.voters.contains(&me)))
+        };
+        let report = call().report_verifier(
+            *run.as_bytes(),
+            account(&verifier),
+            account(&worker),
+            round.0,
+            Convert::convert(evidence_digest),
+        );
+        self.submit_unless(key, &report, reported).await
+    }
+
+    /// The accused verifier objects, and has the run's contest bond held: it comes back with as much
+    /// from the accuser, unless the quorum finds the report right before the resolution window is
+    /// over.
+    ///
+    /// # Errors
+    /// What the chain refuses ([`SubmitError::Failed`], by name): `FaultUnknown`; `NotContestable`
+    /// where it was decided; `WindowOver` after the contest window; and an account that has less
+    /// than the contest bond. Or a node that does not answer.
+    pub async fn contest_verifier_fault(
+        &self,
+        key: &NodeKey,
+        run: &RunId,
+        (worker, round): (&NodeId, Round),
+        evidence_digest: Digest,
+    ) -> Result<Submission, SubmitError> {
+        let me = key.node_id();
+        let contested = async |state: &ChainState| {
+            let fault = state.verifier_fault(run, &me, worker, round).await?;
+            Ok(fault.is_some_and(|fault| matches!(fault.state, FaultState::Contested { .. })))
+        };
+        let contest = call().contest_verifier_fault(
+            *run.as_bytes(),
+            account(worker),
+            round.0,
+            Convert::convert(evidence_digest),
+        );
+        self.submit_unless(key, &contest, contested).await
+    }
+
+    /// Takes the bond of a verifier that did not contest, or dismisses what it contested, after its
+    /// window. Anybody may.
+    ///
+    /// # Errors
+    /// What the chain refuses ([`SubmitError::Failed`], by name): `FaultUnknown`, and `WindowOpen`
+    /// before the block that the fault's state names. Or a node that does not answer.
+    pub async fn execute_verifier_fault(
+        &self,
+        key: &NodeKey,
+        run: &RunId,
+        verifier: &NodeId,
+        (worker, round): (&NodeId, Round),
+    ) -> Result<Submission, SubmitError> {
+        let decided = async |state: &ChainState| {
+            let fault = state.verifier_fault(run, verifier, worker, round).await?;
+            Ok(fault.is_some_and(|fault| {
+                matches!(fault.state, FaultState::Executed { .. } | FaultState::Dismissed)
+            }))
+        };
+        let execute = call().execute_verifier_fault(
+            *run.as_bytes(),
+            account(verifier),
+            account(worker),
+            round.0,
+        );
         self.submit_unless(key, &execute, decided).await
     }
 }

@@ -90,6 +90,22 @@ events! {
         run: RunId, worker: NodeId, round: Round, kind: FaultKind, attribution: Attribution,
         penalty: Balance,
     }
+    VerifierReported {
+        run: RunId, verifier: NodeId, worker: NodeId, round: Round, reporter: NodeId,
+        role: Attribution, evidence_digest: Digest, votes: u32,
+    }
+    VerifierFaultContested {
+        run: RunId, verifier: NodeId, worker: NodeId, round: Round, evidence_digest: Digest,
+        bond: Balance,
+    }
+    VerifierSlashed {
+        run: RunId, verifier: NodeId, worker: NodeId, round: Round, amount: Balance,
+        to_reporters: Balance, to_escrow: Balance, votes: u32,
+    }
+    VerifierFaultDismissed {
+        run: RunId, verifier: NodeId, worker: NodeId, round: Round, attribution: Attribution,
+        penalty: Balance,
+    }
 }
 
 /// Training events of a block, from the phases that are wanted.

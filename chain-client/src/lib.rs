@@ -18,7 +18,7 @@ mod terms;
 pub mod types;
 
 pub use blocks::FinalizedBlocks;
-pub use calls::{FaultReport, ProvenLeaf, WorkerCard};
+pub use calls::{FaultReport, ProvenLeaf, VerifierReport, WorkerCard};
 pub use client::{BlockRef, ChainClient, ConnectError, ReadError};
 pub use events::TrainingEvent;
 pub use faucet::FaucetError;
@@ -48,6 +48,11 @@ pub use terms::{RunMismatch, TermDifference};
     ),
     derive_for_type(
         path = "manyhands_chain_pallet::types::Fault",
+        derive = "subxt::ext::codec::Decode",
+        recursive
+    ),
+    derive_for_type(
+        path = "manyhands_chain_pallet::types::VerifierFault",
         derive = "subxt::ext::codec::Decode",
         recursive
     ),

@@ -11,7 +11,7 @@ use crate::proof::StorageKey;
 use crate::signer::{account, node};
 use crate::types::{
     Anchor, Challenge, Convert, Fault, Forfeit, RoundRecord, Run, Stage, Suspension, Verifier,
-    Worker, generated,
+    VerifierFault, Worker, generated,
 };
 
 /// What an account has.
@@ -146,6 +146,38 @@ impl ChainState {
         })))
     }
 
+    /// What `verifier` is said to have said wrongly about its replay of `worker`'s `round`. `None`:
+    /// nobody said so.
+    ///
+    /// # Errors
+    /// A node that does not answer, or whose answer is not what its metadata says.
+    pub async fn verifier_fault(
+        &self,
+        run: &RunId,
+        verifier: &NodeId,
+        worker: &NodeId,
+        round: Round,
+    ) -> Result<Option<VerifierFault>, ReadError> {
+        let keys = (*run.as_bytes(), (account(verifier), account(worker), round.0));
+        let found = self.fetch(chain::storage().training().verifier_faults(), keys).await?;
+        Ok(found.map(VerifierFault::convert))
+    }
+
+    /// The faults of the run's verifiers, open and decided, in order of verifier, worker and round.
+    ///
+    /// # Errors
+    /// As for [`ChainState::verifier_fault`].
+    pub async fn verifier_faults(
+        &self,
+        run: &RunId,
+    ) -> Result<Vec<((NodeId, NodeId, Round), VerifierFault)>, ReadError> {
+        let entry = chain::storage().training().verifier_faults();
+        let all = self.collect(entry, (*run.as_bytes(),)).await?;
+        Ok(sorted(all.into_iter().map(|((_, (verifier, worker, round)), value)| {
+            ((node(&verifier), node(&worker), Round(round)), VerifierFault::convert(value))
+        })))
+    }
+
     /// The leaves that a slashed worker cannot claim with.
     pub async fn forfeit(
         &self,
@@ -260,6 +292,13 @@ impl StorageKey {
     pub fn fault(run: &RunId, worker: &NodeId, round: Round) -> Self {
         let key = [worker.as_bytes().as_slice(), &round.0.to_le_bytes()].concat();
         Self::entry("Faults", &[run.as_bytes(), &key])
+    }
+
+    /// Of what `verifier` said about `worker`'s `round`.
+    pub fn verifier_fault(run: &RunId, verifier: &NodeId, worker: &NodeId, round: Round) -> Self {
+        let accounts = [verifier.as_bytes().as_slice(), worker.as_bytes()].concat();
+        let key = [accounts.as_slice(), &round.0.to_le_bytes()].concat();
+        Self::entry("VerifierFaults", &[run.as_bytes(), &key])
     }
 
     /// SCALE of a `u128`; no value means nothing was paid.

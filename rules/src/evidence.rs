@@ -6,9 +6,15 @@ use std::collections::BTreeMap;
 use manyhands_gradient::moments8::{Moments, Moments8, parse_chunk};
 use manyhands_gradient::replay::{Comparison, End};
 use manyhands_gradient::{Layout, vector};
-use manyhands_proto::message::{Distances, EndState, OpenedEnd, ReplayEnd, ReplayEvidence};
+use manyhands_proto::message::{
+    Commitment, Distances, EndState, NumericClass, OpenedEnd, ReplayEnd, ReplayEvidence,
+};
+use manyhands_proto::run_file::Verification;
 use manyhands_proto::tree::{GROUP_BYTES, Openings};
-use manyhands_proto::{ChunkIndex, Digest};
+use manyhands_proto::{ChunkIndex, Digest, NodeId};
+
+use crate::coordinator::Contradiction;
+use crate::panel::{Judgement, Pair, within};
 
 /// What a round started from and is compared on.
 #[derive(Debug, Clone, Copy)]
@@ -72,9 +78,32 @@ pub fn distances(
     evidence: &ReplayEvidence,
     subject: Subject<'_>,
 ) -> Result<Distances, EvidenceError> {
-    let ReplayEvidence { commitment, replay, opened } = evidence;
-    let of_verifier =
-        |reason: &str| EvidenceError { whose: Whose::Verifier, reason: reason.to_owned() };
+    if let (None, ReplayEnd::Nowhere) = (&evidence.opened, &evidence.replay.replayed.end) {
+        check_about(evidence, subject)?;
+        return Ok(Distances::FARTHEST);
+    }
+    let Opened { starts, claimed, replayed } = opened(evidence, subject)?;
+    let mut comparison = Comparison::default();
+    for (start, (claimed, replayed)) in starts.iter().zip(claimed.iter().zip(&replayed)) {
+        comparison.add(start, claimed.end(), replayed.end());
+    }
+    Ok(comparison.distances())
+}
+
+/// What evidence holds, proven.
+struct Opened {
+    starts: Vec<Vec<f32>>,
+    claimed: Vec<EndChunk>,
+    replayed: Vec<EndChunk>,
+}
+
+fn of_verifier(reason: &str) -> EvidenceError {
+    EvidenceError { whose: Whose::Verifier, reason: reason.to_owned() }
+}
+
+/// Whether the replay is of the round that the worker committed to.
+fn check_about(evidence: &ReplayEvidence, subject: Subject<'_>) -> Result<(), EvidenceError> {
+    let ReplayEvidence { commitment, replay, .. } = evidence;
     let (claimed, replayed) = (&commitment.commitment, &replay.replayed);
     let about = (replay.run, replayed.worker, replayed.round, replayed.first_sequence);
     if about != (commitment.run, commitment.worker, claimed.round, claimed.first_sequence) {
@@ -83,25 +112,124 @@ pub fn distances(
     if replayed.start != subject.start {
         return Err(of_verifier("a replay from other parameters"));
     }
-    let (opened, end) = match (opened, &replayed.end) {
-        (Some(opened), ReplayEnd::At(end)) => (opened, *end),
-        (None, ReplayEnd::Nowhere) => return Ok(Distances::FARTHEST),
-        (Some(_), ReplayEnd::Nowhere) | (_, ReplayEnd::Withheld(_)) | (None, ReplayEnd::At(_)) => {
-            return Err(of_verifier("chunks of what it did not reach, or none of what it did"));
-        }
+    Ok(())
+}
+
+fn opened(evidence: &ReplayEvidence, subject: Subject<'_>) -> Result<Opened, EvidenceError> {
+    check_about(evidence, subject)?;
+    let (Some(opened), ReplayEnd::At(end)) = (&evidence.opened, &evidence.replay.replayed.end)
+    else {
+        return Err(of_verifier("chunks of what it did not reach, or none of what it did"));
     };
-    let starts = thetas(&opened.start, subject.start, subject)
-        .map_err(|reason| EvidenceError { whose: Whose::Start, reason })?;
+    let by = |whose| move |reason| EvidenceError { whose, reason };
+    let claimed = &evidence.commitment.commitment;
     let claimed = EndState { theta: claimed.theta, moments: claimed.moments };
-    let claimed = ends(&opened.claimed, claimed, subject)
-        .map_err(|reason| EvidenceError { whose: Whose::Worker, reason })?;
-    let replayed = ends(&opened.replayed, end, subject)
-        .map_err(|reason| EvidenceError { whose: Whose::Verifier, reason })?;
-    let mut comparison = Comparison::default();
-    for (start, (claimed, replayed)) in starts.iter().zip(claimed.iter().zip(&replayed)) {
-        comparison.add(start, claimed.end(), replayed.end());
+    Ok(Opened {
+        starts: thetas(&opened.start, subject.start, subject).map_err(by(Whose::Start))?,
+        claimed: ends(&opened.claimed, claimed, subject).map_err(by(Whose::Worker))?,
+        replayed: ends(&opened.replayed, *end, subject).map_err(by(Whose::Verifier))?,
+    })
+}
+
+/// Where one of several that repeated the same round ended.
+struct Ended {
+    class: NumericClass,
+    /// As its evidence shows it; where it ended in the worker's own bits, as another's evidence shows the worker's.
+    end: EndChunks,
+}
+
+/// The drawn chunks of an end state.
+struct EndChunks {
+    starts: Vec<Vec<f32>>,
+    chunks: Vec<EndChunk>,
+}
+
+/// Whose end of a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Claimed,
+    Replayed,
+}
+
+/// The chunks of one side of a replay's evidence.
+///
+/// # Errors
+/// As [`distances`]'s; and of a replay that led nowhere there are none.
+fn end_of(
+    evidence: &ReplayEvidence,
+    side: Side,
+    subject: Subject<'_>,
+) -> Result<EndChunks, EvidenceError> {
+    let opened = opened(evidence, subject)?;
+    let chunks = match side {
+        Side::Claimed => opened.claimed,
+        Side::Replayed => opened.replayed,
+    };
+    Ok(EndChunks { starts: opened.starts, chunks })
+}
+
+/// Which of those that repeated the same round made their ends up: whoever is too far from two others that are not too
+/// far from each other. The places in `ended`, ascending.
+///
+/// A majority near the threshold proves nothing of a single one, so it is ends that are compared, not verdicts.
+fn liars(ended: &[Ended], terms: &Verification) -> Vec<usize> {
+    let near = |one: usize, other: usize| {
+        let (one, other) = (&ended[one], &ended[other]);
+        let pair = Pair { worker: &one.class, verifier: &other.class };
+        let from = |claimed: &EndChunks, replayed: &EndChunks| {
+            let mut comparison = Comparison::default();
+            let ends = claimed.chunks.iter().zip(&replayed.chunks);
+            for (start, (claimed, replayed)) in claimed.starts.iter().zip(ends) {
+                comparison.add(start, claimed.end(), replayed.end());
+            }
+            comparison.distances()
+        };
+        // From either side: the one that did not move is infinitely near to nobody.
+        within(&from(&one.end, &other.end), terms, pair)
+            || within(&from(&other.end, &one.end), terms, pair)
+    };
+    let lies = |of: &usize| {
+        let others: Vec<usize> = (0..ended.len()).filter(|other| other != of).collect();
+        let far: Vec<usize> = others.into_iter().filter(|other| !near(*of, *other)).collect();
+        far.iter().enumerate().any(|(at, one)| far[at + 1..].iter().any(|two| near(*one, *two)))
+    };
+    (0..ended.len()).filter(lies).collect()
+}
+
+/// Whose ends are made up among those that judged a round, by the evidence that is there: of a verifier that ended in the
+/// worker's own bits, another's evidence shows the worker's end.
+pub fn false_ends(
+    contradiction: &Contradiction,
+    evidence: &BTreeMap<Digest, ReplayEvidence>,
+    layout: &Layout,
+    terms: &Verification,
+) -> Vec<NodeId> {
+    let Contradiction { commitment, start, chunks, judgements, classes } = contradiction;
+    let subject = Subject { layout, start: *start, chunks };
+    let Commitment { theta, moments, .. } = commitment.commitment;
+    let claimed = EndState { theta, moments };
+    let own = |judgement: &Judgement| {
+        let evidence = evidence.get(&judgement.evidence?)?;
+        let is_its = evidence.commitment == *commitment && evidence.replay == judgement.replay;
+        is_its.then_some(evidence)
+    };
+    let any = judgements.iter().find_map(own);
+    let (mut verifiers, mut ended) = (Vec::new(), Vec::new());
+    for judgement in judgements {
+        let shown = match own(judgement) {
+            Some(own) => end_of(own, Side::Replayed, subject).ok(),
+            None if judgement.replay.replayed.end == ReplayEnd::At(claimed) => {
+                any.and_then(|other| end_of(other, Side::Claimed, subject).ok())
+            }
+            None => None,
+        };
+        let attendee = classes.iter().find(|it| it.verifier == judgement.verifier());
+        if let Some((end, attendee)) = shown.zip(attendee) {
+            verifiers.push(attendee.verifier);
+            ended.push(Ended { class: attendee.class.clone(), end });
+        }
     }
-    Ok(comparison.distances())
+    liars(&ended, terms).into_iter().map(|at| verifiers[at]).collect()
 }
 
 /// One chunk of an end state.
@@ -186,7 +314,7 @@ mod tests {
     use manyhands_gradient::CHUNK;
     use manyhands_proto::keys::NodeKey;
     use manyhands_proto::message::{
-        Commitment, OpenedEnds, Replayed, SignedCommitment, SignedReplay,
+        DeviceKind, OpenedEnds, Replayed, SignedCommitment, SignedReplay,
     };
     use manyhands_proto::{Round, RunId, TokenCount};
     use proptest::prelude::*;
@@ -349,6 +477,32 @@ mod tests {
         other.first_sequence += 1;
         let other = SignedReplay::sign(&key(2), RUN, other);
         assert_eq!(refused(other, false), Err(Whose::Verifier));
+    }
+
+    #[test]
+    fn who_is_far_from_two_that_agree_made_its_end_up() {
+        let case = case();
+        let start = case.start.digests().theta;
+        let subject = Subject { layout: &case.layout, start, chunks: &drawn() };
+        let ended = |seed: f32| {
+            let end = Ended::new(&case.layout, seed);
+            let mut evidence = case.evidence.clone();
+            evidence.replay = signed(ReplayEnd::At(end.digests()), start);
+            evidence.opened.as_mut().expect("some").replayed = end.open(&drawn());
+            let end = end_of(&evidence, Side::Replayed, subject).expect("it is opened");
+            super::Ended { class: NumericClass::unknown(DeviceKind::Cpu), end }
+        };
+        let found = |seeds: &[f32]| {
+            let ended: Vec<super::Ended> = seeds.iter().map(|seed| ended(*seed)).collect();
+            liars(&ended, &Verification::default())
+        };
+        assert_eq!(found(&[0.3, 0.3, 0.5]), [2]);
+        assert_eq!(found(&[0.5, 0.3, 0.3]), [0]);
+        assert!(found(&[0.3, 0.3, 0.3]).is_empty());
+        assert!(found(&[0.3, 0.5]).is_empty(), "of two nobody can say which");
+        assert!(found(&[0.3, 0.4, 0.5]).is_empty(), "nor of three that all differ");
+        // A verifier that did nothing: it is where the round started.
+        assert_eq!(found(&[0.3, 0.3, 0.0]), [2]);
     }
 
     proptest! {

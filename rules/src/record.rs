@@ -44,6 +44,8 @@ pub struct RoundRecord {
     pub revocations: Vec<Revocation>,
     /// Checks that ended since the previous record, of this round or earlier ones.
     pub checks: Vec<Check>,
+    /// Verifiers whose replays were found to be made up since the previous record.
+    pub false_ends: Vec<FalseEnd>,
     /// Draws made since the previous record, of earlier rounds.
     pub draws: Vec<Draw>,
     /// Held-out losses measured since the previous record.
@@ -283,6 +285,15 @@ pub enum Finding {
     Withheld(String),
     /// As many verifiers found against the worker as for it, and no other could be asked.
     Undecided,
+}
+
+/// A verifier's replay of a worker's round that did not end where it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FalseEnd {
+    pub round: Round,
+    pub worker: NodeId,
+    pub verifier: NodeId,
 }
 
 /// Who of a merged round is replayed.

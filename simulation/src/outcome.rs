@@ -22,6 +22,8 @@ pub struct Outcome {
     pub thetas: BTreeMap<Round, BTreeSet<Digest>>,
     /// Faults that reached the chain.
     pub reported: Vec<(Round, NodeId)>,
+    /// Verifiers that the chain was told of.
+    pub unmasked: BTreeSet<NodeId>,
     pub ended_at: Tick,
     /// Everything that the coordinator was told, in order.
     pub journal: Vec<u8>,
@@ -75,6 +77,9 @@ impl Outcome {
             for signed in &record.commitments {
                 assert!(signed.verify(), "every commitment is signed by its worker");
             }
+        }
+        for end in self.records.iter().flat_map(|record| &record.false_ends) {
+            assert!(self.unmasked.contains(&end.verifier), "what is on record is before the chain");
         }
         for worker in &self.honest {
             assert!(!self.slashed().contains(worker), "no honest worker is slashed");

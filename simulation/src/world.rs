@@ -10,6 +10,7 @@ use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, Tick};
 use manyhands_rules::coordinator::{
     CodecResult, Compared, Comparison, Coordinator, Effect, Facts, Input, MergeResult, Phase,
 };
+use manyhands_rules::panel::Judgement;
 use manyhands_rules::record::{Entropy, RoundRecord};
 use manyhands_rules::worker::{self, Exit};
 use rand_chacha::ChaCha12Rng;
@@ -67,6 +68,7 @@ pub(crate) struct World {
     journal: Vec<u8>,
     records: Vec<RoundRecord>,
     reported: Vec<(Round, NodeId)>,
+    unmasked: BTreeSet<NodeId>,
     exits: BTreeMap<NodeId, Exit>,
     thetas: BTreeMap<Round, BTreeSet<Digest>>,
 }
@@ -103,6 +105,7 @@ impl World {
             journal: Vec::new(),
             records: Vec::new(),
             reported: Vec::new(),
+            unmasked: BTreeSet::new(),
             exits: BTreeMap::new(),
             thetas: BTreeMap::new(),
             scenario,
@@ -143,6 +146,7 @@ impl World {
             exits: self.exits,
             thetas: self.thetas,
             reported: self.reported,
+            unmasked: self.unmasked,
             ended_at: self.now,
             journal: self.journal,
         }
@@ -377,6 +381,22 @@ impl World {
                     Compared::Distances { distances, evidence: Some(Digest::of(&replay.signature)) }
                 };
                 (400, Input::Compared { id, verifier: replay.verifier, result })
+            }
+            Effect::CompareJudges(contradiction) => {
+                let judges = contradiction.judgements.iter().map(Judgement::verifier);
+                let worker = self.node(contradiction.commitment.worker);
+                let lies = |judge: &NodeId| match self.node(*judge).adversary {
+                    Some(Adversary::AccusesEverybody) => true,
+                    Some(Adversary::PassesEverybody) => worker.adversary.is_some(),
+                    Some(_) | None => false,
+                };
+                let (commitment, liars) =
+                    (contradiction.commitment.digest(), judges.filter(lies).collect());
+                (300, Input::JudgesCompared { commitment, liars })
+            }
+            Effect::ReportVerifier(end) => {
+                self.unmasked.insert(end.verifier);
+                (10 * BLOCK_MS, Input::VerifierSettled { end, slashed: Balance(1) })
             }
             Effect::CheckPossession { round, worker, theta, proof } => {
                 let expected = Possession::prove(round, worker, theta.as_bytes());

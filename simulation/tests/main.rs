@@ -1,5 +1,7 @@
 //! Stories of whole runs.
 
+use std::collections::BTreeSet;
+
 use manyhands_proto::run_file::RunSpec;
 use manyhands_rules::record::{Finding, Outcome as RoundOutcome};
 use manyhands_rules::worker::Exit;
@@ -147,6 +149,7 @@ fn a_verifier_that_finds_against_everybody_harms_nobody_where_two_others_look() 
             .inspect(|check| assert!(matches!(check.finding, Finding::ReplayPassed(_))))
             .count();
         assert!(outvoted > 0, "the liar was asked at times");
+        assert_eq!(outcome.unmasked, BTreeSet::from([liar]), "and lost its bond");
         assert_eq!(outcome.earned(liar).0, 0, "and is not paid for what others contradict");
     }
 }
@@ -163,6 +166,8 @@ fn a_verifier_that_finds_against_nobody_hides_a_cheater_for_a_while_only() {
     outcome.assert_invariants();
     let [cheater] = outcome.adversaries[..] else { panic!("one adversary") };
     assert!(outcome.slashed().contains(&cheater));
+    assert!(!outcome.unmasked.contains(&outcome.verifiers[0]));
+    assert!(!outcome.unmasked.contains(&outcome.verifiers[1]));
 }
 
 #[test]
@@ -176,6 +181,7 @@ fn where_one_verifier_stands_against_another_nobody_is_blamed() {
     outcome.assert_invariants();
     let checks = outcome.records.iter().flat_map(|record| &record.checks);
     assert!(checks.clone().any(|check| check.finding == Finding::Undecided));
+    assert!(outcome.unmasked.is_empty(), "of two nobody can say which lies");
     assert!(checks.into_iter().all(|check| !matches!(check.finding, Finding::ReplayFault(_))));
 }
 

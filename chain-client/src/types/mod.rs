@@ -16,7 +16,9 @@ pub use run::{
     Attribution, CloseReason, PauseReason, RecoveryReason, Run, RunState, RunTerms, SlashTerms,
     Totals,
 };
-pub use worker::{Fault, FaultKind, FaultState, Forfeit, Membership, Suspension, Verifier, Worker};
+pub use worker::{
+    Fault, FaultKind, FaultState, Forfeit, Membership, Suspension, Verifier, VerifierFault, Worker,
+};
 
 use manyhands_proto::leaf::RewardLeaf;
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, WorkUnits};
@@ -187,7 +189,7 @@ macro_rules! from_state_bytes {
         })*
     };
 }
-from_state_bytes!(Run, RoundRecord, Anchor, Fault);
+from_state_bytes!(Run, RoundRecord, Anchor, Fault, VerifierFault);
 
 #[cfg(test)]
 mod tests {
@@ -239,5 +241,40 @@ mod tests {
             assert!(Anchor::from_state(wrong).is_err());
         }
         assert!(Run::from_state(&[0xff; 2_000]).is_err());
+    }
+
+    #[test]
+    fn a_verifiers_fault_is_read_from_the_bytes_that_the_chain_holds() {
+        let bytes = [
+            &[1; 32][..],          // evidence_digest
+            &[2; 32],              // opened_by
+            &[2],                  // opened_as: Verifier
+            &3_u128.to_le_bytes(), // deposit
+            &[2 << 2],             // two voters
+            &[[4; 32], [5; 32]].concat(),
+            &6_u32.to_le_bytes(),  // reported_at
+            &[1],                  // state: Contested
+            &7_u128.to_le_bytes(), // bond
+            &[8; 32],              // evidence_digest
+            &9_u32.to_le_bytes(),  // resolves_at
+        ]
+        .concat();
+        let fault = VerifierFault {
+            evidence_digest: Digest::new([1; 32]),
+            opened_by: NodeId::new([2; 32]),
+            opened_as: Attribution::Verifier,
+            deposit: Balance(3),
+            voters: vec![NodeId::new([4; 32]), NodeId::new([5; 32])],
+            reported_at: 6,
+            state: FaultState::Contested {
+                bond: Balance(7),
+                evidence_digest: Digest::new([8; 32]),
+                resolves_at: 9,
+            },
+        };
+        assert_eq!(VerifierFault::from_state(&bytes), Ok(fault.clone()));
+        assert!(VerifierFault::from_state(&bytes[1..]).is_err());
+        let there: generated::VerifierFault = Convert::convert(fault.clone());
+        assert_eq!(VerifierFault::convert(there), fault);
     }
 }

@@ -30,7 +30,7 @@ mirror! {
         vesting_rounds: u32,
         /// During which a committed round can be challenged.
         challenge_window: u32,
-        /// During which a worker can contest a reported fault.
+        /// During which the accused can contest a reported fault.
         contest_window: u32,
         /// For the verifiers to decide a challenge or a contested fault, and to attest.
         resolution_window: u32,
@@ -45,7 +45,7 @@ mirror! {
         minimum_stake: Balance,
         coordinator_bond: Balance,
         verifier_bond: Balance,
-        /// What a worker puts down to contest; the loser pays it.
+        /// What the accused puts down to contest; the loser pays it.
         contest_bond: Balance,
         /// What a challenger puts down; lost to the run when the verifiers vote it down.
         challenge_bond: Balance,
@@ -167,5 +167,6 @@ mirror! {
         ChallengeDismissed,
         ContestLost,
         RunTimedOut,
+        VerifierSlashed,
     }
 }

@@ -35,8 +35,10 @@ mirror! {
         registered_at: u32,
         /// The block from which the bond can be withdrawn, once retired.
         exit_at: Option<u32>,
-        /// Faults this verifier reported first and that are not decided.
+        /// Faults, of workers and of verifiers, that it reported first and that are not decided.
         open_reports: u32,
+        /// Faults that it is accused of and that are not decided.
+        open_faults: u32,
     }
 }
 
@@ -79,6 +81,25 @@ mirror! {
         deposit: Balance,
         /// Verifiers that reported it; the coordinator's report opens a fault but is no vote.
         verifiers: Vec<NodeId>,
+        reported_at: u32,
+        state: FaultState,
+    }
+}
+
+mirror! {
+    /// What a verifier said about the replay of a worker's round, and others say is not so. Blocks
+    /// are block numbers.
+    struct VerifierFault {
+        evidence_digest: Digest,
+        /// Who reported first and answers for it when the fault is dismissed.
+        opened_by: NodeId,
+        /// In which role: a verifier's, or the coordinator's.
+        opened_as: super::Attribution,
+        /// Held from the opener for the record.
+        deposit: Balance,
+        /// Verifiers that reported it; the coordinator's report opens a fault but is no vote.
+        voters: Vec<NodeId>,
+        /// The block in which it was reported first.
         reported_at: u32,
         state: FaultState,
     }

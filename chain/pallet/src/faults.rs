@@ -4,10 +4,11 @@ use frame_support::{BoundedVec, dispatch::DispatchResult, ensure, traits::Get};
 use sp_runtime::DispatchError;
 
 use crate::{
-    AccountId, Anchors, Attribution, Balance, Config, Digest, Error, Event, Fault, FaultKind,
-    FaultState, Faults, Forfeit, Forfeits, HoldReason, Pallet, RecoveryReason, Round, Run, RunId,
-    RunState, Runs, Stage, Suspension, Suspensions, Verifiers, Worker, Workers,
-    money::{add, subtract},
+    AccountId, Attribution, Balance, Config, Digest, Error, Event, Fault, FaultKind, FaultState,
+    Faults, Forfeit, Forfeits, HoldReason, Pallet, RecoveryReason, Round, Run, RunId, RunState,
+    Runs, Suspension, Suspensions, Worker, Workers,
+    disputes::{Decision, Opener, Paid, Penalty},
+    money::subtract,
     rounds::count,
 };
 
@@ -31,15 +32,15 @@ impl<T: Config> Pallet<T> {
         let accusation = Accusation { run_id, worker, round };
         let mut accused = Self::worker(&accusation.worker)?;
         ensure!(reporter != accusation.worker, Error::<T>::SelfReport);
-        let is_verifier = Self::active_verifier(&run_id, &run, &reporter).is_ok();
-        ensure!(is_verifier || reporter == run.owner, Error::<T>::NotReporter);
-        let role = if is_verifier { Attribution::Verifier } else { Attribution::Coordinator };
+        let role = Self::reporter_role(&run_id, &run, &reporter)?;
+        let is_verifier = role == Attribution::Verifier;
 
         let mut fault = match Faults::<T>::get(run_id, (&accusation.worker, round)) {
             Some(fault) => {
                 // The coordinator's word opens a fault; repeated, it adds nothing.
                 ensure!(is_verifier, Error::<T>::AlreadyVoted);
-                Self::ensure_vote_counts(&fault, kind)?;
+                ensure!(fault.kind == kind, Error::<T>::FaultKindMismatch);
+                Self::ensure_votable(&fault.state)?;
                 fault
             }
             None => {
@@ -55,8 +56,7 @@ impl<T: Config> Pallet<T> {
             }
         };
         if is_verifier {
-            ensure!(!fault.verifiers.contains(&reporter), Error::<T>::AlreadyVoted);
-            fault.verifiers.try_push(reporter.clone()).map_err(|_| Error::<T>::TooManyVerifiers)?;
+            Self::vote(&mut fault.verifiers, &reporter)?;
         }
         let votes = count(&fault.verifiers);
         Self::deposit_event(Event::FaultReported {
@@ -83,78 +83,40 @@ impl<T: Config> Pallet<T> {
         Runs::<T>::insert(run_id, run);
     }
 
-    fn ensure_vote_counts(fault: &Fault, kind: FaultKind) -> DispatchResult {
-        ensure!(fault.kind == kind, Error::<T>::FaultKindMismatch);
-        match fault.state {
-            FaultState::Reported { .. } => Ok(()),
-            FaultState::Contested { resolves_at, .. } => {
-                ensure!(Self::now() < resolves_at, Error::<T>::WindowOver);
-                Ok(())
-            }
-            FaultState::Executed { .. } | FaultState::Dismissed => {
-                Err(Error::<T>::FaultDecided.into())
-            }
-        }
-    }
-
     /// Ensures that the worker took part in that round of that run and can still be reached.
     fn ensure_accountable(run: &Run, worker: &Worker, accusation: &Accusation) -> DispatchResult {
-        let now = Self::now();
-        let run_open = match run.state {
-            RunState::Active | RunState::Paused(_) => true,
-            RunState::Closed { vests_at, .. } => now < vests_at,
-            RunState::Settled => false,
-        };
-        ensure!(run_open, Error::<T>::RunOver);
+        Self::ensure_reportable(run)?;
         let membership = worker
             .memberships
             .iter()
             .find(|membership| membership.run == accusation.run_id)
             .ok_or(Error::<T>::NotMember)?;
-        let exposed = membership.exposed_until.is_none_or(|until| now < until);
+        let exposed = membership.exposed_until.is_none_or(|until| Self::now() < until);
         ensure!(exposed, Error::<T>::NotMember);
-        match Anchors::<T>::get(accusation.run_id, (accusation.round, Stage::Commit)) {
-            Some(anchor) => {
-                ensure!(membership.joined_at <= anchor.block, Error::<T>::JoinedLater);
-            }
-            None => ensure!(accusation.round < run.next_round, Error::<T>::RoundNotAnchored),
-        }
-        Ok(())
+        Self::ensure_took_part(&accusation.run_id, run, accusation.round, membership.joined_at)
     }
 
     fn open_fault(
         run: &mut Run,
         worker: &mut Worker,
         accusation: &Accusation,
-        reporter: (&AccountId, Attribution),
+        opener: Opener<'_>,
         kind: FaultKind,
         evidence_digest: Digest,
     ) -> Result<Fault, DispatchError> {
-        let (opened_by, opened_as) = reporter;
-        let deposit = T::RecordDeposit::get();
-        let now = Self::now();
-        Self::hold(HoldReason::StorageDeposit, opened_by, deposit)?;
-        run.open_disputes = run.open_disputes.saturating_add(1);
+        let (opened_by, opened_as) = opener;
+        let state = Self::open_dispute(&accusation.run_id, run, opener)?;
         worker.open_faults = worker.open_faults.saturating_add(1);
         Self::suspend_claims(accusation);
-        if opened_as == Attribution::Verifier {
-            Verifiers::<T>::mutate(accusation.run_id, opened_by, |verifier| {
-                if let Some(verifier) = verifier {
-                    verifier.open_reports = verifier.open_reports.saturating_add(1);
-                }
-            });
-        }
         Ok(Fault {
             kind,
             evidence_digest,
             opened_by: opened_by.clone(),
             opened_as,
-            deposit,
+            deposit: T::RecordDeposit::get(),
             verifiers: BoundedVec::new(),
-            reported_at: now,
-            state: FaultState::Reported {
-                executable_at: now.saturating_add(run.terms.contest_window),
-            },
+            reported_at: Self::now(),
+            state,
         })
     }
 
@@ -167,15 +129,7 @@ impl<T: Config> Pallet<T> {
         let run = Self::run(&run_id)?;
         let mut fault =
             Faults::<T>::get(run_id, (&worker, round)).ok_or(Error::<T>::FaultUnknown)?;
-        let FaultState::Reported { executable_at } = fault.state else {
-            return Err(Error::<T>::NotContestable.into());
-        };
-        let now = Self::now();
-        ensure!(now < executable_at, Error::<T>::WindowOver);
-        let bond = run.terms.contest_bond;
-        Self::hold(HoldReason::ContestBond, &worker, bond)?;
-        let resolves_at = now.saturating_add(run.terms.resolution_window);
-        fault.state = FaultState::Contested { bond, evidence_digest, resolves_at };
+        let bond = Self::contest(&run, &worker, &mut fault.state, evidence_digest)?;
         Faults::<T>::insert(run_id, (&worker, round), fault);
         Self::deposit_event(Event::FaultContested {
             run: run_id,
@@ -197,17 +151,10 @@ impl<T: Config> Pallet<T> {
         let mut accused = Self::worker(&accusation.worker)?;
         let mut fault = Faults::<T>::get(run_id, (&accusation.worker, round))
             .ok_or(Error::<T>::FaultUnknown)?;
-        match fault.state {
-            FaultState::Reported { executable_at } => {
-                ensure!(Self::now() >= executable_at, Error::<T>::WindowOpen);
-                Self::slash(&mut run, &mut accused, &accusation, &mut fault)?;
-            }
-            FaultState::Contested { bond, resolves_at, .. } => {
-                ensure!(Self::now() >= resolves_at, Error::<T>::WindowOpen);
+        match Self::decision(&fault.state)? {
+            Decision::Slash => Self::slash(&mut run, &mut accused, &accusation, &mut fault)?,
+            Decision::Acquit { bond } => {
                 Self::acquit(&mut run, &mut accused, &accusation, &mut fault, bond)?;
-            }
-            FaultState::Executed { .. } | FaultState::Dismissed => {
-                return Err(Error::<T>::FaultDecided.into());
             }
         }
         Self::store(&accusation, run, accused, fault);
@@ -222,54 +169,34 @@ impl<T: Config> Pallet<T> {
         fault: &mut Fault,
     ) -> DispatchResult {
         let Accusation { run_id, worker: who, round } = accusation;
-        let amount = run.terms.slashes.of(fault.kind).min(worker.stake);
-        let to_reporters = Self::reward_reporters(run, who, fault, amount)?;
-        let rest = subtract(amount, to_reporters)?;
-        let from = (HoldReason::WorkerStake, who);
-        let reason = RecoveryReason::WorkerSlashed;
-        let to_escrow = Self::recover_into_escrow(run_id, run, from, rest, reason)?;
-        let slashed = add(to_reporters, to_escrow)?;
-        worker.stake = subtract(worker.stake, slashed)?;
-        if let FaultState::Contested { bond, .. } = fault.state {
-            let from = (HoldReason::ContestBond, who);
-            let reason = RecoveryReason::ContestLost;
-            Self::recover_into_escrow(run_id, run, from, bond, reason)?;
-        }
+        let penalty = Penalty {
+            loser: who,
+            taken_from: HoldReason::WorkerStake,
+            amount: run.terms.slashes.of(fault.kind).min(worker.stake),
+            reason: RecoveryReason::WorkerSlashed,
+            voters: &fault.verifiers,
+            state: fault.state,
+        };
+        let Paid { total, to_reporters, to_escrow } = Self::collect(run_id, run, &penalty)?;
+        worker.stake = subtract(worker.stake, total)?;
 
         let until_block = Self::now();
         let from_round = Forfeits::<T>::get(run_id, who)
             .map_or(*round, |earlier| earlier.from_round.min(*round));
         Forfeits::<T>::insert(run_id, who, Forfeit { from_round, until_block });
-        fault.state = FaultState::Executed { slashed };
+        fault.state = FaultState::Executed { slashed: total };
         Self::end_dispute(run, worker, accusation, fault);
         Self::deposit_event(Event::WorkerSlashed {
             run: *run_id,
             worker: who.clone(),
             round: *round,
             kind: fault.kind,
-            amount: slashed,
+            amount: total,
             to_reporters,
             to_escrow,
             votes: count(&fault.verifiers),
         });
         Ok(())
-    }
-
-    /// Shares the reporters' part of a slash evenly; what does not divide is the run's.
-    fn reward_reporters(
-        run: &Run,
-        worker: &AccountId,
-        fault: &Fault,
-        amount: Balance,
-    ) -> Result<Balance, DispatchError> {
-        let share = run.terms.slashes.reporter_share.mul_floor(amount);
-        let each = share.checked_div(count(&fault.verifiers).into()).unwrap_or(0);
-        let mut paid: Balance = 0;
-        for verifier in &fault.verifiers {
-            let received = Self::pay_from_hold(HoldReason::WorkerStake, worker, verifier, each)?;
-            paid = add(paid, received)?;
-        }
-        Ok(paid)
     }
 
     /// The contest stands: the worker gets its bond back and as much from whoever accused it.
@@ -281,23 +208,8 @@ impl<T: Config> Pallet<T> {
         bond: Balance,
     ) -> DispatchResult {
         let Accusation { run_id, worker: who, round } = accusation;
-        Self::release(HoldReason::ContestBond, who, bond)?;
-        let accuser = &fault.opened_by;
-        let penalty = if fault.opened_as == Attribution::Verifier {
-            let mut penalty = 0;
-            if let Some(mut verifier) = Verifiers::<T>::get(run_id, accuser) {
-                let due = bond.min(verifier.bond);
-                penalty = Self::pay_from_hold(HoldReason::VerifierBond, accuser, who, due)?;
-                verifier.bond = subtract(verifier.bond, penalty)?;
-                Verifiers::<T>::insert(run_id, accuser, verifier);
-            }
-            penalty
-        } else {
-            let due = bond.min(run.bond);
-            let penalty = Self::pay_from_hold(HoldReason::CoordinatorBond, accuser, who, due)?;
-            run.bond = subtract(run.bond, penalty)?;
-            penalty
-        };
+        let opener = (&fault.opened_by, fault.opened_as);
+        let penalty = Self::indemnify(run_id, run, who, opener, bond)?;
         fault.state = FaultState::Dismissed;
         Self::end_dispute(run, worker, accusation, fault);
         Self::deposit_event(Event::FaultDismissed {
@@ -336,15 +248,8 @@ impl<T: Config> Pallet<T> {
     }
 
     fn end_dispute(run: &mut Run, worker: &mut Worker, accusation: &Accusation, fault: &Fault) {
-        run.open_disputes = run.open_disputes.saturating_sub(1);
         worker.open_faults = worker.open_faults.saturating_sub(1);
+        Self::close_dispute(&accusation.run_id, run, (&fault.opened_by, fault.opened_as));
         Self::resume_claims(run, accusation);
-        if fault.opened_as == Attribution::Verifier {
-            Verifiers::<T>::mutate(accusation.run_id, &fault.opened_by, |verifier| {
-                if let Some(verifier) = verifier {
-                    verifier.open_reports = verifier.open_reports.saturating_sub(1);
-                }
-            });
-        }
     }
 }

@@ -8,9 +8,9 @@ use frame_support::{ensure, traits::Get};
 use sp_runtime::TryRuntimeError;
 
 use crate::{
-    AccountId, Balance, Challenges, Claimed, Config, Fault, FaultState, Faults, Funding,
+    AccountId, Attribution, Balance, Challenges, Claimed, Config, FaultState, Faults, Funding,
     HoldReason, Pallet, PrunedRuns, Round, RoundState, Rounds, Run, RunId, RunState, Runs,
-    Suspensions, Verifiers, Workers,
+    Suspensions, VerifierFaults, Verifiers, Workers, disputes::Opener,
 };
 
 /// What the records say each account has on hold, by purpose.
@@ -45,6 +45,19 @@ impl Expected {
         let entry = self.0.entry((key as u8, who.clone())).or_insert((key, 0));
         entry.1 = entry.1.saturating_add(amount);
     }
+
+    /// Adds what a fault's record keeps on hold: the opener's deposit, and the bond of a contest.
+    fn add_dispute(
+        &mut self,
+        accused: &AccountId,
+        state: &FaultState,
+        (opened_by, deposit): (&AccountId, Balance),
+    ) {
+        self.add(HoldReasonKey::Deposit, opened_by, deposit);
+        if let FaultState::Contested { bond, .. } = state {
+            self.add(HoldReasonKey::Contest, accused, *bond);
+        }
+    }
 }
 
 impl<T: Config> Pallet<T> {
@@ -58,36 +71,7 @@ impl<T: Config> Pallet<T> {
             Self::check_suspensions(&run_id)?;
             expected.add(HoldReasonKey::Coordinator, &run.owner, run.bond);
             expected.add(HoldReasonKey::Deposit, &run.owner, run.deposit);
-
-            let mut disputes = 0_u32;
-            let mut open_reports = BTreeMap::<AccountId, u32>::new();
-            for ((worker, _), fault) in Faults::<T>::iter_prefix(run_id) {
-                expected.add(HoldReasonKey::Deposit, &fault.opened_by, fault.deposit);
-                if let FaultState::Contested { bond, .. } = fault.state {
-                    expected.add(HoldReasonKey::Contest, &worker, bond);
-                }
-                if is_open(&fault) {
-                    disputes = disputes.saturating_add(1);
-                    increment(&mut open_faults, &worker);
-                    if fault.opened_as == crate::Attribution::Verifier {
-                        increment(&mut open_reports, &fault.opened_by);
-                    }
-                }
-            }
-            for (_, challenge) in Challenges::<T>::iter_prefix(run_id) {
-                disputes = disputes.saturating_add(1);
-                expected.add(HoldReasonKey::Challenge, &challenge.challenger, challenge.bond);
-            }
-            ensure!(disputes == run.open_disputes, "a run's open disputes are miscounted");
-
-            let mut verifiers = 0_u32;
-            for (who, verifier) in Verifiers::<T>::iter_prefix(run_id) {
-                verifiers = verifiers.saturating_add(1);
-                expected.add(HoldReasonKey::Verifier, &who, verifier.bond);
-                let reports = open_reports.get(&who).copied().unwrap_or(0);
-                ensure!(verifier.open_reports == reports, "open reports are miscounted");
-            }
-            ensure!(verifiers == run.verifiers, "a run's verifiers are miscounted");
+            Self::check_disputes(&run_id, &run, &mut expected, &mut open_faults)?;
         }
         for (run_id, owner) in PrunedRuns::<T>::iter() {
             ensure!(!Runs::<T>::contains_key(run_id), "a pruned run is there again");
@@ -105,6 +89,54 @@ impl<T: Config> Pallet<T> {
                 "an account's hold differs from its records"
             );
         }
+        Ok(())
+    }
+
+    /// Checks what is counted of a run's disputes, and adds what they and the bonds of its
+    /// verifiers hold. Counts the open faults of workers, who answer to more runs than one.
+    fn check_disputes(
+        run_id: &RunId,
+        run: &Run,
+        expected: &mut Expected,
+        open_faults: &mut BTreeMap<AccountId, u32>,
+    ) -> Result<(), TryRuntimeError> {
+        let mut disputes = 0_u32;
+        let mut open_reports = BTreeMap::<AccountId, u32>::new();
+        let mut accused_verifiers = BTreeMap::<AccountId, u32>::new();
+        for ((worker, _), fault) in Faults::<T>::iter_prefix(run_id) {
+            expected.add_dispute(&worker, &fault.state, (&fault.opened_by, fault.deposit));
+            if is_open(&fault.state) {
+                disputes = disputes.saturating_add(1);
+                increment(open_faults, &worker);
+                count_report(&mut open_reports, (&fault.opened_by, fault.opened_as));
+            }
+        }
+        for ((verifier, _, _), fault) in VerifierFaults::<T>::iter_prefix(run_id) {
+            expected.add_dispute(&verifier, &fault.state, (&fault.opened_by, fault.deposit));
+            if is_open(&fault.state) {
+                disputes = disputes.saturating_add(1);
+                increment(&mut accused_verifiers, &verifier);
+                count_report(&mut open_reports, (&fault.opened_by, fault.opened_as));
+            }
+        }
+        for (_, challenge) in Challenges::<T>::iter_prefix(run_id) {
+            disputes = disputes.saturating_add(1);
+            expected.add(HoldReasonKey::Challenge, &challenge.challenger, challenge.bond);
+        }
+        ensure!(disputes == run.open_disputes, "a run's open disputes are miscounted");
+
+        let mut verifiers = 0_u32;
+        for (who, verifier) in Verifiers::<T>::iter_prefix(run_id) {
+            verifiers = verifiers.saturating_add(1);
+            expected.add(HoldReasonKey::Verifier, &who, verifier.bond);
+            let reports = open_reports.remove(&who).unwrap_or(0);
+            ensure!(verifier.open_reports == reports, "open reports are miscounted");
+            let faults = accused_verifiers.remove(&who).unwrap_or(0);
+            ensure!(verifier.open_faults == faults, "a verifier's open faults are miscounted");
+        }
+        ensure!(verifiers == run.verifiers, "a run's verifiers are miscounted");
+        let gone = !open_reports.is_empty() || !accused_verifiers.is_empty();
+        ensure!(!gone, "a verifier of an open dispute is gone");
         Ok(())
     }
 
@@ -139,7 +171,7 @@ impl<T: Config> Pallet<T> {
         // By worker: undecided faults, and the lowest round of them.
         let mut undecided = BTreeMap::<AccountId, (u32, Round)>::new();
         for ((worker, round), fault) in Faults::<T>::iter_prefix(run_id) {
-            if is_open(&fault) {
+            if is_open(&fault.state) {
                 let (count, lowest) = undecided.entry(worker).or_insert((0, round));
                 *count = count.saturating_add(1);
                 *lowest = round.min(*lowest);
@@ -176,8 +208,14 @@ impl<T: Config> Pallet<T> {
     }
 }
 
-fn is_open(fault: &Fault) -> bool {
-    matches!(fault.state, FaultState::Reported { .. } | FaultState::Contested { .. })
+fn is_open(state: &FaultState) -> bool {
+    matches!(state, FaultState::Reported { .. } | FaultState::Contested { .. })
+}
+
+fn count_report(open_reports: &mut BTreeMap<AccountId, u32>, (opened_by, role): Opener<'_>) {
+    if role == Attribution::Verifier {
+        increment(open_reports, opened_by);
+    }
 }
 
 fn increment(counts: &mut BTreeMap<AccountId, u32>, who: &AccountId) {

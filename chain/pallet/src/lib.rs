@@ -29,8 +29,9 @@
 //! run's id names that run for ever, so that no promise made to it counts in another. A fault is
 //! executed when `fault_quorum` verifiers
 //! reported it, or when its worker let the contest window pass. A contested fault without a
-//! quorum is dismissed and whoever opened it pays. Every state that waits for somebody has a
-//! call that anybody may make when the time is over.
+//! quorum is dismissed and whoever opened it pays. A verifier answers for what it says about a
+//! replay by the same rules, with its whole bond; the others of its run vote on it. Every state
+//! that waits for somebody has a call that anybody may make when the time is over.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(
@@ -47,8 +48,10 @@
 
 extern crate alloc;
 
+mod disputes;
 mod faults;
 mod invariants;
+mod migrations;
 #[cfg(test)]
 mod mock;
 mod money;
@@ -57,6 +60,7 @@ mod runs;
 #[cfg(test)]
 mod tests;
 pub mod types;
+mod verdicts;
 pub mod weights;
 mod workers;
 
@@ -81,9 +85,10 @@ pub mod pallet {
     use frame_system::pallet_prelude::*;
     use sp_core::H256;
 
-    use super::*;
+    use super::{verdicts::Verdict, *};
 
-    const STORAGE_VERSION: StorageVersion = StorageVersion::new(1);
+    /// 2: a verifier's record counts the faults that it is accused of.
+    pub(crate) const STORAGE_VERSION: StorageVersion = StorageVersion::new(2);
 
     #[pallet::pallet]
     #[pallet::storage_version(STORAGE_VERSION)]
@@ -219,6 +224,19 @@ pub mod pallet {
         Blake2_128Concat,
         (super::AccountId, Round),
         Fault,
+        OptionQuery,
+    >;
+
+    /// What verifiers are said to have said wrongly, open and decided, by run and (verifier,
+    /// worker, round): whose replay of whose round.
+    #[pallet::storage]
+    pub type VerifierFaults<T: Config> = StorageDoubleMap<
+        _,
+        Blake2_128Concat,
+        RunId,
+        Blake2_128Concat,
+        (super::AccountId, super::AccountId, Round),
+        VerifierFault,
         OptionQuery,
     >;
 
@@ -461,6 +479,42 @@ pub mod pallet {
             attribution: Attribution,
             penalty: Balance,
         },
+        VerifierReported {
+            run: RunId,
+            verifier: super::AccountId,
+            worker: super::AccountId,
+            round: Round,
+            reporter: super::AccountId,
+            role: Attribution,
+            evidence_digest: Digest,
+            votes: u32,
+        },
+        VerifierFaultContested {
+            run: RunId,
+            verifier: super::AccountId,
+            worker: super::AccountId,
+            round: Round,
+            evidence_digest: Digest,
+            bond: Balance,
+        },
+        VerifierSlashed {
+            run: RunId,
+            verifier: super::AccountId,
+            worker: super::AccountId,
+            round: Round,
+            amount: Balance,
+            to_reporters: Balance,
+            to_escrow: Balance,
+            votes: u32,
+        },
+        VerifierFaultDismissed {
+            run: RunId,
+            verifier: super::AccountId,
+            worker: super::AccountId,
+            round: Round,
+            attribution: Attribution,
+            penalty: Balance,
+        },
     }
 
     #[pallet::error]
@@ -564,11 +618,13 @@ pub mod pallet {
         FaultKindMismatch,
         /// The round is neither committed nor anchored.
         RoundNotAnchored,
-        /// The worker joined after the round was anchored.
+        /// The worker joined, or the verifier registered, after the round was anchored.
         JoinedLater,
         NotReporter,
         SelfReport,
         NotContestable,
+        /// The verifier has no bond left, or retired so long ago that it may take it back.
+        VerifierUnreachable,
     }
 
     #[pallet::call]
@@ -871,10 +927,60 @@ pub mod pallet {
             ensure_signed(origin)?;
             Self::do_execute_fault(run, worker, round)
         }
+
+        /// Says that a verifier's replay of a worker's round did not end where that verifier says:
+        /// another verifier's vote, or the coordinator's report.
+        #[pallet::call_index(31)]
+        #[pallet::weight(T::WeightInfo::report_verifier())]
+        pub fn report_verifier(
+            origin: OriginFor<T>,
+            run: RunId,
+            verifier: super::AccountId,
+            worker: super::AccountId,
+            round: Round,
+            evidence_digest: Digest,
+        ) -> DispatchResult {
+            let verdict = Verdict { run_id: run, verifier, worker, round };
+            Self::do_report_verifier(ensure_signed(origin)?, verdict, evidence_digest)
+        }
+
+        /// The accused verifier's objection, with a bond.
+        #[pallet::call_index(32)]
+        #[pallet::weight(T::WeightInfo::contest_verifier_fault())]
+        pub fn contest_verifier_fault(
+            origin: OriginFor<T>,
+            run: RunId,
+            worker: super::AccountId,
+            round: Round,
+            evidence_digest: Digest,
+        ) -> DispatchResult {
+            let verifier = ensure_signed(origin)?;
+            let verdict = Verdict { run_id: run, verifier, worker, round };
+            Self::do_contest_verifier_fault(verdict, evidence_digest)
+        }
+
+        /// Takes the bond of a verifier that did not contest, or dismisses what it contested,
+        /// after its window. Anybody may.
+        #[pallet::call_index(33)]
+        #[pallet::weight(T::WeightInfo::execute_verifier_fault())]
+        pub fn execute_verifier_fault(
+            origin: OriginFor<T>,
+            run: RunId,
+            verifier: super::AccountId,
+            worker: super::AccountId,
+            round: Round,
+        ) -> DispatchResult {
+            ensure_signed(origin)?;
+            Self::do_execute_verifier_fault(Verdict { run_id: run, verifier, worker, round })
+        }
     }
 
     #[pallet::hooks]
     impl<T: Config> Hooks<BlockNumberFor<T>> for Pallet<T> {
+        fn on_runtime_upgrade() -> Weight {
+            Self::migrate()
+        }
+
         #[cfg(feature = "try-runtime")]
         fn try_state(_: BlockNumberFor<T>) -> Result<(), sp_runtime::TryRuntimeError> {
             Self::do_try_state()

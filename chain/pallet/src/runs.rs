@@ -10,7 +10,8 @@ use sp_runtime::{
 use crate::{
     AccountId, Anchors, Attribution, Balance, Claimed, CloseReason, Config, Error, Event,
     FaultKind, Faults, Forfeits, Funding, HoldReason, Pallet, PauseReason, PrunedRuns,
-    RecoveryReason, Rounds, Run, RunId, RunState, RunTerms, Runs, Totals, VERIFIERS_MAX, Verifiers,
+    RecoveryReason, Rounds, Run, RunId, RunState, RunTerms, Runs, Totals, VERIFIERS_MAX,
+    VerifierFaults, Verifiers,
     money::{add, subtract},
 };
 
@@ -306,13 +307,18 @@ impl<T: Config> Pallet<T> {
         let mut run = Self::run(&run_id)?;
         ensure!(run.state == RunState::Settled, Error::<T>::RunNotSettled);
         let mut left = limit;
-        // Collected first: the map must not change under its iterator.
+        // A settled run has no open disputes, so that no verifier is accused or answers for a
+        // report. Collected first: the map must not change under its iterator.
         let verifiers: Vec<_> = Verifiers::<T>::iter_prefix(run_id).take(left as usize).collect();
         for (who, verifier) in verifiers {
             Self::remove_verifier(&run_id, &mut run, who, &verifier)?;
             left = left.saturating_sub(1);
         }
         for (_, fault) in Faults::<T>::drain_prefix(run_id).take(left as usize) {
+            Self::release(HoldReason::StorageDeposit, &fault.opened_by, fault.deposit)?;
+            left = left.saturating_sub(1);
+        }
+        for (_, fault) in VerifierFaults::<T>::drain_prefix(run_id).take(left as usize) {
             Self::release(HoldReason::StorageDeposit, &fault.opened_by, fault.deposit)?;
             left = left.saturating_sub(1);
         }

@@ -87,7 +87,7 @@ stored! {
         pub vesting_rounds: u32,
         /// Blocks during which a committed round can be challenged.
         pub challenge_window: BlockNumber,
-        /// Blocks during which a worker can contest a reported fault.
+        /// Blocks during which the accused can contest a reported fault.
         pub contest_window: BlockNumber,
         /// Blocks the verifiers have to decide a challenge or a contested fault, and to attest.
         pub resolution_window: BlockNumber,
@@ -102,7 +102,7 @@ stored! {
         pub minimum_stake: Balance,
         pub coordinator_bond: Balance,
         pub verifier_bond: Balance,
-        /// What a worker puts down to contest; the loser pays it.
+        /// What the accused puts down to contest; the loser pays it.
         pub contest_bond: Balance,
         /// What a challenger puts down; lost to the run when the verifiers vote it down.
         pub challenge_bond: Balance,
@@ -242,8 +242,10 @@ stored! {
         pub registered_at: BlockNumber,
         /// The block from which the bond can be withdrawn, once retired.
         pub exit_at: Option<BlockNumber>,
-        /// Faults this verifier reported first and that are not decided.
+        /// Faults, of workers and of verifiers, that it reported first and that are not decided.
         pub open_reports: u32,
+        /// Faults that it is accused of and that are not decided.
+        pub open_faults: u32,
     }
 }
 
@@ -433,6 +435,23 @@ stored! {
 }
 
 stored! {
+    /// What a verifier said about the replay of a worker's round, and others say is not so.
+    pub struct VerifierFault {
+        pub evidence_digest: Digest,
+        /// Who reported first and answers for it when the fault is dismissed.
+        pub opened_by: AccountId,
+        /// In which role: [`Attribution::Verifier`] or [`Attribution::Coordinator`].
+        pub opened_as: Attribution,
+        /// Planck of the opener held as storage deposit.
+        pub deposit: Balance,
+        /// Verifiers that reported it; the coordinator's report opens a fault but is no vote.
+        pub voters: Accounts,
+        pub reported_at: BlockNumber,
+        pub state: FaultState,
+    }
+}
+
+stored! {
     /// What a worker's undecided faults hold back: its leaves of rounds from `from_round` on.
     #[derive(Copy)]
     pub struct Suspension {
@@ -469,5 +488,6 @@ stored! {
         ChallengeDismissed,
         ContestLost,
         RunTimedOut,
+        VerifierSlashed,
     }
 }

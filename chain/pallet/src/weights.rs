@@ -41,6 +41,9 @@ pub trait WeightInfo {
     fn report_fault() -> Weight;
     fn contest_fault() -> Weight;
     fn execute_fault() -> Weight;
+    fn report_verifier() -> Weight;
+    fn contest_verifier_fault() -> Weight;
+    fn execute_verifier_fault() -> Weight;
     /// `limit`: records removed.
     fn prune_run(limit: u32) -> Weight;
     /// `siblings`: hashes of the leaf's proof.
@@ -185,6 +188,20 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
     fn execute_fault() -> Weight {
         // Pays up to 32 reporters.
         Self::storage(75, 76)
+    }
+
+    fn report_verifier() -> Weight {
+        // The deciding vote pays up to 31 reporters: all verifiers but the accused.
+        Self::storage(74, 72)
+    }
+
+    fn contest_verifier_fault() -> Weight {
+        Self::storage(4, 3)
+    }
+
+    fn execute_verifier_fault() -> Weight {
+        // Pays up to 31 reporters.
+        Self::storage(70, 70)
     }
 
     fn prune_run(limit: u32) -> Weight {

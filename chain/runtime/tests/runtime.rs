@@ -1,10 +1,13 @@
 //! The runtime as a node sees it: presets, metadata, and a signed transaction that pays a reward.
 
 use codec::{Decode, Encode};
+use frame_support::traits::StorageVersion;
+use frame_system::{LastRuntimeUpgrade, LastRuntimeUpgradeInfo};
+use manyhands_chain_pallet::Verifiers;
 use manyhands_chain_runtime::{
     AccountId, Address, Balances, EXISTENTIAL_DEPOSIT, Executive, Header, Runtime, RuntimeCall,
-    RuntimeGenesisConfig, Signature, SignedPayload, System, TxExtension, UNIT, UncheckedExtrinsic,
-    VERSION, api, genesis, metadata_scale,
+    RuntimeGenesisConfig, Signature, SignedPayload, System, Training, TxExtension, UNIT,
+    UncheckedExtrinsic, VERSION, api, genesis, metadata_scale,
 };
 use sp_core::{Pair, ed25519};
 use sp_runtime::{BuildStorage, generic::Era, traits::Header as _};
@@ -111,4 +114,28 @@ fn the_native_dispatcher_answers_and_the_metadata_has_its_magic() {
     assert_eq!(decoded.spec_version, VERSION.spec_version);
     assert!(api::dispatch("Core_nonsense", &[]).is_none());
     assert_eq!(&metadata_scale()[..4], b"meta");
+}
+
+#[test]
+fn the_first_block_of_a_newer_runtime_brings_older_records_to_their_new_form() {
+    on_development_chain(|| {
+        let (run, who) = ([7; 32], AccountId::new([8; 32]));
+        let key = Verifiers::<Runtime>::hashed_key_for(run, &who);
+        // As version 1 stored it, without `open_faults`.
+        let old = (3 * UNIT, 1_u32, None::<u32>, 0_u32);
+        sp_io::storage::set(&key, &old.encode());
+        StorageVersion::new(1).put::<Training>();
+        let before =
+            LastRuntimeUpgradeInfo { spec_version: 2.into(), spec_name: "manyhands".into() };
+        LastRuntimeUpgrade::<Runtime>::put(before);
+        Executive::initialize_block(&Header::new(
+            2,
+            Default::default(),
+            Default::default(),
+            System::block_hash(1),
+            Default::default(),
+        ));
+        let verifier = Verifiers::<Runtime>::get(run, &who).expect("it can be read");
+        assert_eq!((verifier.bond, verifier.open_faults), (3 * UNIT, 0));
+    });
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use manyhands_chain_client::types::{self, FaultState};
-use manyhands_chain_client::{ChainClient, FaultReport, ReadError, SubmitError};
-use manyhands_proto::{Balance, Digest, NodeId, Round};
-use manyhands_rules::coordinator::Input;
-use manyhands_rules::record::FaultKind;
+use manyhands_chain_client::{
+    ChainClient, ChainState, FaultReport, ReadError, SubmitError, VerifierReport,
+};
+use manyhands_proto::{Balance, Digest, NodeId, Round, RunId};
+use manyhands_rules::record::{FalseEnd, FaultKind};
 
 use crate::context::Context;
 use crate::retry::Backoff;
@@ -16,17 +17,83 @@ use crate::retry::Backoff;
 /// Between looks at a fault whose window is open.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-/// The chain's refusals that no repetition changes: the worker has nothing at stake in this run.
-const OUT_OF_REACH: [&str; 5] =
-    ["NotMember", "WorkerUnknown", "JoinedLater", "RunOver", "SelfReport"];
+/// The chain's refusals that no repetition changes: the accused has nothing at stake in this run.
+const OUT_OF_REACH: [&str; 7] = [
+    "NotMember",
+    "WorkerUnknown",
+    "JoinedLater",
+    "RunOver",
+    "SelfReport",
+    "VerifierUnknown",
+    "VerifierUnreachable",
+];
 
-/// What is reported.
+/// What is reported, of whom.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Fault {
-    pub(super) round: Round,
-    pub(super) worker: NodeId,
-    pub(super) kind: FaultKind,
-    pub(super) evidence: Digest,
+pub(super) enum Accusation {
+    Worker { round: Round, worker: NodeId, kind: FaultKind, evidence: Digest },
+    Verifier(FalseEnd),
+}
+
+impl Accusation {
+    fn name(&self) -> String {
+        match self {
+            Self::Worker { round, worker, .. } => {
+                format!("the fault of {} in round {round}", worker.short())
+            }
+            Self::Verifier(FalseEnd { round, verifier, .. }) => {
+                format!("what verifier {} said of round {round}", verifier.short())
+            }
+        }
+    }
+
+    async fn state(
+        &self,
+        state: &ChainState,
+        run: &RunId,
+    ) -> Result<Option<FaultState>, ReadError> {
+        match self {
+            Self::Worker { round, worker, .. } => {
+                Ok(state.fault(run, worker, *round).await?.map(|fault| fault.state))
+            }
+            Self::Verifier(FalseEnd { round, worker, verifier }) => {
+                let fault = state.verifier_fault(run, verifier, worker, *round).await?;
+                Ok(fault.map(|fault| fault.state))
+            }
+        }
+    }
+
+    async fn report(&self, chain: &ChainClient, context: &Context) -> Result<(), SubmitError> {
+        let (key, run) = (&context.key, context.run);
+        match *self {
+            Self::Worker { round, worker, kind, evidence: evidence_digest } => {
+                let kind = kind_on_chain(kind);
+                let report = FaultReport { run, worker, round, kind, evidence_digest };
+                chain.report_fault(key, report).await?;
+            }
+            Self::Verifier(end) => {
+                let FalseEnd { round, worker, verifier } = end;
+                let evidence = serde_json::to_vec(&(run, end)).expect("ids and a round serialise");
+                let evidence_digest = Digest::of(&evidence);
+                let report = VerifierReport { run, verifier, worker, round, evidence_digest };
+                chain.report_verifier(key, report).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn execute(&self, chain: &ChainClient, context: &Context) -> Result<(), SubmitError> {
+        let (key, run) = (&context.key, &context.run);
+        match self {
+            Self::Worker { round, worker, .. } => {
+                chain.execute_fault(key, run, worker, *round).await?;
+            }
+            Self::Verifier(FalseEnd { round, worker, verifier }) => {
+                chain.execute_verifier_fault(key, run, verifier, (worker, *round)).await?;
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -47,60 +114,49 @@ const fn kind_on_chain(kind: FaultKind) -> types::FaultKind {
     }
 }
 
-/// Ends when the chain has decided, with what it took from the worker's stake.
-pub(super) async fn carry_through(context: &Arc<Context>, fault: Fault) -> Input {
-    let Fault { round, worker, .. } = fault;
-    let settled = |slashed| Input::FaultSettled { round, worker, slashed };
-    let Some(chain) = &context.chain else { return settled(Balance(0)) };
-    let what = format!("the fault of {} in round {round}", worker.short());
+/// Ends when the chain has decided, with what it took from the stake or bond.
+pub(super) async fn carry_through(context: &Arc<Context>, accusation: Accusation) -> Balance {
+    let Some(chain) = &context.chain else { return Balance(0) };
+    let what = accusation.name();
     let mut backoff = Backoff::for_chain();
     let slashed = loop {
-        match decided(context, chain, fault).await {
+        match decided(context, chain, &accusation).await {
             Ok(slashed) => break slashed,
             Err(FaultError::Submit(SubmitError::Failed { error, .. }))
                 if OUT_OF_REACH.contains(&error.as_str()) =>
             {
-                tracing::warn!(%worker, %round, error, "the chain cannot slash this worker");
+                tracing::warn!(what, error, "the chain cannot slash for it");
                 break Balance(0);
             }
             Err(error) => {
-                tracing::warn!(%worker, %round, %error, "a fault is not carried through yet");
+                tracing::warn!(what, %error, "not carried through yet");
                 context.notes.report(&what, error.to_string());
             }
         }
         backoff.wait().await;
     };
     context.notes.clear(&what);
-    settled(slashed)
+    slashed
 }
 
 async fn decided(
     context: &Context,
     chain: &ChainClient,
-    fault: Fault,
+    accusation: &Accusation,
 ) -> Result<Balance, FaultError> {
-    let Fault { round, worker, kind, evidence } = fault;
-    let (key, run) = (&context.key, &context.run);
     loop {
         let state = chain.state().await?;
         let now = state.block().number;
         // A call is executed in a later block than the one whose state is read here.
         let over = |block: u32| now.saturating_add(1) >= block;
-        match state.fault(run, &worker, round).await?.map(|fault| fault.state) {
-            None => {
-                let kind = kind_on_chain(kind);
-                let report =
-                    FaultReport { run: *run, worker, round, kind, evidence_digest: evidence };
-                chain.report_fault(key, report).await?;
-            }
+        match accusation.state(&state, &context.run).await? {
+            None => accusation.report(chain, context).await?,
             Some(FaultState::Executed { slashed }) => return Ok(slashed),
             Some(FaultState::Dismissed) => return Ok(Balance(0)),
             Some(
                 FaultState::Reported { executable_at: at }
                 | FaultState::Contested { resolves_at: at, .. },
-            ) if over(at) => {
-                chain.execute_fault(key, run, &worker, round).await?;
-            }
+            ) if over(at) => accusation.execute(chain, context).await?,
             Some(FaultState::Reported { .. } | FaultState::Contested { .. }) => {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }

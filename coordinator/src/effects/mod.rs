@@ -7,6 +7,7 @@ mod codec_check;
 mod compare;
 mod complete;
 mod fault;
+mod judges;
 mod merge;
 mod openings;
 mod payload;
@@ -62,6 +63,8 @@ pub(crate) fn peers(effect: &Effect) -> Vec<NodeId> {
         Effect::CheckCodec(check) => vec![check.worker],
         Effect::Compare(order) => vec![order.commitment.worker, order.replay.verifier],
         Effect::CheckPossession { .. }
+        | Effect::CompareJudges(_)
+        | Effect::ReportVerifier(_)
         | Effect::Merge(_)
         | Effect::CheckStakes { .. }
         | Effect::Anchor { .. }
@@ -78,6 +81,8 @@ pub(crate) const fn name(effect: &Effect) -> &'static str {
         Effect::CheckCodec(_) => "check_codec",
         Effect::CheckPossession { .. } => "check_possession",
         Effect::Compare(_) => "compare",
+        Effect::CompareJudges(_) => "compare_judges",
+        Effect::ReportVerifier(_) => "report_verifier",
         Effect::Merge(_) => "merge",
         Effect::CheckStakes { .. } => "check_stakes",
         Effect::Anchor { .. } => "anchor",
@@ -108,8 +113,15 @@ pub(crate) async fn perform(context: Arc<Context>, effect: Effect) -> Result<Don
         }
         Effect::Settle(record) => settle::settle(&context, *record).await,
         Effect::ReportFault { round, worker, kind, evidence } => {
-            let fault = fault::Fault { round, worker, kind, evidence };
-            Ok(fault::carry_through(&context, fault).await.into())
+            let accusation = fault::Accusation::Worker { round, worker, kind, evidence };
+            let slashed = fault::carry_through(&context, accusation).await;
+            Ok(Input::FaultSettled { round, worker, slashed }.into())
+        }
+        Effect::CompareJudges(contradiction) => judges::compare(&context, contradiction).await,
+        Effect::ReportVerifier(end) => {
+            let accusation = fault::Accusation::Verifier(end);
+            let slashed = fault::carry_through(&context, accusation).await;
+            Ok(Input::VerifierSettled { end, slashed }.into())
         }
         Effect::CompleteRun { theta } => Ok(complete::complete(&context, theta).await.into()),
     }

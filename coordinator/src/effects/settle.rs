@@ -352,6 +352,7 @@ mod tests {
             merge: None,
             revocations: Vec::new(),
             checks: Vec::new(),
+            false_ends: Vec::new(),
             draws: Vec::new(),
             weighings: Vec::new(),
             evaluations: Vec::new(),

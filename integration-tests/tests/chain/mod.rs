@@ -7,6 +7,7 @@ mod leave;
 mod money;
 mod proofs;
 mod settlement;
+mod verdicts;
 
 use std::num::NonZeroU64;
 use std::path::Path;

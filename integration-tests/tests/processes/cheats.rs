@@ -94,7 +94,17 @@ fn who_is_gone_when_it_is_to_show_what_it_did_pays() {
 }
 
 #[test]
-fn a_verifier_that_makes_its_replays_up_harms_nobody_and_is_not_paid() {
+fn a_lazy_verifier_harms_nobody_and_loses_its_bond() {
+    verify_with_a_liar("no-training");
+}
+
+#[test]
+fn a_lying_verifier_harms_nobody_and_loses_its_bond() {
+    verify_with_a_liar("made-up");
+}
+
+/// Two verifiers repeat rounds; the third says something else. What it says is always an accusation.
+fn verify_with_a_liar(how: &str) {
     let text = RUN_FILE
         .replace("ROUNDS", "3")
         .replace("verifiers_min = 1", "verifiers_min = 3")
@@ -103,13 +113,21 @@ fn a_verifier_that_makes_its_replays_up_harms_nobody_and_is_not_paid() {
     let (coordinator, launched) = bench.launch();
     let invitation = text_of(&launched, "invitation");
     let _honest = ["one", "two"].map(|name| bench.node("verify", name, &invitation));
-    let _lazy = bench.cheat("lazy", &invitation, &["--role", "verifier", "--cheat", "no-training"]);
+    let _liar = bench.cheat("liar", &invitation, &["--role", "verifier", "--cheat", how]);
     let _workers = ["first", "second"].map(|name| bench.node("join", name, &invitation));
     coordinator.wait_for("final");
     for name in ["first", "second"] {
         let outcomes = outcomes(&coordinator, &bench.node_of(name));
         assert_eq!(outcomes, ["admitted"; 3], "{name}");
     }
-    assert!(coordinator.heard("slashed").is_empty());
+    assert!(coordinator.heard("slashed").is_empty(), "no worker is");
+    let notes: Vec<String> =
+        coordinator.heard("note").iter().map(|note| text_of(note, "text")).collect();
+    let lost = |name: &str| {
+        let verifier = format!("verifier {} loses ", &bench.node_of(name)[..8]);
+        notes.iter().any(|note| note.starts_with(&verifier) && !note.contains(" loses 0 "))
+    };
+    assert!(lost("liar"), "{notes:#?}");
+    assert!(!lost("one") && !lost("two"), "{notes:#?}");
     bench.audit(&invitation);
 }

@@ -41,12 +41,12 @@ pub(super) struct ReplayTask {
     /// What the worker says.
     pub(super) signed: SignedCommitment,
     /// The chunks on which ends are compared, drawn by the beacon.
-    chunks: Vec<ChunkIndex>,
+    pub(super) chunks: Vec<ChunkIndex>,
     /// The merge waits for it.
     pub(super) before_merge: bool,
     /// Who may judge it, in the order in which they are asked.
     panel: Vec<NodeId>,
-    classes: Vec<Attendee>,
+    pub(super) classes: Vec<Attendee>,
     /// How many judge it while nobody accuses.
     judges: usize,
     /// Who is at it, and since when.

@@ -418,6 +418,7 @@ impl Coordinator {
             merge,
             revocations,
             checks: std::mem::take(&mut self.checks),
+            false_ends: std::mem::take(&mut self.judges.found),
             draws: std::mem::take(&mut self.draws),
             weighings,
             evaluations: std::mem::take(&mut self.evaluations),
@@ -452,6 +453,7 @@ impl Coordinator {
             || !self.draws.is_empty()
             || !self.evaluations.is_empty()
             || !self.verifier_work.is_empty()
+            || !self.judges.found.is_empty()
         {
             // And what was found without a fault belongs on record too.
             self.finish_merge(now, None);
@@ -467,6 +469,8 @@ impl Coordinator {
             && self.audits.is_idle()
             && self.unsettled.is_empty()
             && self.faults.is_empty()
+            && self.judges.is_idle()
+            && self.judges.found.is_empty()
             && self.revocations.is_empty()
             && self.closed.values().all(|closed| closed.entropy.is_some())
     }
@@ -519,6 +523,7 @@ impl Coordinator {
             self.want_evidence(&mut wanted);
         }
         wanted.extend(self.audits.comparisons().map(Effect::Compare));
+        wanted.extend(self.judges.wanted());
         if round.phase == Phase::Merging {
             wanted.extend(self.merge_order().map(Effect::Merge));
         }

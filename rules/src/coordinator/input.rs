@@ -8,8 +8,9 @@ use manyhands_proto::message::{
 use manyhands_proto::{Balance, ChunkIndex, Digest, NodeId, Round, TokenCount};
 use serde::{Deserialize, Serialize};
 
+use super::judges::Contradiction;
 use crate::draw::Beacon;
-use crate::record::{Entropy, FaultKind, RoundRecord};
+use crate::record::{Entropy, FalseEnd, FaultKind, RoundRecord};
 
 /// Everything that can change the machine. Inputs carry digests and findings, never blobs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +43,16 @@ pub enum Input {
         id: u64,
         verifier: NodeId,
         result: Compared,
+    },
+    /// Verifiers' ends of the round with that commitment were compared; these are made up.
+    JudgesCompared {
+        commitment: Digest,
+        liars: Vec<NodeId>,
+    },
+    /// The chain has decided on a verifier.
+    VerifierSettled {
+        end: FalseEnd,
+        slashed: Balance,
     },
     Merged {
         round: Round,
@@ -141,6 +152,10 @@ pub enum Effect {
     },
     /// Answered by [`Input::Compared`], in a time that the shell bounds.
     Compare(Comparison),
+    /// Answered by [`Input::JudgesCompared`].
+    CompareJudges(Contradiction),
+    /// Answered by [`Input::VerifierSettled`].
+    ReportVerifier(FalseEnd),
     Merge(MergeOrder),
     /// Look up on chain whether these still have what they put down.
     CheckStakes {

@@ -11,6 +11,7 @@ mod audits;
 mod close;
 mod duty;
 mod input;
+mod judges;
 mod membership;
 mod phases;
 mod requests;
@@ -31,12 +32,14 @@ pub use input::{
     CodecCheck, CodecResult, Compared, Comparison, Contribution, Effect, ErrorBuffer, Facts, Input,
     MergeOrder, MergeResult, RevocationOrder, Stage,
 };
+pub use judges::Contradiction;
 pub use round::Phase;
 pub use status::{EventKind, MemberStatus, RoundStatus, Status};
 pub use weighing::WEIGHERS_MAX;
 
 use self::audits::{Audits, ReplayTask};
 use self::close::{ClosedRound, PendingFault};
+use self::judges::Judges;
 use self::membership::Membership;
 use self::requests::Answer;
 use self::round::{OpenRound, Parameters, Upload};
@@ -68,6 +71,7 @@ pub struct Coordinator {
     last_record: Digest,
     faults: Vec<PendingFault>,
     revocations: Vec<Revocation>,
+    judges: Judges,
     /// What verifiers are asked to say on the chain, until a fault is settled.
     votes: Vec<(NodeId, Vote)>,
     /// Blobs that verdicts of these rounds follow from.
@@ -101,6 +105,7 @@ impl Coordinator {
             last_record: spec.digest(),
             faults: Vec::new(),
             revocations: Vec::new(),
+            judges: Judges::default(),
             votes: Vec::new(),
             evidence: Vec::new(),
             checks: Vec::new(),
@@ -189,6 +194,14 @@ impl Coordinator {
                 self.handle_compared(now, (id, verifier), result);
                 None
             }
+            Input::JudgesCompared { commitment, liars } => {
+                self.handle_judges_compared(now, commitment, liars);
+                None
+            }
+            Input::VerifierSettled { end, slashed } => {
+                self.handle_verifier_settled(now, end, slashed);
+                None
+            }
             Input::Merged { round, result } => {
                 if round == self.round.number && self.round.phase == Phase::Merging {
                     self.finish_merge(now, Some(result));
@@ -242,8 +255,7 @@ impl Coordinator {
 
     /// A replay has ended: by what verifiers found, or because nobody could do it.
     fn handle_replayed(&mut self, now: Tick, task: ReplayTask, finding: Option<Finding>) {
-        let ReplayTask { replay, signed, before_merge, judgements, .. } = task;
-        let (round, worker) = (signed.commitment.round, signed.worker);
+        let (round, worker) = (task.signed.commitment.round, task.signed.worker);
         let outcome = match &finding {
             Some(Finding::ReplayFault(distances)) => Some(Outcome::ReplayFault(*distances)),
             Some(Finding::Withheld(reason)) => Some(Outcome::Withheld(reason.clone())),
@@ -260,8 +272,9 @@ impl Coordinator {
             }
         };
         if let Some(finding) = finding {
-            let judgements = self.keep_evidence(replay.assignment, judgements);
-            let work = reward::work(&self.spec.model, signed.commitment.tokens);
+            let judgements = self.keep_evidence(&task);
+            self.note_contradiction(&task, &judgements);
+            let work = reward::work(&self.spec.model, task.signed.commitment.tokens);
             for judgement in judgements.iter().filter(|it| it.verdict.agrees_with(&finding)) {
                 self.verifier_work.entry(judgement.verifier()).or_default().0 += work.0;
             }
@@ -272,7 +285,7 @@ impl Coordinator {
         {
             member.credibility.passed();
         }
-        if before_merge {
+        if task.before_merge {
             if round == self.round.number {
                 self.round.replayed.insert(worker, outcome);
             }
@@ -283,20 +296,18 @@ impl Coordinator {
 
     /// Where nobody accuses there is nothing to show. Otherwise what the verdicts follow from is kept, and whoever
     /// found against the worker is asked to say so on the chain.
-    fn keep_evidence(
-        &mut self,
-        Assignment { round, worker, class, .. }: Assignment,
-        mut judgements: Vec<Judgement>,
-    ) -> Vec<Judgement> {
+    fn keep_evidence(&mut self, task: &ReplayTask) -> Vec<Judgement> {
+        let Assignment { round, worker, class, .. } = &task.replay.assignment;
+        let mut judgements = task.judgements.clone();
         let accused = judgements.iter().any(|judgement| judgement.verdict.accuses());
         for judgement in &mut judgements {
             let Some(evidence) = judgement.evidence.filter(|_| accused) else {
                 judgement.evidence = None;
                 continue;
             };
-            self.evidence.push((round, evidence));
+            self.evidence.push((*round, evidence));
             if judgement.verdict.accuses() {
-                let class = class.clone();
+                let (round, worker, class) = (*round, *worker, class.clone());
                 self.votes.push((judgement.verifier(), Vote { round, worker, evidence, class }));
             }
         }

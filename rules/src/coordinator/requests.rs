@@ -101,6 +101,10 @@ impl Coordinator {
             let reason = format!("your fault in round {} is still being settled", fault.round);
             return refuse(RefusalCode::Barred, reason);
         }
+        if let Some(end) = self.judges.undecided_of(from) {
+            let reason = format!("your replay of round {} is still before the chain", end.round);
+            return refuse(RefusalCode::Barred, reason);
+        }
         self.ensure_room(from, join.role)?;
         // Where it was seen comes first: what it says of itself may fill all places.
         let mut addresses = facts.observed;

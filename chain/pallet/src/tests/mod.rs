@@ -2,7 +2,9 @@
 
 mod claims;
 mod faults;
+mod migrations;
 mod properties;
 mod rounds;
 mod runs;
+mod verdicts;
 mod workers;

@@ -9,8 +9,8 @@ use proptest::{
 };
 
 use crate::{
-    ChallengeClaim, FaultKind, FaultState, Faults, RunState, Runs, Stage, Verifiers, Workers,
-    mock::*,
+    ChallengeClaim, FaultKind, FaultState, Faults, RunState, Runs, Stage, VerifierFaults,
+    Verifiers, Workers, mock::*,
 };
 
 #[derive(Clone, Debug)]
@@ -41,6 +41,9 @@ enum Action {
     Report(u8, u8, u32),
     Contest(u8, u32),
     Execute(u8, u32),
+    ReportVerifier { by: u8, verifier: u8, round: u32 },
+    ContestVerifier { verifier: u8, round: u32 },
+    ExecuteVerifier { verifier: u8, round: u32 },
     Refund(u8),
     Settle,
     Prune(u32),
@@ -49,8 +52,11 @@ enum Action {
 fn action() -> impl Strategy<Value = Action> {
     // Workers are 2 and 3, the coordinator 1, verifiers 10 to 12.
     let worker = 2_u8..4;
-    let reporter = prop_oneof![Just(1_u8), 10_u8..13, 2_u8..4];
+    let verifier = 10_u8..13;
+    let reporter = prop_oneof![Just(1_u8), verifier.clone(), 2_u8..4];
     let round = 0_u32..6;
+    // Fewer, so that contests and executions meet what was reported.
+    let accused = 0_u32..3;
     prop_oneof![
         6 => (1_u32..8).prop_map(Action::Advance),
         2 => (20_u32..80).prop_map(Action::Advance),
@@ -76,14 +82,20 @@ fn action() -> impl Strategy<Value = Action> {
             .prop_map(|(who, round, upheld)| Action::Resolve(who, round, upheld)),
         2 => round.clone().prop_map(Action::ExpireChallenge),
         6 => Just(Action::Finalize),
-        6 => (round.clone(), any::<bool>()).prop_map(|(round, who)| Action::Claim(round, who)),
-        5 => (reporter, worker.clone(), round.clone())
+        6 => (round, any::<bool>()).prop_map(|(round, who)| Action::Claim(round, who)),
+        5 => (reporter.clone(), worker.clone(), accused.clone())
             .prop_map(|(who, worker, round)| Action::Report(who, worker, round)),
-        2 => (worker.clone(), round.clone()).prop_map(|(who, round)| Action::Contest(who, round)),
-        2 => (worker, round).prop_map(|(who, round)| Action::Execute(who, round)),
+        4 => (worker.clone(), accused.clone()).prop_map(|(who, round)| Action::Contest(who, round)),
+        3 => (worker, accused.clone()).prop_map(|(who, round)| Action::Execute(who, round)),
+        5 => (reporter, verifier.clone(), accused.clone())
+            .prop_map(|(by, verifier, round)| Action::ReportVerifier { by, verifier, round }),
+        6 => (verifier.clone(), accused.clone())
+            .prop_map(|(verifier, round)| Action::ContestVerifier { verifier, round }),
+        3 => (verifier, accused)
+            .prop_map(|(verifier, round)| Action::ExecuteVerifier { verifier, round }),
         4 => (1_u8..6).prop_map(Action::Refund),
-        2 => Just(Action::Settle),
-        2 => (0_u32..4).prop_map(Action::Prune),
+        3 => Just(Action::Settle),
+        4 => (0_u32..4).prop_map(Action::Prune),
     ]
 }
 
@@ -162,6 +174,15 @@ fn perform(action: &Action, book: &mut Book) -> Option<bool> {
         ),
         Action::Contest(who, round) => Training::contest_fault(by(who), RUN, *round, [0; 32]),
         Action::Execute(who, round) => Training::execute_fault(keeper, RUN, account(*who), *round),
+        Action::ReportVerifier { by: who, verifier, round } => {
+            Training::report_verifier(by(who), RUN, account(*verifier), bob(), *round, [0; 32])
+        }
+        Action::ContestVerifier { verifier, round } => {
+            Training::contest_verifier_fault(by(verifier), RUN, bob(), *round, [0; 32])
+        }
+        Action::ExecuteVerifier { verifier, round } => {
+            Training::execute_verifier_fault(keeper, RUN, account(*verifier), bob(), *round)
+        }
         Action::Refund(who) => Training::refund_funder(keeper, RUN, account(*who)),
         Action::Settle => Training::settle_run(keeper, RUN),
         Action::Prune(limit) => Training::prune_run(keeper, RUN, *limit),
@@ -209,6 +230,13 @@ fn wind_down() {
             Training::execute_fault(keeper(), RUN, worker, round).expect("its window is over");
         }
     }
+    let open: Vec<_> = VerifierFaults::<Test>::iter_prefix(RUN).collect();
+    for ((verifier, worker, round), fault) in open {
+        if matches!(fault.state, FaultState::Reported { .. } | FaultState::Contested { .. }) {
+            Training::execute_verifier_fault(keeper(), RUN, verifier, worker, round)
+                .expect("its window is over");
+        }
+    }
     while let Some(run) = Runs::<Test>::get(RUN) {
         let Some(first) = run.pending.first() else { break };
         // Refused where the round was not challenged: then there is nothing to expire.
@@ -246,7 +274,7 @@ fn name(action: &Action) -> String {
 }
 
 /// Every call of the table above, as [`name`] gives it.
-const CALLS: [&str; 29] = [
+const CALLS: [&str; 32] = [
     "Advance",
     "Register",
     "Join",
@@ -273,6 +301,9 @@ const CALLS: [&str; 29] = [
     "Report",
     "Contest",
     "Execute",
+    "ReportVerifier",
+    "ContestVerifier",
+    "ExecuteVerifier",
     "Refund",
     "Settle",
     "Prune",
@@ -280,11 +311,11 @@ const CALLS: [&str; 29] = [
 
 #[test]
 fn any_calls_keep_the_invariants_and_no_money_is_trapped() {
-    let config = ProptestConfig { cases: 96, failure_persistence: None, ..Default::default() };
+    let config = ProptestConfig { cases: 160, failure_persistence: None, ..Default::default() };
     // The same sequences each time, so that which calls they reach can be asserted.
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let succeeded = RefCell::new(BTreeSet::new());
-    let sequences = (0_u32..2, 0_u32..3, prop::collection::vec(action(), 1..120));
+    let sequences = (0_u32..2, 0_u32..3, prop::collection::vec(action(), 1..200));
     let outcome = TestRunner::new_with_rng(config, rng).run(&sequences, |sequence| {
         let (attestation_quorum, vesting_rounds, actions) = sequence;
         on_new_chain(|| {

@@ -353,7 +353,13 @@ mod tests {
     #[test]
     fn a_verifier_retires_then_waits_then_withdraws() {
         let next = |exit_at, open_reports| {
-            let verifier = Verifier { bond: Balance(100), registered_at: 1, exit_at, open_reports };
+            let verifier = Verifier {
+                bond: Balance(100),
+                registered_at: 1,
+                exit_at,
+                open_reports,
+                open_faults: 0,
+            };
             situation(None, Some(verifier)).of_bond()
         };
         assert_eq!(situation(None, None).of_bond(), Next::Nothing);

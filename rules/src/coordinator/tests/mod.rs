@@ -63,6 +63,8 @@ struct World {
     stakeless: Vec<NodeId>,
     /// Whether the chain deals with faults at all.
     settles_faults: bool,
+    /// Whose ends are made up.
+    liars: Vec<NodeId>,
 }
 
 /// A worker's word that it did what it was assigned and ended at `blob`.
@@ -107,6 +109,7 @@ impl World {
             merges: Vec::new(),
             stakeless: Vec::new(),
             settles_faults: true,
+            liars: Vec::new(),
         }
     }
 
@@ -208,6 +211,11 @@ impl World {
                 let result = Compared::Distances { distances, evidence };
                 Input::Compared { id, verifier: replay.verifier, result }
             }
+            Effect::CompareJudges(contradiction) => {
+                let commitment = contradiction.commitment.digest();
+                Input::JudgesCompared { commitment, liars: self.liars.clone() }
+            }
+            Effect::ReportVerifier(end) => Input::VerifierSettled { end, slashed: Balance(9) },
             Effect::Merge(order) => {
                 let round = order.round;
                 let theta = Digest::of(&serde_json::to_vec(&order).expect("serialises"));

@@ -1,0 +1,33 @@
+//! Finding out whose end is made up among verifiers that contradict each other.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use manyhands_proto::message::ReplayEvidence;
+use manyhands_rules::coordinator::{Contradiction, Input};
+use manyhands_rules::evidence::false_ends;
+
+use super::{Done, EffectError, blocking};
+use crate::context::Context;
+
+pub(super) async fn compare(
+    context: &Arc<Context>,
+    contradiction: Contradiction,
+) -> Result<Done, EffectError> {
+    let context = context.clone();
+    blocking(move || {
+        let mut evidence = BTreeMap::new();
+        for digest in contradiction.judgements.iter().filter_map(|judgement| judgement.evidence) {
+            // Our own, from when the ends were compared.
+            let bytes = context.store.get(digest)?;
+            if let Ok(parsed) = ReplayEvidence::parse(&bytes) {
+                evidence.insert(digest, parsed);
+            }
+        }
+        let terms = &context.spec.verification;
+        let liars = false_ends(&contradiction, &evidence, &context.layout, terms);
+        let commitment = contradiction.commitment.digest();
+        Ok(Input::JudgesCompared { commitment, liars }.into())
+    })
+    .await?
+}

@@ -1,0 +1,116 @@
+//! A verifier that is accused of a lie: once wrongly, once rightly.
+
+use manyhands_chain_client::types::{FaultState, Stage, VerifierFault};
+use manyhands_chain_client::{StorageKey, Submission, SubmitError, TrainingEvent, VerifierReport};
+use manyhands_proto::Round;
+
+use super::{Chain, RUN, digest, terms, units};
+
+/// Blocks to contest in: more than pass while one submission follows another.
+const CONTEST_BLOCKS: u32 = 200;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verifier_that_lied_loses_its_bond_and_one_that_did_not_is_paid() {
+    let chain = Chain::start().await;
+    let client = &chain.client;
+    let (coordinator, accuser, accused) =
+        (chain.rich(1).await, chain.rich(2).await, chain.rich(3).await);
+    let mut patient = terms();
+    patient.contest_window = CONTEST_BLOCKS;
+    patient.unbonding_period += CONTEST_BLOCKS;
+    client.create_run(&coordinator, &RUN, patient, units(100)).await.expect("created");
+    for verifier in [&accuser, &accused] {
+        client.register_verifier(verifier, &RUN).await.expect("bonded");
+    }
+    let worker = chain.worker(4).await.node_id();
+    for round in [Round(0), Round(1)] {
+        let anchored =
+            client.anchor_commitments(&coordinator, &RUN, (round, Stage::Commit), digest(9));
+        anchored.await.expect("anchored");
+    }
+    let verifier = accused.node_id();
+    let report = |round| VerifierReport {
+        run: RUN,
+        verifier,
+        worker,
+        round: Round(round),
+        evidence_digest: digest(66),
+    };
+
+    let refused = client.report_verifier(&accused, report(0)).await.expect_err("of itself");
+    assert!(
+        matches!(&refused, SubmitError::Failed { error, .. } if error == "SelfReport"),
+        "{refused}"
+    );
+    // The coordinator's word alone: the accused objects, nobody votes, and the coordinator pays.
+    client.report_verifier(&coordinator, report(0)).await.expect("reported");
+    let again = client.report_verifier(&coordinator, report(0)).await.expect("no harm");
+    assert!(matches!(again, Submission::AlreadyDone { .. }));
+    let record = client.state().await.expect("a state").verifier(&RUN, &verifier).await;
+    assert_eq!(record.expect("read").expect("registered").open_faults, 1);
+    let which = (&worker, Round(0));
+    for done_before in [false, true] {
+        let contested = client.contest_verifier_fault(&accused, &RUN, which, digest(67)).await;
+        let contested = contested.expect("contested");
+        assert_eq!(matches!(contested, Submission::AlreadyDone { .. }), done_before);
+    }
+    let state = client.state().await.expect("a state");
+    let fault = state.verifier_fault(&RUN, &verifier, &worker, Round(0)).await.expect("read");
+    let FaultState::Contested { bond, resolves_at, .. } = fault.expect("on record").state else {
+        panic!("it was contested")
+    };
+    assert_eq!(bond, units(5));
+    chain.reach(resolves_at).await;
+    let dismissed = client.execute_verifier_fault(&accuser, &RUN, &verifier, which).await;
+    assert!(dismissed.expect("its time is over").events().iter().any(|event| matches!(
+        event,
+        TrainingEvent::VerifierFaultDismissed { penalty, .. } if *penalty == units(5)
+    )));
+
+    // One verifier is this run's quorum.
+    let slashed = client.report_verifier(&accuser, report(1)).await.expect("reported");
+    let expected = TrainingEvent::VerifierSlashed {
+        run: RUN,
+        verifier,
+        worker,
+        round: Round(1),
+        amount: units(20),
+        to_reporters: units(10),
+        to_escrow: units(10),
+        votes: 1,
+    };
+    assert!(slashed.events().contains(&expected), "{:?}", slashed.events());
+    let again = client.execute_verifier_fault(&accuser, &RUN, &verifier, (&worker, Round(1)));
+    assert!(matches!(again.await.expect("no harm"), Submission::AlreadyDone { .. }));
+    let state = client.state().await.expect("a state");
+    let record = state.verifier(&RUN, &verifier).await.expect("read").expect("still registered");
+    assert_eq!((record.bond, record.open_faults), (units(0), 0));
+    let all = state.verifier_faults(&RUN).await.expect("read");
+    let states: Vec<_> = all.iter().map(|(key, fault)| (*key, fault.state)).collect();
+    let executed = FaultState::Executed { slashed: units(20) };
+    assert_eq!(
+        states,
+        [
+            ((verifier, worker, Round(0)), FaultState::Dismissed),
+            ((verifier, worker, Round(1)), executed)
+        ]
+    );
+
+    let block = state.block();
+    let keys = [
+        StorageKey::verifier_fault(&RUN, &verifier, &worker, Round(1)),
+        StorageKey::verifier_fault(&RUN, &verifier, &worker, Round(2)),
+    ];
+    let proof = client.read_proof(&keys, &block.hash).await.expect("an answer");
+    let (_, values) = proof.verify(&block.hash, &keys).expect("the proof holds");
+    let bytes = values[0].as_ref().expect("the fault is there");
+    assert_eq!(VerifierFault::from_state(bytes).expect("a fault"), all[1].1);
+    assert_eq!(values[1], None);
+
+    // It may come back with a full bond.
+    let refilled = client.register_verifier(&accused, &RUN).await.expect("bonded again");
+    assert!(matches!(refilled, Submission::Included { .. }));
+    let record = client.state().await.expect("a state").verifier(&RUN, &verifier).await;
+    assert_eq!(record.expect("read").expect("registered").bond, units(20));
+    chain.devnet.shutdown().await;
+}

@@ -1,0 +1,99 @@
+//! What becomes of verifiers that contradict each other: whoever made its end up is out, and the chain is told.
+
+use manyhands_proto::message::{Refusal, RefusalCode, SignedCommitment};
+use manyhands_proto::{Balance, ChunkIndex, Digest, NodeId, Tick};
+use serde::{Deserialize, Serialize};
+
+use super::Coordinator;
+use super::audits::ReplayTask;
+use super::input::Effect;
+use super::status::EventKind;
+use crate::panel::{Attendee, JUDGES_MAX, Judgement};
+use crate::record::FalseEnd;
+
+/// Verdicts on one round of which some contradict others, and what is needed to find out whose end is made up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Contradiction {
+    pub commitment: SignedCommitment,
+    /// θ_t.
+    pub start: Digest,
+    /// The drawn chunks, ascending.
+    pub chunks: Vec<ChunkIndex>,
+    pub judgements: Vec<Judgement>,
+    /// What machines the verifiers have.
+    pub classes: Vec<Attendee>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Judges {
+    contradictions: Vec<Contradiction>,
+    /// What the chain has not dealt with yet.
+    undecided: Vec<FalseEnd>,
+    /// For the next record.
+    pub(super) found: Vec<FalseEnd>,
+}
+
+impl Judges {
+    pub(super) fn is_idle(&self) -> bool {
+        self.contradictions.is_empty() && self.undecided.is_empty()
+    }
+
+    pub(super) fn wanted(&self) -> impl Iterator<Item = Effect> {
+        let compare = self.contradictions.iter().cloned().map(Effect::CompareJudges);
+        compare.chain(self.undecided.iter().copied().map(Effect::ReportVerifier))
+    }
+
+    /// Whether what a verifier did is still before the chain: it may not come back meanwhile.
+    pub(super) fn undecided_of(&self, verifier: NodeId) -> Option<FalseEnd> {
+        self.undecided.iter().find(|it| it.verifier == verifier).copied()
+    }
+}
+
+impl Coordinator {
+    /// Notes a decision in which verifiers contradicted each other. With fewer than three ends nobody can say whose is
+    /// made up.
+    pub(super) fn note_contradiction(&mut self, task: &ReplayTask, judgements: &[Judgement]) {
+        let accusing = judgements.iter().filter(|it| it.verdict.accuses()).count();
+        if judgements.len() < JUDGES_MAX || accusing == 0 || accusing == judgements.len() {
+            return;
+        }
+        self.judges.contradictions.push(Contradiction {
+            commitment: task.signed.clone(),
+            start: task.replay.assignment.theta,
+            chunks: task.chunks.clone(),
+            judgements: judgements.to_vec(),
+            classes: task.classes.clone(),
+        });
+    }
+
+    pub(super) fn handle_judges_compared(
+        &mut self,
+        now: Tick,
+        commitment: Digest,
+        liars: Vec<NodeId>,
+    ) {
+        let waiting = &mut self.judges.contradictions;
+        let Some(at) = waiting.iter().position(|it| it.commitment.digest() == commitment) else {
+            return;
+        };
+        let Contradiction { commitment, .. } = waiting.remove(at);
+        let (round, worker) = (commitment.commitment.round, commitment.worker);
+        for verifier in liars {
+            let what = format!("its replay of round {round} of {} is made up", worker.short());
+            if let Some(member) = self.membership.get_mut(verifier) {
+                member.barred = Some(Refusal { code: RefusalCode::Barred, reason: what.clone() });
+            }
+            let text = format!("verifier {} is barred: {what}", verifier.short());
+            self.history.note(now, EventKind::Fault, text);
+            let end = FalseEnd { round, worker, verifier };
+            self.judges.found.push(end);
+            self.judges.undecided.push(end);
+        }
+    }
+
+    pub(super) fn handle_verifier_settled(&mut self, now: Tick, end: FalseEnd, slashed: Balance) {
+        self.judges.undecided.retain(|it| *it != end);
+        let text = format!("verifier {} loses {slashed} of its bond", end.verifier.short());
+        self.history.note(now, EventKind::Slash, text);
+    }
+}
