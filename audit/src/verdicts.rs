@@ -10,10 +10,12 @@ use manyhands_proto::message::{
 };
 use manyhands_proto::run_file::{RunSpec, Verification};
 use manyhands_proto::{ChunkIndex, Digest, NodeId, Round};
-use manyhands_rules::coordinator::{Contradiction, late_beacon};
+use manyhands_rules::coordinator::late_beacon;
 use manyhands_rules::draw::Beacon;
 use manyhands_rules::evidence::{Subject, bytes_max, distances, false_ends};
-use manyhands_rules::panel::{JUDGES_MAX, Judged, Judgement, Pair, decide, judges, panel, within};
+use manyhands_rules::panel::{
+    Contradiction, JUDGES_MAX, Judged, Judgement, Pair, decide, judges, panel, within,
+};
 use manyhands_rules::record::{Check, FalseEnd, Finding, Outcome, RoundRecord};
 use manyhands_rules::reward::layout;
 
@@ -180,7 +182,9 @@ fn follows(
                 *end != claimed && judgement.evidence.is_some()
             }
             (ReplayEnd::At(_), Judged::Passed(_) | Judged::Withheld(_)) => true,
-            (ReplayEnd::Nowhere, verdict) => *verdict == Judged::Fault(Distances::FARTHEST),
+            (ReplayEnd::Nowhere, verdict) => {
+                *verdict == Judged::Fault(Distances::FARTHEST) && judgement.evidence.is_some()
+            }
             (ReplayEnd::Withheld(reason), verdict) => *verdict == Judged::Withheld(reason.clone()),
         }
 }
@@ -194,12 +198,16 @@ pub(crate) async fn recompute<E: Evidence>(
     findings: &mut Findings,
 ) -> Result<(), AuditError> {
     let layout = layout(&spec.model);
-    let mut shown = BTreeSet::new();
+    let (mut shown, mut gone) = (BTreeSet::new(), BTreeSet::new());
     for record in &records.all {
         for check in record.checks.iter().filter(|check| !check.is_of_codec()) {
             let Some(case) = Case::of(spec, records, record, check, &layout) else { continue };
             let blobs = case.fetch(evidence, findings).await?;
             case.check_distances(&blobs, findings);
+            let wanted = check.judgements.iter().filter(|judgement| judgement.evidence.is_some());
+            if blobs.len() < wanted.count() {
+                gone.insert((check.round, check.worker));
+            }
             let ends = false_ends(&case.contradiction(), &blobs, &layout, &spec.verification);
             shown.extend(ends.into_iter().map(|verifier| {
                 let (round, worker) = (check.round, check.worker);
@@ -211,6 +219,10 @@ pub(crate) async fn recompute<E: Evidence>(
         records.all.iter().flat_map(|record| &record.false_ends).copied().collect();
     for end in listed.difference(&shown) {
         let at = Link::Outcomes.at(end.round).of(end.verifier);
+        if gone.contains(&(end.round, end.worker)) {
+            findings.expired(at, "evidence of a replay that was made up");
+            continue;
+        }
         let what = "evidence of a replay that was made up";
         findings.failed(at, what, "none, or of another verifier");
     }

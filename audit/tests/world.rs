@@ -23,10 +23,11 @@ use manyhands_proto::run_file::{DataSet, RunFile, RunSpec};
 use manyhands_proto::tree::Openings;
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, Tick, TokenCount};
 use manyhands_rules::coordinator::{
-    CodecCheck, CodecResult, Compared, Comparison, Contradiction, Contribution, Coordinator,
-    Effect, Facts, Input, MergeOrder, MergeResult, Phase, Stage,
+    CodecCheck, CodecResult, Compared, Comparison, Contribution, Coordinator, Effect, Facts, Input,
+    MergeOrder, MergeResult, Phase, Stage,
 };
 use manyhands_rules::evidence::{self, moments_groups, theta_groups};
+use manyhands_rules::panel::Contradiction;
 use manyhands_rules::record::{Entropy, FaultKind, RoundRecord};
 use manyhands_rules::run_id::run_id;
 

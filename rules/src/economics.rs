@@ -240,15 +240,15 @@ mod tests {
         let Deterrent {
             reward_per_round, slash_needed, stake_needed, vesting_rounds_needed, ..
         } = economics.deterrent;
-        // 1 / .0475 − 1 rounds of reward; a fifth of a stake is the least that is slashed.
+        // 1 / .0475 − 1 rounds of reward; half of a stake is the least that is slashed.
         let needed = reward_per_round.0 as f64 * (1.0 / 0.0475 - 1.0);
         assert!((slash_needed.0 as f64 - needed).abs() <= 1.0);
         let stake_needed = stake_needed.expect("a stake helps");
-        assert!(stake_needed.0.abs_diff(5 * slash_needed.0) <= 5);
+        assert!(stake_needed.0.abs_diff(2 * slash_needed.0) <= 2);
         assert_eq!(vesting_rounds_needed, Some(20));
 
         let with_stake = |stake: u128| file(&format!("[chain]\nstake_min = {stake}"));
-        for (stake, pays) in [(stake_needed.0, false), (stake_needed.0 - 10, true)] {
+        for (stake, pays) in [(stake_needed.0, false), (stake_needed.0 - 4, true)] {
             let file = with_stake(stake);
             assert_eq!(Economics::of(&file).cheating_pays(&file), pays, "{stake}");
         }
@@ -267,6 +267,8 @@ mod tests {
         assert!(pays && never.stake_needed.is_none() && never.vesting_rounds_needed.is_none());
         let (pays, spared) = deterrent("[chain]\nslash_per_mille = 0");
         assert!(pays && spared.stake_needed.is_none());
+        let (pays, hidden) = deterrent("[chain]\nwithheld_slash_per_mille = 0");
+        assert!(pays && hidden.stake_needed.is_none(), "a cheat would hide");
         let (pays, unpaid) = deterrent("[chain]\nprice_per_work_unit = 0");
         assert!(!pays && unpaid.speed_covered.is_none());
         assert_eq!(unpaid.stake_needed, Some(Balance(0)));

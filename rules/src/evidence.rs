@@ -13,8 +13,7 @@ use manyhands_proto::run_file::Verification;
 use manyhands_proto::tree::{GROUP_BYTES, Openings};
 use manyhands_proto::{ChunkIndex, Digest, NodeId};
 
-use crate::coordinator::Contradiction;
-use crate::panel::{Judgement, Pair, within};
+use crate::panel::{Contradiction, Judgement, Pair, within};
 
 /// What a round started from and is compared on.
 #[derive(Debug, Clone, Copy)]
@@ -168,8 +167,8 @@ fn end_of(
     Ok(EndChunks { starts: opened.starts, chunks })
 }
 
-/// Which of those that repeated the same round made their ends up: whoever is too far from two others that are not too
-/// far from each other. The places in `ended`, ascending.
+/// Which of those that repeated the same round made their ends up: whoever is too far from two others, on devices of its
+/// own kind, that are not too far from each other. The places in `ended`, ascending.
 ///
 /// A majority near the threshold proves nothing of a single one, so it is ends that are compared, not verdicts.
 fn liars(ended: &[Ended], terms: &Verification) -> Vec<usize> {
@@ -188,8 +187,11 @@ fn liars(ended: &[Ended], terms: &Verification) -> Vec<usize> {
         within(&from(&one.end, &other.end), terms, pair)
             || within(&from(&other.end, &one.end), terms, pair)
     };
+    let kind = |of: usize| ended[of].class.device;
     let lies = |of: &usize| {
-        let others: Vec<usize> = (0..ended.len()).filter(|other| other != of).collect();
+        // Between kinds of devices an honest round that is unstable ends as far apart as one that was made up.
+        let others: Vec<usize> =
+            (0..ended.len()).filter(|other| other != of && kind(*other) == kind(*of)).collect();
         let far: Vec<usize> = others.into_iter().filter(|other| !near(*of, *other)).collect();
         far.iter().enumerate().any(|(at, one)| far[at + 1..].iter().any(|two| near(*one, *two)))
     };
@@ -213,7 +215,7 @@ pub fn false_ends(
         let is_its = evidence.commitment == *commitment && evidence.replay == judgement.replay;
         is_its.then_some(evidence)
     };
-    let any = judgements.iter().find_map(own);
+    let any = judgements.iter().filter_map(own).find(|evidence| evidence.opened.is_some());
     let (mut verifiers, mut ended) = (Vec::new(), Vec::new());
     for judgement in judgements {
         let shown = match own(judgement) {

@@ -1,9 +1,9 @@
 //! Who judges a worker's round, and what follows from what they find. One verifier's word lets a round pass;
 //! it takes two to find against it, where two were there to be asked.
 
-use manyhands_proto::message::{Distances, NumericClass, SignedReplay};
+use manyhands_proto::message::{Distances, NumericClass, SignedCommitment, SignedReplay};
 use manyhands_proto::run_file::Verification;
-use manyhands_proto::{Digest, NodeId};
+use manyhands_proto::{ChunkIndex, Digest, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::draw::Beacon;
@@ -84,16 +84,29 @@ impl Judged {
         }
     }
 
-    /// Whether it is what was decided in the end. A draw contradicts nobody.
+    /// Whether it is what was decided in the end. A draw contradicts nobody that has shown where it ended.
     pub fn agrees_with(&self, finding: &Finding) -> bool {
         match finding {
-            Finding::Undecided => true,
+            Finding::Undecided => !matches!(self, Self::Withheld(_)),
             Finding::ReplayPassed(_) => !self.accuses(),
             // Whoever opens nothing to one verifier can have cheated towards another.
             Finding::ReplayFault(_) | Finding::Withheld(_) => self.accuses(),
             Finding::CodecPassed | Finding::CodecFault(_) => false,
         }
     }
+}
+
+/// Verdicts on one round of which some contradict others, and what is needed to find out whose end is made up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Contradiction {
+    pub commitment: SignedCommitment,
+    /// θ_t.
+    pub start: Digest,
+    /// The drawn chunks, ascending.
+    pub chunks: Vec<ChunkIndex>,
+    pub judgements: Vec<Judgement>,
+    /// What machines the verifiers have.
+    pub classes: Vec<Attendee>,
 }
 
 /// The verifiers that may judge `worker`'s round, in the order in which they are asked: of all that attended it,
@@ -147,6 +160,8 @@ pub fn decide(judges: usize, judgements: &[Judgement], more: bool) -> Option<Fin
         (Some(passed), None, None) => Some(Finding::ReplayPassed(*passed)),
         (None, Some(fault), None) => Some(Finding::ReplayFault(*fault)),
         (None, _, Some(reason)) => Some(Finding::Withheld(reason.clone())),
+        // Whoever shows one verifier nothing and another a cheat is no better than who shows nobody anything.
+        (Some(_), Some(_), Some(reason)) => Some(Finding::Withheld(reason.clone())),
         (Some(_), _, _) => Some(Finding::Undecided),
     }
 }
@@ -203,7 +218,8 @@ mod tests {
             ("ww", withheld.clone(), withheld.clone()),
             ("fpf", fault.clone(), fault.clone()),
             ("fpp", passed.clone(), passed.clone()),
-            ("fwp", None, undecided),
+            ("fwp", None, withheld.clone()),
+            ("wp", None, undecided),
             ("fwf", fault.clone(), fault),
             ("pwp", passed.clone(), passed),
         ];

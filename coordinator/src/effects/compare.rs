@@ -18,6 +18,7 @@ use super::openings::{Blob, NotOpened, open};
 use super::{Done, EffectError, blocking};
 use crate::context::Context;
 use crate::journal::{BlobKind, BlobNote};
+use crate::store::ReadBlobError;
 
 pub(super) async fn compare(
     context: &Arc<Context>,
@@ -50,9 +51,11 @@ async fn run(context: &Arc<Context>, order: Comparison) -> Result<Compared, Effe
     let quarter = Duration::from_millis(context.spec.round.check_ms / 4);
     if replayed == claimed {
         // The same bits. That it has them it has to show: the digests are no secret.
-        let shown = &order.chunks
-            [..order.chunks.len().min(context.spec.verification.codec_chunks as usize)];
-        let opened = open_theta(context, verifier, replayed.theta, shown, Instant::now() + quarter);
+        let count = context.spec.verification.codec_chunks as usize;
+        let apart = order.chunks.len().div_ceil(count.max(1));
+        let shown: Vec<ChunkIndex> = order.chunks.iter().copied().step_by(apart).collect();
+        let opened =
+            open_theta(context, verifier, replayed.theta, &shown, Instant::now() + quarter);
         return Ok(match opened.await {
             Ok(_) => Compared::Distances { distances: Distances::NONE, evidence: None },
             Err(NotOpened(reason)) => Compared::Unopened(reason),
@@ -102,16 +105,20 @@ async fn judge(
     ends: Option<(OpenedEnd, OpenedEnd)>,
 ) -> Result<Compared, EffectError> {
     let start = order.replay.replayed.start;
-    if !context.store.contains(start) {
-        // The verifier had it a moment ago; nobody can show now what its replay began with.
-        return Ok(Compared::Unopened("the round's parameters are not kept any more".to_owned()));
-    }
     let context = context.clone();
     blocking(move || {
         let opened = match ends {
             None => None,
             Some((claimed, replayed)) => {
-                let theta = context.store.theta(start)?;
+                let theta = match context.store.theta(start) {
+                    Ok(theta) => theta,
+                    // The verifier had it a moment ago; nobody can show now what its replay began with.
+                    Err(ReadBlobError::Missing(_)) => {
+                        let reason = "the round's parameters are not kept any more".to_owned();
+                        return Ok(Compared::Unopened(reason));
+                    }
+                    Err(error) => return Err(error.into()),
+                };
                 let start = Openings::of(&theta, &theta_groups(&order.chunks))
                     .expect("drawn chunks are chunks of θ");
                 Some(OpenedEnds { start, claimed, replayed })

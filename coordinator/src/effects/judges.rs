@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use manyhands_proto::message::ReplayEvidence;
-use manyhands_rules::coordinator::{Contradiction, Input};
+use manyhands_rules::coordinator::Input;
 use manyhands_rules::evidence::false_ends;
+use manyhands_rules::panel::Contradiction;
 
 use super::{Done, EffectError, blocking};
 use crate::context::Context;
+use crate::store::ReadBlobError;
 
 pub(super) async fn compare(
     context: &Arc<Context>,
@@ -18,8 +20,12 @@ pub(super) async fn compare(
     blocking(move || {
         let mut evidence = BTreeMap::new();
         for digest in contradiction.judgements.iter().filter_map(|judgement| judgement.evidence) {
-            // Our own, from when the ends were compared.
-            let bytes = context.store.get(digest)?;
+            // Our own, from when the ends were compared; without it there is nothing to hold against anybody.
+            let bytes = match context.store.get(digest) {
+                Ok(bytes) => bytes,
+                Err(ReadBlobError::Missing(_)) => continue,
+                Err(error) => return Err(error.into()),
+            };
             if let Ok(parsed) = ReplayEvidence::parse(&bytes) {
                 evidence.insert(digest, parsed);
             }

@@ -1,6 +1,6 @@
 //! Opening parts of what a peer committed to.
 
-use manyhands_network::data::{GROUPS_PER_REQUEST_MAX, Refusal, SourceError};
+use manyhands_network::data::GROUPS_PER_REQUEST_MAX;
 use manyhands_proto::tree::Openings;
 use manyhands_proto::{Digest, NodeId};
 use tokio::time::Instant;
@@ -55,7 +55,7 @@ async fn insist(context: &Context, blob: Blob<'_>, groups: &[u64]) -> Result<Ope
         let source = context.whereabouts.of(blob.of);
         match context.data.open_groups(&source, blob.digest, groups).await {
             Ok(openings) => return Ok(openings),
-            Err(error) if is_lie(&error) => {
+            Err(error) if error.is_lie() => {
                 return Err(NotOpened(format!(
                     "it opened something else as {}: {error}",
                     blob.name
@@ -64,27 +64,5 @@ async fn insist(context: &Context, blob: Blob<'_>, groups: &[u64]) -> Result<Ope
             Err(error) => tracing::debug!(peer = %blob.of, %error, "openings are asked again"),
         }
         backoff.wait().await;
-    }
-}
-
-/// Whether the peer itself has shown that it does not have what it committed to.
-fn is_lie(error: &SourceError) -> bool {
-    match error {
-        SourceError::Blame(_)
-        | SourceError::TooLarge { .. }
-        | SourceError::Refused(Refusal::OutOfRange)
-        | SourceError::GroupCount { .. } => true,
-        // Not yet, not to us, not now: a moment later it may be.
-        SourceError::Refused(
-            Refusal::Unknown
-            | Refusal::Forbidden
-            | Refusal::NotYet
-            | Refusal::Busy { .. }
-            | Refusal::Storage,
-        )
-        | SourceError::Connect(_)
-        | SourceError::Stalled { .. }
-        | SourceError::TooSlow { .. }
-        | SourceError::Lost(_) => false,
     }
 }

@@ -76,6 +76,30 @@ impl SourceError {
     }
 }
 
+impl SourceError {
+    /// Whether the source itself has shown that it does not have what it committed to. Of all else a moment later may be
+    /// another.
+    pub fn is_lie(&self) -> bool {
+        match self {
+            Self::Blame(_)
+            | Self::TooLarge { .. }
+            | Self::Refused(Refusal::OutOfRange)
+            | Self::GroupCount { .. } => true,
+            Self::Refused(
+                Refusal::Unknown
+                | Refusal::Forbidden
+                | Refusal::NotYet
+                | Refusal::Busy { .. }
+                | Refusal::Storage,
+            )
+            | Self::Connect(_)
+            | Self::Stalled { .. }
+            | Self::TooSlow { .. }
+            | Self::Lost(_) => false,
+        }
+    }
+}
+
 /// The blob's length and chunk list, which merges to the digest.
 pub(super) async fn head(
     shared: &Arc<Shared>,

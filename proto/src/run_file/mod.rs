@@ -491,8 +491,9 @@ mod default {
         stake_min: Balance = Balance(100 * TOKEN);
         bond: Balance = Balance(100 * TOKEN);
         slash_per_mille: u32 = 500;
-        // Enough that hiding does not pay with any of the recipes; a machine that dies at the wrong moment loses it too.
-        withheld_slash_per_mille: u32 = 200;
+        // As much as a fault: a cheat that is drawn would choose what costs it less. A machine that dies at the wrong
+        // moment loses it too.
+        withheld_slash_per_mille: u32 = 500;
         reporter_share_per_mille: u32 = 200;
         // One over the floor of the default audit rate.
         vesting_rounds: u32 = 20;

@@ -57,8 +57,8 @@ pub(super) struct ReplayTask {
     unable: Vec<NodeId>,
     /// In the order in which they came.
     pub(super) judgements: Vec<Judgement>,
-    /// When somebody accused first: others are waited for from then on, and not for ever.
-    accused_at: Option<Tick>,
+    /// When somebody judged first: others are waited for from then on, and not for ever.
+    judged_at: Option<Tick>,
 }
 
 impl ReplayTask {
@@ -70,13 +70,11 @@ impl ReplayTask {
     }
 
     fn is_accused(&self) -> bool {
-        self.accused_at.is_some()
+        self.judgements.iter().any(|judgement| judgement.verdict.accuses())
     }
 
     fn judge(&mut self, now: Tick, judgement: Judgement) {
-        if judgement.verdict.accuses() {
-            self.accused_at.get_or_insert(now);
-        }
+        self.judged_at.get_or_insert(now);
         self.judgements.push(judgement);
     }
 
@@ -94,14 +92,14 @@ impl ReplayTask {
         there.filter(|node| !at_it(node)).find(|node| idle.contains(node))
     }
 
-    /// Whether somebody may still judge it: who is at it, and who could be. Whoever is away is waited for until an
-    /// accusation is older than `patience_ms`.
+    /// Whether somebody may still judge it: who is at it, and who could be. Whoever is away is waited for until the
+    /// first judgement is older than `patience_ms`.
     fn expects_more(&self, now: Tick, present: &[NodeId], patience_ms: u64) -> bool {
         let at_it = !self.given.is_empty() || !self.ends.is_empty();
         if self.judgements.len() >= JUDGES_MAX || self.unable.len() >= JUDGES_MAX {
             return at_it;
         }
-        let waited = self.accused_at.is_some_and(|since| now.since(since) >= patience_ms);
+        let waited = self.judged_at.is_some_and(|since| now.since(since) >= patience_ms);
         at_it || self.remaining().any(|node| !waited || present.contains(&node))
     }
 }
@@ -131,7 +129,7 @@ impl Audits {
             ends: BTreeMap::new(),
             unable: Vec::new(),
             judgements: Vec::new(),
-            accused_at: None,
+            judged_at: None,
         };
         self.replays.insert(task.replay.id, task);
     }
@@ -170,8 +168,11 @@ impl Audits {
             task.unable.extend(failed);
             task.given.retain(|node, since| !late(*since) && present.contains(node));
         }
-        let busy: Vec<NodeId> =
-            self.replays.values().flat_map(|task| task.given.keys().copied()).collect();
+        // Who has to show where it ended is not asked again meanwhile: it keeps few of its ends.
+        let at_it = |task: &ReplayTask| -> Vec<NodeId> {
+            task.given.keys().chain(task.ends.keys()).copied().collect()
+        };
+        let busy: Vec<NodeId> = self.replays.values().flat_map(at_it).collect();
         let mut idle: Vec<NodeId> =
             present.iter().copied().filter(|node| !busy.contains(node)).collect();
         let mut waiting: Vec<_> = self.replays.values_mut().collect();
@@ -187,7 +188,7 @@ impl Audits {
     /// When the next task is to be taken back, or decided without those that are away.
     pub(super) fn next_timeout(&self, patience_ms: u64) -> Option<Tick> {
         let since = |task: &ReplayTask| {
-            task.given.values().copied().chain(task.accused_at).collect::<Vec<_>>()
+            task.given.values().copied().chain(task.judged_at).collect::<Vec<_>>()
         };
         self.replays.values().flat_map(since).map(|since| since.after_ms(patience_ms)).min()
     }
@@ -197,8 +198,8 @@ impl Audits {
         self.replays.values().map(|task| task.replay.assignment.round).min()
     }
 
-    /// Takes out what has been decided, with what follows: none where nobody could do it. A task about a round
-    /// before `from` is decided by what there is.
+    /// Takes out what has been decided, with what follows: none where nobody could do it. A task about a round before
+    /// `from` is decided by what there is.
     pub(super) fn ended(
         &mut self,
         now: Tick,
@@ -216,9 +217,11 @@ impl Audits {
     }
 
     /// The merge does not wait any longer. What nobody has accused is decided by what there is, and nothing more
-    /// is asked about it; an accusation is followed up.
+    /// is asked about it; an accusation is followed up, and so is what is being compared: whoever opens its end late
+    /// enough would otherwise never be judged.
     pub(super) fn end_before_merge(&mut self) -> Vec<(ReplayTask, Finding)> {
-        for task in self.replays.values_mut().filter(|task| task.is_accused()) {
+        let goes_on = |task: &&mut ReplayTask| task.is_accused() || !task.ends.is_empty();
+        for task in self.replays.values_mut().filter(goes_on) {
             task.before_merge = false;
         }
         let ended = self
@@ -226,9 +229,22 @@ impl Audits {
         ended.into_iter().filter_map(|(task, finding)| Some((task, finding?))).collect()
     }
 
-    pub(super) fn end_all(&mut self) {
-        self.replays.clear();
+    /// Nothing is waited for any more: all is decided by what there is.
+    pub(super) fn end_all(&mut self) -> Vec<(ReplayTask, Option<Finding>)> {
         self.evaluations.clear();
+        self.take(|task| Some(decide(task.judges, &task.judgements, false)))
+    }
+
+    /// Nothing that this verifier said of what is not decided yet counts.
+    pub(super) fn exclude(&mut self, verifier: NodeId) {
+        for task in self.replays.values_mut() {
+            task.given.remove(&verifier);
+            task.ends.remove(&verifier);
+            task.judgements.retain(|judgement| judgement.verifier() != verifier);
+            if task.panel.contains(&verifier) && !task.unable.contains(&verifier) {
+                task.unable.push(verifier);
+            }
+        }
     }
 
     /// Takes out the tasks that `which` says something of.

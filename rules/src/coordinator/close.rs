@@ -442,7 +442,9 @@ impl Coordinator {
     pub(super) fn finish(&mut self, now: Tick, over: bool) -> bool {
         let draws_known = self.closed.values().all(|closed| closed.entropy.is_some());
         if over {
-            self.audits.end_all();
+            for (task, finding) in self.audits.end_all() {
+                self.handle_replayed(now, task, finding);
+            }
         } else if !draws_known || !self.audits.is_idle() {
             return false;
         }

@@ -45,7 +45,8 @@ impl Coordinator {
     /// Replays of rounds before this one are not waited for any more.
     pub(super) fn audited_from(&self) -> Round {
         let rounds = AUDIT_ROUNDS_MAX.min(self.spec.run.evidence_rounds);
-        Round(self.round.number.0.saturating_sub(rounds))
+        // The next record must still hold what follows.
+        Round((self.round.number.0 + 1).saturating_sub(rounds))
     }
 
     fn duty(&self, node: NodeId, member: &Member) -> Duty {

@@ -8,8 +8,8 @@ use manyhands_proto::message::{
 use manyhands_proto::{Balance, ChunkIndex, Digest, NodeId, Round, TokenCount};
 use serde::{Deserialize, Serialize};
 
-use super::judges::Contradiction;
 use crate::draw::Beacon;
+use crate::panel::Contradiction;
 use crate::record::{Entropy, FalseEnd, FaultKind, RoundRecord};
 
 /// Everything that can change the machine. Inputs carry digests and findings, never blobs.

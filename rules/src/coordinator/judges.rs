@@ -1,28 +1,15 @@
 //! What becomes of verifiers that contradict each other: whoever made its end up is out, and the chain is told.
 
-use manyhands_proto::message::{Refusal, RefusalCode, SignedCommitment};
-use manyhands_proto::{Balance, ChunkIndex, Digest, NodeId, Tick};
+use manyhands_proto::message::{Refusal, RefusalCode};
+use manyhands_proto::{Balance, Digest, NodeId, Tick};
 use serde::{Deserialize, Serialize};
 
 use super::Coordinator;
 use super::audits::ReplayTask;
 use super::input::Effect;
 use super::status::EventKind;
-use crate::panel::{Attendee, JUDGES_MAX, Judgement};
+use crate::panel::{Contradiction, JUDGES_MAX, Judgement};
 use crate::record::FalseEnd;
-
-/// Verdicts on one round of which some contradict others, and what is needed to find out whose end is made up.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Contradiction {
-    pub commitment: SignedCommitment,
-    /// θ_t.
-    pub start: Digest,
-    /// The drawn chunks, ascending.
-    pub chunks: Vec<ChunkIndex>,
-    pub judgements: Vec<Judgement>,
-    /// What machines the verifiers have.
-    pub classes: Vec<Attendee>,
-}
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Judges {
@@ -83,8 +70,10 @@ impl Coordinator {
             if let Some(member) = self.membership.get_mut(verifier) {
                 member.barred = Some(Refusal { code: RefusalCode::Barred, reason: what.clone() });
             }
+            self.audits.exclude(verifier);
             let text = format!("verifier {} is barred: {what}", verifier.short());
             self.history.note(now, EventKind::Fault, text);
+            self.history.note_fault(round, verifier, what);
             let end = FalseEnd { round, worker, verifier };
             self.judges.found.push(end);
             self.judges.undecided.push(end);
@@ -93,7 +82,6 @@ impl Coordinator {
 
     pub(super) fn handle_verifier_settled(&mut self, now: Tick, end: FalseEnd, slashed: Balance) {
         self.judges.undecided.retain(|it| *it != end);
-        let text = format!("verifier {} loses {slashed} of its bond", end.verifier.short());
-        self.history.note(now, EventKind::Slash, text);
+        self.history.note_slash(now, end.round, end.verifier, slashed);
     }
 }

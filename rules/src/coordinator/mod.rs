@@ -32,7 +32,6 @@ pub use input::{
     CodecCheck, CodecResult, Compared, Comparison, Contribution, Effect, ErrorBuffer, Facts, Input,
     MergeOrder, MergeResult, RevocationOrder, Stage,
 };
-pub use judges::Contradiction;
 pub use round::Phase;
 pub use status::{EventKind, MemberStatus, RoundStatus, Status};
 pub use weighing::WEIGHERS_MAX;
@@ -43,7 +42,7 @@ use self::judges::Judges;
 use self::membership::Membership;
 use self::requests::Answer;
 use self::round::{OpenRound, Parameters, Upload};
-use crate::panel::Judgement;
+use crate::panel::{Judged, Judgement};
 use crate::record::{Check, Draw, Finding, Outcome, Revocation, RoundRecord};
 use crate::reward::{self, layout};
 
@@ -272,7 +271,7 @@ impl Coordinator {
             }
         };
         if let Some(finding) = finding {
-            let judgements = self.keep_evidence(&task);
+            let judgements = self.keep_evidence(&task, &finding);
             self.note_contradiction(&task, &judgements);
             let work = reward::work(&self.spec.model, task.signed.commitment.tokens);
             for judgement in judgements.iter().filter(|it| it.verdict.agrees_with(&finding)) {
@@ -296,7 +295,7 @@ impl Coordinator {
 
     /// Where nobody accuses there is nothing to show. Otherwise what the verdicts follow from is kept, and whoever
     /// found against the worker is asked to say so on the chain.
-    fn keep_evidence(&mut self, task: &ReplayTask) -> Vec<Judgement> {
+    fn keep_evidence(&mut self, task: &ReplayTask, finding: &Finding) -> Vec<Judgement> {
         let Assignment { round, worker, class, .. } = &task.replay.assignment;
         let mut judgements = task.judgements.clone();
         let accused = judgements.iter().any(|judgement| judgement.verdict.accuses());
@@ -306,7 +305,7 @@ impl Coordinator {
                 continue;
             };
             self.evidence.push((*round, evidence));
-            if judgement.verdict.accuses() {
+            if let (Judged::Fault(_), Finding::ReplayFault(_)) = (&judgement.verdict, finding) {
                 let (round, worker, class) = (*round, *worker, class.clone());
                 self.votes.push((judgement.verifier(), Vote { round, worker, evidence, class }));
             }

@@ -102,6 +102,7 @@ impl RoundStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FaultStatus {
     pub round: Round,
+    /// Or the verifier that replayed a worker's round.
     pub worker: NodeId,
     pub reason: String,
     /// None while the chain has not dealt with it.
@@ -167,7 +168,7 @@ impl History {
         self.note(
             now,
             EventKind::Slash,
-            format!("worker {} was slashed {slashed} for round {round}", worker.short()),
+            format!("{} was slashed {slashed} for round {round}", worker.short()),
         );
         let fault = self.faults.iter_mut().find(|f| f.round == round && f.worker == worker);
         if let Some(fault) = fault {

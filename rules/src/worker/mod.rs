@@ -133,6 +133,8 @@ pub struct Worker {
     weighing: Option<Weighing>,
     /// Said on the chain, as long as the coordinator asks for it.
     voted: Vec<Vote>,
+    /// The last thing that was tried was a vote, and it could not be cast.
+    vote_failed: bool,
     steps_done: u32,
     stopping: bool,
     situation: Option<Situation>,
@@ -161,6 +163,7 @@ impl Worker {
             evaluations: Vec::new(),
             weighing: None,
             voted: Vec::new(),
+            vote_failed: false,
             steps_done: 0,
             stopping: false,
             situation: None,
@@ -358,6 +361,7 @@ impl Worker {
                     .find(|replay| self.verdicts.iter().all(|verdict| verdict.id != replay.id));
                 self.voted.retain(|vote| tasks.votes.contains(vote));
                 let vote = tasks.votes.iter().find(|vote| !self.voted.contains(vote));
+                let failed = std::mem::take(&mut self.vote_failed);
                 let evaluation = tasks
                     .evaluations
                     .iter()
@@ -369,8 +373,9 @@ impl Worker {
                 // A merge waits for what is weighed, and may wait for a replay; nothing waits for an evaluation.
                 if let Some(asked) = weigh {
                     self.start(Doing::Weigh(asked.round), Effect::Weigh(asked.clone()));
-                } else if let Some(vote) = vote {
-                    // Quickly done, and the chain waits for it only so long.
+                } else if let Some(vote) = vote.filter(|_| !failed || replay.is_none()) {
+                    // Quickly done, and the chain waits for it only so long. While it cannot be reached, a replay comes
+                    // between.
                     self.start(Doing::Vote, Effect::Vote(vote.clone()));
                 } else if let Some(replay) = replay {
                     self.start(Doing::Replay(replay.id), Effect::Replay(replay.clone()));
@@ -467,6 +472,7 @@ impl Worker {
                 self.done(now);
             }
             Input::Failed => {
+                self.vote_failed = self.doing == Doing::Vote;
                 self.doing = Doing::Nothing;
                 self.next_beat = now.after_ms(self.identity.beat_ms);
             }

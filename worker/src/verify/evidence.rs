@@ -7,9 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use manyhands_network::data::{
-    DataHandle, FetchError, FetchRequest, ProgressFn, Refusal, Source, SourceError,
-};
+use manyhands_network::data::{DataHandle, FetchError, FetchRequest, ProgressFn, Source};
 use manyhands_proto::Digest;
 use tokio::time::Instant;
 
@@ -87,7 +85,7 @@ impl Evidence<'_> {
             };
             match &error {
                 FetchError::NoSource { failures, .. } => {
-                    if failures.iter().any(|failure| is_lie(&failure.error)) {
+                    if failures.iter().any(|failure| failure.error.is_lie()) {
                         return Err(EvidenceError::Wrong(error.to_string()));
                     }
                     waiting.pause(error.to_string()).await?;
@@ -100,28 +98,6 @@ impl Evidence<'_> {
                 }
             }
         }
-    }
-}
-
-/// Whether the source itself has shown that it does not have what it committed to.
-fn is_lie(error: &SourceError) -> bool {
-    match error {
-        SourceError::Blame(_)
-        | SourceError::TooLarge { .. }
-        | SourceError::Refused(Refusal::OutOfRange)
-        | SourceError::GroupCount { .. } => true,
-        // Not yet, not to us, not now: a moment later it may be.
-        SourceError::Refused(
-            Refusal::Unknown
-            | Refusal::Forbidden
-            | Refusal::NotYet
-            | Refusal::Busy { .. }
-            | Refusal::Storage,
-        )
-        | SourceError::Connect(_)
-        | SourceError::Stalled { .. }
-        | SourceError::TooSlow { .. }
-        | SourceError::Lost(_) => false,
     }
 }
 
@@ -151,7 +127,7 @@ mod tests {
     use std::collections::VecDeque;
     use std::sync::{Arc, Mutex};
 
-    use manyhands_network::data::{Access, BlobInfo, BlobStore, FileStore, NoStore};
+    use manyhands_network::data::{Access, BlobInfo, BlobStore, FileStore, NoStore, Refusal};
     use manyhands_proto::NodeId;
     use tempfile::TempDir;
 

@@ -261,7 +261,7 @@ fn evidence_is_asked_for_while_an_audit_waits_and_not_for_ever() {
     while world.machine.round() < Round(30) {
         idle(&mut world);
     }
-    assert_eq!(wanted_from(&world), Round(14));
+    assert_eq!(wanted_from(&world), Round(15));
     assert_eq!(world.outcome(0, 1), &Outcome::Admitted, "a slow verifier costs a worker nothing");
 }
 
