@@ -206,7 +206,7 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
 
     fn prune_run(limit: u32) -> Weight {
         // A fault is the dearest record: the iterator's read, the record, its deposit's hold.
-        Self::storage(8, 9).saturating_add(Self::storage(4, 3).saturating_mul(limit.into()))
+        Self::storage(9, 9).saturating_add(Self::storage(4, 3).saturating_mul(limit.into()))
     }
 
     fn challenge_round(siblings: u32) -> Weight {

@@ -55,7 +55,7 @@ fn action() -> impl Strategy<Value = Action> {
     let verifier = 10_u8..13;
     let reporter = prop_oneof![Just(1_u8), verifier.clone(), 2_u8..4];
     let round = 0_u32..6;
-    // Fewer, so that contests and executions meet what was reported.
+    // Fewer than there are, so that contests and executions meet what was reported.
     let accused = 0_u32..3;
     prop_oneof![
         6 => (1_u32..8).prop_map(Action::Advance),

@@ -62,8 +62,8 @@ enum Wait {
     OtherRuns { runs: usize },
     /// Faults of the account that are not decided; those of this run are listed.
     Faults { open: u32, in_this_run: Vec<Undecided> },
-    /// Faults that this verifier reported first and that are not decided.
-    Reports { open: u32 },
+    /// Faults that the verifier reported first, or is accused of.
+    Disputes { open: u32 },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -180,8 +180,8 @@ impl Situation {
             Some(until_block) if self.next_block < until_block => {
                 wait(Wait::Unbonding { until_block })
             }
-            Some(_) if verifier.open_reports > 0 => {
-                wait(Wait::Reports { open: verifier.open_reports })
+            Some(_) if verifier.open_reports > 0 || verifier.open_faults > 0 => {
+                wait(Wait::Disputes { open: verifier.open_reports + verifier.open_faults })
             }
             Some(_) => Next::Do(Step::WithdrawBond),
         }
@@ -289,9 +289,9 @@ impl Held {
                      this is block {block}"
                 )
             }
-            Wait::Reports { open } => format!(
-                "{what} until the faults that it reported first are decided: {open} open; this is \
-                 block {block}"
+            Wait::Disputes { open } => format!(
+                "{what} until the faults that it reported first, or is accused of, are decided: \
+                 {open} open; this is block {block}"
             ),
         }
     }
@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(next(None, 0), Next::Do(Step::RetireVerifier));
         let unbonding = waits(Purpose::Bond, Wait::Unbonding { until_block: 70 });
         assert_eq!(next(Some(70), 1), unbonding);
-        assert_eq!(next(Some(50), 1), waits(Purpose::Bond, Wait::Reports { open: 1 }));
+        assert_eq!(next(Some(50), 1), waits(Purpose::Bond, Wait::Disputes { open: 1 }));
         assert_eq!(next(Some(50), 0), Next::Do(Step::WithdrawBond));
     }
 
