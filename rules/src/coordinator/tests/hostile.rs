@@ -299,14 +299,7 @@ fn work_for_an_opening_of_a_round_that_is_no_more_is_not_taken_for_other_work() 
 
 #[test]
 fn a_worker_that_came_back_elsewhere_is_replayed_where_it_is() {
-    let mut world = World::new(tests_support::spec());
-    world.join(1, Role::Worker);
-    world.join(2, Role::Worker);
-    world.join(9, Role::Verifier);
-    while world.machine.audits.replays_of(node(9)).is_empty() {
-        world.turn(&[1, 2], &[]);
-        world.ask(9, Request::Beat(Beat { theta: None, steps_done: 0, leaving: false }));
-    }
+    let mut world = World::with_a_replay_asked();
     let old = world.machine.audits.replays_of(node(9));
     let worker = old[0].assignment.worker;
     let id = if worker == node(1) { 1 } else { 2 };

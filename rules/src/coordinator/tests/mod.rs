@@ -113,6 +113,19 @@ impl World {
         }
     }
 
+    /// Workers 1 and 2, and verifier 9, which has just been asked for its first replay.
+    fn with_a_replay_asked() -> Self {
+        let mut world = Self::new(tests_support::spec());
+        world.join(1, Role::Worker);
+        world.join(2, Role::Worker);
+        world.join(9, Role::Verifier);
+        while world.machine.audits.replays_of(node(9)).is_empty() {
+            world.turn(&[1, 2], &[]);
+            world.ask(9, Request::Beat(Beat { theta: None, steps_done: 0, leaving: false }));
+        }
+        world
+    }
+
     fn handle(&mut self, input: Input) -> Option<Reply> {
         self.inputs.push((self.now, input.clone()));
         self.machine.handle(self.now, input)
@@ -378,14 +391,7 @@ fn two_verifiers_that_find_against_a_worker_are_asked_to_say_so_on_the_chain() {
 
 #[test]
 fn a_verdict_is_about_the_round_that_was_asked() {
-    let mut world = World::new(tests_support::spec());
-    world.join(1, Role::Worker);
-    world.join(2, Role::Worker);
-    world.join(9, Role::Verifier);
-    while world.machine.audits.replays_of(node(9)).is_empty() {
-        world.turn(&[1, 2], &[]);
-        world.ask(9, Request::Beat(Beat { theta: None, steps_done: 0, leaving: false }));
-    }
+    let mut world = World::with_a_replay_asked();
     let task = world.machine.audits.replays_of(node(9)).remove(0);
     let refused =
         |world: &mut World, verdict: Verdict| match world.ask(9, Request::Verdict(verdict)) {
