@@ -44,7 +44,7 @@ impl Place {
 }
 
 /// Held-out sequences of one evaluation: the same for all, so losses are paired.
-const HELD_OUT_SEQUENCES: u64 = 1024;
+pub(crate) const HELD_OUT_SEQUENCES: u64 = 1024;
 /// Evaluations in a run.
 const POINTS: u32 = 10;
 /// Checkpoints are not closer together; they are written where an evaluation is.

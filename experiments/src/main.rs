@@ -77,6 +77,9 @@ enum Command {
     BenchTrain(bench::train::Options),
     /// Whether replays and draws find cheats and spare the honest, and what they cost.
     BenchVerification(bench::verification::Options),
+    /// What `bench-train` starts: one measurement with deterministic numerics.
+    #[command(hide = true)]
+    TrainDeterministically(bench::train::DeterministicOptions),
     /// What `bench-verification` starts: replays what comes on standard input.
     #[command(hide = true)]
     ReplayClass(bench::verification::class::Options),
@@ -116,6 +119,7 @@ fn main() -> anyhow::Result<()> {
             bench::gradient::run(&options, &plan::of_benchmarks(), &MEMORY)?;
         }
         Command::BenchTrain(options) => bench::train::run(&options)?,
+        Command::TrainDeterministically(options) => bench::train::deterministic(&options)?,
         Command::BenchVerification(options) => bench::verification::run(&options)?,
         Command::ReplayClass(options) => bench::verification::class::serve(&options)?,
         Command::One { name, keep_end, places } => {

@@ -33,6 +33,7 @@ const LATE_RATE_SHARE: f64 = 0.125;
 const TUNING_ROUNDS: u32 = 150;
 const ABLATION_ROUNDS: u32 = 150;
 const SCALE_ROUNDS: u32 = 300;
+const POISON_ROUNDS: u32 = 50;
 
 /// The defence that runs have where their file says nothing else.
 pub(crate) const DEFAULT: &str = "default";
@@ -89,6 +90,14 @@ pub(crate) fn of_benchmarks() -> Experiment {
 pub(crate) fn of_replays() -> (Architecture, Training) {
     let training = Training { beta2: 0.95, learning_rate: 2e-3, ..training() };
     (architecture(32, 2), training)
+}
+
+/// The run that is poisoned inside the tolerance of replays.
+pub(crate) fn of_poison() -> Experiment {
+    let mut experiment = small("poison", Method::Sparse(ours()));
+    experiment.rounds = POISON_ROUNDS;
+    experiment.model = architecture(32, 2);
+    experiment
 }
 
 /// What a build's numerics are recognised by. It says everything itself: where the plan changes its mind about a method,
@@ -335,7 +344,6 @@ fn scale(plan: &mut Vec<Experiment>) {
         }
     };
     add("rounds_300", &|_| {});
-    add("rounds_600", &|it| it.rounds = 600);
     add("h_10", &|it| {
         it.training.steps_per_round = 10;
         it.rounds = 3 * SCALE_ROUNDS;

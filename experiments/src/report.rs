@@ -10,29 +10,39 @@ use anyhow::bail;
 
 use crate::experiment::Experiment;
 use crate::plan;
-use crate::result::ExperimentResult;
+use crate::result::{ExperimentResult, Origin};
 use crate::statistics::PairedDifference;
 
-/// Results by name; only those of the plan as it stands, all of one text and build.
+/// Results by name; only those of the plan as it stands. Those of a group are of one text and build, as they are compared.
 pub(crate) struct Results(BTreeMap<String, ExperimentResult>);
 
 impl Results {
     pub(crate) fn load(plan: &[Experiment], folder: &Path) -> anyhow::Result<Self> {
         let mut all = BTreeMap::new();
-        let mut origins = BTreeSet::new();
         for experiment in plan {
             if let Some(result) = ExperimentResult::load(folder, experiment)? {
-                origins.insert(result.origin.clone());
                 all.insert(experiment.name.clone(), result);
             }
         }
-        if origins.len() > 1 {
-            bail!(
-                "the results are of {} different texts or builds; their losses cannot be compared",
-                origins.len()
-            );
+        let results = Self(all);
+        for (group, origins) in results.origins() {
+            if origins.len() > 1 {
+                bail!(
+                    "the results of {group} are of {} different texts or builds; their losses cannot be compared",
+                    origins.len()
+                );
+            }
         }
-        Ok(Self(all))
+        Ok(results)
+    }
+
+    /// What the results of each group follow from beside their experiments.
+    fn origins(&self) -> BTreeMap<&str, BTreeSet<&Origin>> {
+        let mut origins: BTreeMap<&str, BTreeSet<&Origin>> = BTreeMap::new();
+        for (name, result) in &self.0 {
+            origins.entry(group_of(name)).or_default().insert(&result.origin);
+        }
+        origins
     }
 
     fn get(&self, name: &str) -> Option<&ExperimentResult> {
@@ -56,6 +66,14 @@ impl Results {
     }
 }
 
+/// Checkpoints are where `robust` starts from.
+fn group_of(name: &str) -> &str {
+    match name.split('/').next() {
+        Some("checkpoint" | "late_checkpoint") | None => "robust",
+        Some(group) => group,
+    }
+}
+
 /// Writes `RESULTS.md` and its plots into `out`.
 pub(crate) fn write(plan: &[Experiment], results: &Path, out: &Path) -> anyhow::Result<()> {
     let results = Results::load(plan, results)?;
@@ -63,6 +81,7 @@ pub(crate) fn write(plan: &[Experiment], results: &Path, out: &Path) -> anyhow::
         "# Results\n\nWritten by `make experiments-report` from `results/`. Losses are of held-out text, in nats per token.\n",
     );
     writeln!(page, "{} of {} experiments have a result.\n", results.0.len(), plan.len())?;
+    builds(&mut page, &results)?;
     compare(&mut page, &results)?;
     robustness(&mut page, &results)?;
     scale(&mut page, &results, plan)?;
@@ -72,6 +91,20 @@ pub(crate) fn write(plan: &[Experiment], results: &Path, out: &Path) -> anyhow::
     std::fs::write(out.join("RESULTS.md"), page)?;
     plot::learning_curves(&results, &out.join("compare.svg"))?;
     plot::taxes(&taxes(&results), &out.join("robustness.svg"))
+}
+
+/// What is compared is of one build; another group may have run elsewhere.
+fn builds(page: &mut String, results: &Results) -> anyhow::Result<()> {
+    let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (group, origins) in results.origins() {
+        for origin in origins {
+            groups.entry(origin.build()).or_default().push(group);
+        }
+    }
+    let of_build = |(build, groups): (&str, Vec<&str>)| format!("{} of build {build}", groups.join(", "));
+    let told: Vec<String> = groups.into_iter().map(of_build).collect();
+    writeln!(page, "Numerics, by the digest of what a tiny experiment comes to: {}.\n", told.join("; "))?;
+    Ok(())
 }
 
 fn percent(share: f64) -> String {

@@ -25,6 +25,11 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
+    /// The first digits of what this build is recognised by.
+    pub(crate) fn build(&self) -> &str {
+        self.build.get(..8).unwrap_or(&self.build)
+    }
+
     pub(crate) fn of(text: &Text, device: Device) -> anyhow::Result<Self> {
         let mut cluster = Cluster::new(&plan::tiny(), text, Device::Cpu, None)?;
         while cluster.state().round < plan::tiny().rounds {

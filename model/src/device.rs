@@ -1,5 +1,6 @@
 //! Which device to use, what numerics it has, how fast it is, what it needs.
 
+use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -9,9 +10,12 @@ use manyhands_proto::message::{DeviceKind, NumericClass};
 use manyhands_proto::run_file::{Architecture, Precision, Training};
 use tch::{Device, Tensor};
 
+use crate::determinism;
+use crate::fingerprint::fingerprint;
 use crate::metrics;
 use crate::optimizer::AdamW;
 use crate::torch::{TorchError, guarded, set_threads};
+use crate::trainer::TrainError;
 use crate::transformer::{Transformer, tokens_tensor};
 
 /// What torch-sys 0.26 builds against; its build script refuses any other.
@@ -37,6 +41,17 @@ pub enum DeviceError {
     NoCuda { wanted: usize, there: usize },
     #[error("expected an Apple GPU (MPS), libtorch sees none")]
     NoMps,
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Mps => f.write_str("mps"),
+        }
+    }
 }
 
 impl FromStr for DeviceChoice {
@@ -79,19 +94,40 @@ impl DeviceChoice {
     }
 }
 
-/// The class of this process on `device`.
+/// The class of this process on `device`; trains a very small model there for its fingerprint.
+///
+/// # Errors
+/// When the device fails.
 ///
 /// # Panics
 /// On a device that no [`DeviceChoice`] stands for.
-pub fn numeric_class(device: Device, precision: Precision, threads: u32) -> NumericClass {
+pub fn numeric_class(
+    device: Device,
+    precision: Precision,
+    threads: u32,
+) -> Result<NumericClass, TrainError> {
+    let fingerprint = fingerprint(device, precision, threads)?;
+    let deterministic = determinism::is_on();
     let (device, device_name, kernels) = match device {
+        // The processor's own name would tell machines apart that compute the same.
+        Device::Cpu if deterministic => {
+            (DeviceKind::Cpu, std::env::consts::ARCH.to_owned(), cpu_kernels())
+        }
         Device::Cpu => (DeviceKind::Cpu, cpu_name(), cpu_kernels()),
         Device::Cuda(index) => (DeviceKind::Cuda, cuda_name(index), "none".to_owned()),
         Device::Mps => (DeviceKind::Mps, cpu_name(), "none".to_owned()),
         Device::Vulkan => panic!("nobody can choose Vulkan"),
     };
-    let libtorch = LIBTORCH_VERSION.to_owned();
-    NumericClass { libtorch, device, device_name, kernels, precision, threads }
+    Ok(NumericClass {
+        libtorch: LIBTORCH_VERSION.to_owned(),
+        device,
+        device_name,
+        kernels,
+        precision,
+        threads,
+        deterministic,
+        fingerprint,
+    })
 }
 
 fn cpu_name() -> String {
@@ -117,7 +153,7 @@ fn cuda_name(index: usize) -> String {
 
 /// The kernel set that libtorch picks: what `ATEN_CPU_CAPABILITY` says, else the best the processor has
 /// (by the same features as ATen's `compute_cpu_capability`).
-fn cpu_kernels() -> String {
+pub fn cpu_kernels() -> String {
     if let Ok(forced) = std::env::var("ATEN_CPU_CAPABILITY")
         && ["default", "avx2", "avx512"].contains(&forced.as_str())
     {
@@ -309,9 +345,13 @@ mod tests {
 
     #[test]
     fn the_class_of_this_machine_tells_precisions_and_threads_apart() {
-        let class = numeric_class(Device::Cpu, Precision::F32, 2);
-        assert_eq!(class, numeric_class(Device::Cpu, Precision::F32, 2));
-        assert_ne!(class, numeric_class(Device::Cpu, Precision::Bf16, 2));
-        assert_ne!(class, numeric_class(Device::Cpu, Precision::F32, 1));
+        let class = |precision, threads| {
+            numeric_class(Device::Cpu, precision, threads).expect("a CPU trains")
+        };
+        let own = class(Precision::F32, 2);
+        assert!(own.fingerprint.is_some(), "a CPU comes to the same bits twice");
+        assert_eq!(own, class(Precision::F32, 2));
+        assert_ne!(own.fingerprint, class(Precision::Bf16, 2).fingerprint);
+        assert_ne!(own, class(Precision::F32, 1));
     }
 }

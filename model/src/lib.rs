@@ -6,11 +6,13 @@
 //! crate by [`Trainer`], [`evaluate()`] and [`data`].
 
 pub mod data;
+pub mod determinism;
 pub mod device;
 pub mod hugging_face;
 
 mod batch;
 mod evaluate;
+mod fingerprint;
 mod generate;
 mod metrics;
 mod optimizer;

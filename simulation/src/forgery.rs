@@ -31,6 +31,9 @@ pub enum Forgery {
     /// As many places as the codec keeps, those that the honest are least likely to choose, each against the
     /// honest direction and with `factor` times what the honest send.
     UnpopularPlaces { factor: f32 },
+    /// The liar's own Δ, moved against the mean Δ of the honest by `distance` of its length: as far as a replay lets
+    /// pass, where it hurts most.
+    WithinTolerance { distance: f32 },
     /// The liar's own Δ of its first round, again and again.
     Stale,
     /// Nothing.
@@ -58,7 +61,7 @@ pub struct Scene<'a> {
 impl Forgery {
     /// Whether it needs what the liar trained itself.
     pub const fn trains(self) -> bool {
-        matches!(self, Self::SignFlip { .. } | Self::Stale)
+        matches!(self, Self::SignFlip { .. } | Self::WithinTolerance { .. } | Self::Stale)
     }
 
     /// The forged Δ, a canonical vector.
@@ -90,6 +93,7 @@ impl Forgery {
                 places.select_nth_unstable_by(kept - 1, |a, b| wanted(a).total_cmp(&wanted(b)));
                 places[..kept].iter().map(|&at| (at, -scene.mean(at).signum())).collect()
             }),
+            Self::WithinTolerance { distance } => scene.within(distance),
             Self::Stale => scene.first.to_vec(),
             Self::Zero => vec![0.0; scene.own.len()],
         }
@@ -119,6 +123,13 @@ impl Scene<'_> {
             forged(mean, self.deviation(at, mean))
         };
         (0..self.own.len()).map(value).collect()
+    }
+
+    fn within(&self, distance: f32) -> Vec<f32> {
+        let length = |values: &[f32]| values.iter().map(|it| it * it).sum::<f32>().sqrt();
+        let means: Vec<f32> = (0..self.own.len()).map(|at| self.mean(at)).collect();
+        let step = distance * length(self.own) / length(&means).max(f32::MIN_POSITIVE);
+        self.own.iter().zip(means).map(|(own, mean)| own - step * mean).collect()
     }
 
     fn gaussian(&self, factor: f32) -> Vec<f32> {
@@ -192,6 +203,15 @@ mod tests {
         assert_eq!((against[0], against[CHUNK - 1]), (-4.0, 0.0));
         // The mean is 2 and the standard deviation 1.
         assert_eq!(forge(Forgery::LittleIsEnough { deviations: 1.5 })[0], 0.5);
+    }
+
+    #[test]
+    fn what_is_within_a_tolerance_is_that_far_away() {
+        let forged = forge(Forgery::WithinTolerance { distance: 0.02 });
+        let moved: f32 = forged.iter().map(|it| (it - 2.0).powi(2)).sum();
+        let own = 4.0 * CHUNK as f32;
+        assert!((moved.sqrt() / own.sqrt() - 0.02).abs() < 1e-4);
+        assert!(forged[0] < 2.0, "against the honest mean");
     }
 
     #[test]

@@ -77,6 +77,11 @@ impl Node {
             let text = format!("{what} {} {}", assignment.round, self.id());
             Digest::of(text.as_bytes())
         };
+        let assigned = u64::from(assignment.sequences) * u64::from(context_length);
+        let tokens = match self.adversary {
+            Some(Adversary::ClaimsMoreTokens) => 2 * assigned,
+            _ => assigned,
+        };
         let commitment = Commitment {
             round: assignment.round,
             first_sequence: assignment.first_sequence,
@@ -85,7 +90,7 @@ impl Node {
             theta: blob("theta"),
             moments: blob("moments"),
             error: blob("error"),
-            tokens: TokenCount(u64::from(assignment.sequences) * u64::from(context_length)),
+            tokens: TokenCount(tokens),
             loss: 3.0,
         };
         let commitment = SignedCommitment::sign(&self.key, run, commitment);

@@ -19,6 +19,8 @@ pub enum Adversary {
     NeverUploads,
     /// Uploads, and then opens nothing.
     NeverOpens,
+    /// Claims to have learnt from twice what it was assigned.
+    ClaimsMoreTokens,
     /// Claims a θ that it does not hold.
     ClaimsOtherTheta,
     /// As a verifier, finds against everybody.

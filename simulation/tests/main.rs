@@ -57,6 +57,17 @@ fn each_adversary_is_kept_out_and_pays() {
 }
 
 #[test]
+fn who_claims_more_tokens_has_not_committed() {
+    let adversary = Adversary::ClaimsMoreTokens;
+    let outcome = Simulation::new(5).workers(3).adversary(adversary).rounds(2).run();
+    outcome.assert_invariants();
+    let [liar] = outcome.adversaries[..] else { panic!("one adversary") };
+    assert!(outcome.outcomes(liar).all(|it| *it == RoundOutcome::NotCommitted));
+    assert_eq!(outcome.earned(liar).0, 0);
+    assert_eq!(outcome.rounds_merged(), 2);
+}
+
+#[test]
 fn who_claims_another_theta_never_gets_work() {
     let simulation = Simulation::new(6).workers(2).adversary(Adversary::ClaimsOtherTheta).rounds(2);
     let outcome =

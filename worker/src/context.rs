@@ -13,7 +13,7 @@ use manyhands_network::control::ControlHandle;
 use manyhands_network::data::{DataHandle, FileStore, Source};
 use manyhands_network::invitation::Invitation;
 use manyhands_proto::keys::NodeKey;
-use manyhands_proto::message::{Role, Situation, Source as Address};
+use manyhands_proto::message::{NumericClass, Role, Situation, Source as Address};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, RunId};
 
@@ -142,6 +142,7 @@ pub(crate) struct Context {
     pub(crate) folder: PathBuf,
     pub(crate) device: Device,
     pub(crate) threads: u32,
+    pub(crate) class: NumericClass,
     pub(crate) load_max: f64,
     pub(crate) trainers: Option<Trainers>,
     pub(crate) chain: Option<manyhands_chain_client::ChainClient>,

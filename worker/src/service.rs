@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use manyhands_chain_client::{ChainClient, ConnectError};
-use manyhands_model::Device;
+use manyhands_model::{Device, TrainError};
 use manyhands_model::device::{DeviceError, SpeedError, SpeedTask, measure_speed, numeric_class};
 use manyhands_network::control::{
     Control, ControlConfig, ControlEvent, ControlEvents, ControlHandle, RequestError,
@@ -84,6 +84,8 @@ pub enum RunWorkerError {
     Device(#[from] DeviceError),
     #[error("cannot measure this machine's speed: {0}")]
     Speed(#[from] SpeedError),
+    #[error("cannot tell this machine's class: {0}")]
+    Class(#[from] TrainError),
     #[error("cannot tell how much memory this machine has: {0}")]
     Memory(String),
     #[error("{0}")]
@@ -150,6 +152,9 @@ async fn prepare(
     let spec = describe_run(&mut line, &config).await?;
     let chain = open_chain(&config, &spec).await?;
     let device = config.device.resolve()?;
+    let (precision, threads) = (spec.training.precision, config.threads);
+    let class = tokio::task::spawn_blocking(move || numeric_class(device, precision, threads));
+    let class = class.await.expect("a measuring thread does not panic")?;
     let coordinator =
         Source { peer: config.invitation.coordinator, addresses: config.invitation.data.clone() };
     let context = Arc::new(Context {
@@ -164,6 +169,7 @@ async fn prepare(
         folder: config.folder,
         device,
         threads: config.threads,
+        class,
         load_max: config.load_max,
         trainers: config.trainers,
         chain,
@@ -275,9 +281,8 @@ async fn introduce(
     });
     let speed = measuring.await.expect("a measuring thread does not panic")?;
     let tokens_per_second = (speed.tokens_per_second * context.load_max) as u64;
-    let class = numeric_class(context.device, context.spec.training.precision, context.threads);
     let memory_bytes = memory_bytes(context.device)?;
-    let shown = class.to_string();
+    let shown = context.class.to_string();
     context.tell(WorkerEvent::Measured { class: shown, tokens_per_second, memory_bytes });
     let states = context.disk.rounds()?;
     // The newest, ascending.
@@ -286,7 +291,7 @@ async fn introduce(
     let join = Join {
         role,
         version: PROTOCOL_VERSION,
-        class,
+        class: context.class.clone(),
         memory_bytes,
         tokens_per_second,
         addresses: data_addresses(context),

@@ -310,6 +310,7 @@ pub(crate) mod testing {
     use manyhands_network::control::{Control, ControlConfig, ControlEvents, Role};
     use manyhands_network::data::{BlobStore, Data, DataConfig, DataHandle, FileStore, Source};
     use manyhands_proto::keys::NodeKey;
+    use manyhands_proto::message::{DeviceKind, NumericClass};
     use manyhands_proto::run_file::{DataSet, RunFile, RunSpec};
     use manyhands_proto::{Digest, RunId};
     use tempfile::TempDir;
@@ -370,6 +371,7 @@ pub(crate) mod testing {
                 folder: folder.path().to_owned(),
                 device: Device::Cpu,
                 threads: 1,
+                class: NumericClass::unknown(DeviceKind::Cpu),
                 load_max: 1.0,
                 trainers: None,
                 chain: None,

@@ -4,9 +4,12 @@ mod failures;
 mod show;
 
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use manyhands_model::determinism;
 use manyhands_model::device::DeviceChoice;
 use manyhands_network::invitation::Invitation;
 use manyhands_proto::Balance;
@@ -54,6 +57,9 @@ struct NodeArgs {
     /// CPU threads of one operation [default: all cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
+    /// Compute the same bits as every machine of the same class, more slowly: replays then agree to the bit.
+    #[arg(long)]
+    deterministic: bool,
     #[command(flatten)]
     chain: RunChainArg,
     /// Where peers reach this node (QUIC and TCP); the data plane takes the next port. Port 0 takes free
@@ -103,6 +109,9 @@ async fn take_part(
     output: Output,
     with_stdin: bool,
 ) -> Result<(), Failure> {
+    if args.deterministic {
+        become_deterministic()?;
+    }
     let stop = stop::requested(with_stdin);
     args.metrics.serve()?;
     let invitation = run_reference::parse(&args.invitation)?.invitation;
@@ -142,6 +151,22 @@ async fn take_part(
     let exit = run(config, stop).await.map_err(failures::run)?;
     let mut screen = screen.lock().unwrap_or_else(PoisonError::into_inner);
     screen.ended(&exit)
+}
+
+/// What libtorch and its libraries read when they are loaded has to be there before: this process becomes another one that
+/// has it from its start.
+fn become_deterministic() -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::new("not_deterministic", error, "join without --deterministic")
+    };
+    if determinism::check_environment().is_err() {
+        let program = std::env::current_exe().map_err(|error| failed(&error))?;
+        let arguments = std::env::args_os().skip(1);
+        let error =
+            Command::new(program).args(arguments).envs(determinism::ENVIRONMENT).exec();
+        return Err(failed(&error));
+    }
+    determinism::switch_on().map_err(|error| failed(&error))
 }
 
 fn listen(args: &NodeArgs, invitation: &Invitation) -> SocketAddr {

@@ -9,7 +9,8 @@ use std::time::Instant;
 use anyhow::Context;
 use manyhands_gradient::{Layout, initial_theta};
 use manyhands_model::data::{SequenceError, SequenceId, SequenceSource};
-use manyhands_model::{Control, Device, LocalTrainer, TrainTask, Trainer};
+use manyhands_model::device::DeviceChoice;
+use manyhands_model::{Control, Device, LocalTrainer, TrainTask, Trainer, determinism};
 use manyhands_proto::run_file::RunFile;
 use serde::Deserialize;
 
@@ -29,9 +30,64 @@ pub(crate) struct Options {
     /// Tokens of a step, in whole sequences: a CPU's share of a larger batch.
     #[arg(long, default_value = "1024")]
     tokens: u32,
-    /// Runs a Python that has PyTorch.
+    /// Where the worker trains: cpu, cuda, cuda:N or mps.
+    #[arg(long, default_value = "cpu")]
+    device: DeviceChoice,
+    /// Runs a Python that has PyTorch, which is measured on the CPU.
     #[arg(long)]
     torch_python: Option<PathBuf>,
+}
+
+/// One measurement, in a process of its own.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct DeterministicOptions {
+    #[arg(long)]
+    run_file: PathBuf,
+    #[arg(long)]
+    sequences: u32,
+    #[arg(long)]
+    steps: usize,
+    #[arg(long)]
+    device: DeviceChoice,
+}
+
+/// Prints tokens per second with deterministic numerics, which this process was started for.
+pub(crate) fn deterministic(options: &DeterministicOptions) -> anyhow::Result<()> {
+    determinism::switch_on()?;
+    let DeterministicOptions { run_file, sequences, steps, device } = options;
+    let work = Work { sequences: *sequences, steps: *steps, device: device.resolve()? };
+    println!("{}", tokens_per_second(&read(run_file)?, work)?);
+    Ok(())
+}
+
+fn in_deterministic_process(path: &Path, work: Work, device: &str) -> anyhow::Result<f64> {
+    let program = std::env::current_exe().context("this program's own path")?;
+    let output = Command::new(program)
+        .arg("train-deterministically")
+        .args(["--run-file".as_ref(), path.as_os_str()])
+        .args(["--sequences", &work.sequences.to_string()])
+        .args(["--steps", &work.steps.to_string(), "--device", device])
+        .envs(determinism::ENVIRONMENT)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start a process of deterministic numerics")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.trim().parse().with_context(|| format!("it said {text:?}"))
+}
+
+fn read(path: &Path) -> anyhow::Result<RunFile> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(RunFile::parse(&text)?)
+}
+
+/// What is timed.
+#[derive(Debug, Clone, Copy)]
+struct Work {
+    /// Of a step.
+    sequences: u32,
+    steps: usize,
+    device: Device,
 }
 
 /// Tokens that follow from the sequence's number: what they are does not matter to the speed.
@@ -62,29 +118,34 @@ impl SequenceSource for Invented {
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let mut report = Report::default();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u32;
+    let device = options.device.resolve()?;
     for path in &options.run_files {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let file = RunFile::parse(&text)?;
+        let file = read(path)?;
         let sequences = (options.tokens / file.model.context_length).max(1);
+        let work = Work { sequences, steps: options.steps, device };
         let mut config = serde_json::to_value(&file.model)?;
         config["batch_sequences"] = sequences.into();
         let mut torch = match &options.torch_python {
-            Some(python) => Some(Torch::start(python, threads, &config)?),
+            Some(python) => Some(Torch::start(python, threads(), &config)?),
             None => None,
         };
         let mut passes = Vec::new();
         for _ in 0..PASSES {
-            let ours = tokens_per_second(&file, sequences, threads, options.steps)?;
+            let ours = tokens_per_second(&file, work)?;
+            let deterministic = in_deterministic_process(path, work, &options.device.to_string())?;
             let theirs = torch.as_mut().map(|torch| torch.measure(options.steps)).transpose()?;
-            passes.push((ours, theirs));
+            passes.push(Pass { ours, deterministic, theirs });
         }
         let name = &file.run.name;
         let of = |value: fn(f64, TorchSpeeds) -> f64| {
-            median(passes.iter().filter_map(|&(ours, theirs)| Some(value(ours, theirs?))))
+            median(passes.iter().filter_map(|pass| Some(value(pass.ours, pass.theirs?))))
         };
-        let speed = median(passes.iter().map(|pass| pass.0)).context("at least one pass")?;
+        let over_passes = |value: fn(&Pass) -> f64| {
+            median(passes.iter().map(value)).expect("there are several passes")
+        };
+        let speed = over_passes(|pass| pass.ours);
+        let share = over_passes(|pass| pass.deterministic / pass.ours);
+        report.add(&format!("train.{name}.deterministic_speed"), share, "times", Some(1.0));
         report.add(&format!("train.{name}.speed"), speed, "tokens/s", of(|_, it| it.eager));
         for (against, ratio) in [
             ("eager", of(|ours, it| ours / it.eager)),
@@ -100,6 +161,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
 /// Of ours and PyTorch in turn: a machine that others use as well is not the same from one minute to the next.
 const PASSES: usize = 5;
+
+/// Tokens per second.
+struct Pass {
+    ours: f64,
+    /// With deterministic numerics.
+    deterministic: f64,
+    theirs: Option<TorchSpeeds>,
+}
 
 /// Tokens per second.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -145,13 +214,13 @@ impl Drop for Torch {
     }
 }
 
+fn threads() -> u32 {
+    std::thread::available_parallelism().map_or(1, usize::from) as u32
+}
+
 /// The median over steps, as a worker trains them.
-fn tokens_per_second(
-    file: &RunFile,
-    sequences: u32,
-    threads: u32,
-    steps: usize,
-) -> anyhow::Result<f64> {
+fn tokens_per_second(file: &RunFile, work: Work) -> anyhow::Result<f64> {
+    let Work { sequences, steps, device } = work;
     let (model, training) = (&file.model, &file.training);
     let layout = Layout::of(model)?;
     let theta = initial_theta(&layout, model, file.run.seed);
@@ -163,7 +232,7 @@ fn tokens_per_second(
     let batches: Vec<Vec<SequenceId>> = (0..(steps + warm_up) as u64)
         .map(|step| (0..u64::from(sequences)).map(|at| SequenceId(step << 16 | at)).collect())
         .collect();
-    let mut trainer = LocalTrainer::new(model, training, 1_000, source, Device::Cpu)?;
+    let mut trainer = LocalTrainer::new(model, training, 1_000, source, device)?;
     let task = TrainTask {
         theta: &theta,
         moments: None,
@@ -172,7 +241,7 @@ fn tokens_per_second(
         batches: &batches,
         micro_batch_sequences: sequences,
         precision: training.precision,
-        threads,
+        threads: threads(),
     };
     let mut seconds = Vec::new();
     let mut began = Instant::now();

@@ -4,10 +4,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Digest;
 use crate::run_file::Precision;
 
-/// Two nodes of equal class are expected to agree to the bit on a CPU, and to within the tolerance of their kind
-/// elsewhere.
+/// Two nodes of equal class that has a fingerprint are expected to agree to the bit, others to within the tolerance
+/// of their kinds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NumericClass {
@@ -21,6 +22,10 @@ pub struct NumericClass {
     pub precision: Precision,
     /// CPU threads of an operation.
     pub threads: u32,
+    /// Nothing is computed in an order that changes, and on a CPU by no kernel that only some processors have.
+    pub deterministic: bool,
+    /// Digest of what a fixed short training came to; none where it does not come to the same bits twice.
+    pub fingerprint: Option<Digest>,
 }
 
 /// Devices of one kind add up in orders that differ by little; those of two kinds by more.
@@ -57,18 +62,27 @@ impl NumericClass {
             kernels: unknown(),
             precision: Precision::F32,
             threads: 1,
+            deterministic: false,
+            fingerprint: None,
         }
     }
 }
 
 impl fmt::Display for NumericClass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { libtorch, device, device_name, kernels, precision, threads } = self;
-        let (device, precision) = (device.name(), precision_name(*precision));
+        let (device, precision) = (self.device.name(), precision_name(self.precision));
+        let Self { libtorch, device_name, kernels, threads, .. } = self;
         write!(
             f,
             "libtorch {libtorch}, {device} ({device_name}), kernels {kernels}, {precision}, {threads} threads"
-        )
+        )?;
+        if self.deterministic {
+            write!(f, ", deterministic")?;
+        }
+        match self.fingerprint {
+            Some(fingerprint) => write!(f, ", fingerprint {}", fingerprint.short()),
+            None => write!(f, ", not the same bits twice"),
+        }
     }
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use manyhands_chain_client::types::FaultKind;
 use manyhands_chain_client::{FaultReport, SubmitError};
-use manyhands_model::device::numeric_class;
 use manyhands_network::data::FetchRequest;
 use manyhands_proto::ChunkIndex;
 use manyhands_proto::message::{Distances, ReplayEvidence, Vote};
@@ -92,8 +91,7 @@ fn judge(context: &Context, vote: &Vote, bytes: &[u8], drawn: usize) -> Result<D
     let layout = layout(&context.spec.model);
     let subject = Subject { layout: &layout, start: replay.replayed.start, chunks: &chunks };
     let found = distances(&evidence, subject).map_err(|error| error.to_string())?;
-    let own = numeric_class(context.device, context.spec.training.precision, context.threads);
-    let pair = Pair { worker: &vote.class, verifier: &own };
+    let pair = Pair { worker: &vote.class, verifier: &context.class };
     if within(&found, &context.spec.verification, pair) {
         return Err(format!("the distance of Δ is {:.1e}, which is none", found.delta));
     }

@@ -45,7 +45,7 @@ pub(super) fn run(error: RunWorkerError) -> Failure {
         RunWorkerError::Device(_) => {
             ("no_device", "choose another with --device; `manyhands doctor` tells what is there")
         }
-        RunWorkerError::Speed(_) => {
+        RunWorkerError::Speed(_) | RunWorkerError::Class(_) => {
             ("device_failed", "choose another with --device, or a smaller run")
         }
         RunWorkerError::Memory(_) => {

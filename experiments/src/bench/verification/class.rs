@@ -7,6 +7,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use anyhow::Context;
 use manyhands_gradient::moments8::Moments8;
 use manyhands_gradient::{Layout, vector};
+use manyhands_model::determinism;
+use manyhands_model::device::DeviceChoice;
 use manyhands_proto::run_file::Precision;
 
 use super::replays::{Bench, End, Numerics, Start};
@@ -23,16 +25,25 @@ pub(crate) struct Options {
     micro_batch_sequences: u32,
     #[arg(long)]
     bf16: bool,
+    #[arg(long)]
+    without_onednn: bool,
+    #[arg(long, default_value = "cpu")]
+    device: DeviceChoice,
 }
 
 /// Trains the rounds that come on standard input, until it ends.
 pub(crate) fn serve(options: &Options) -> anyhow::Result<()> {
     let precision = if options.bf16 { Precision::Bf16 } else { Precision::F32 };
     let bench = Bench::new(&Text::open(&options.text)?)?;
+    if options.without_onednn {
+        determinism::use_onednn(false);
+    }
     let numerics = Numerics {
         threads: options.threads,
         micro_batch_sequences: options.micro_batch_sequences,
         precision,
+        without_onednn: options.without_onednn,
+        device: options.device,
     };
     let (mut from, mut to) = (std::io::stdin().lock(), std::io::stdout().lock());
     while let Some(start) = read_start(&mut from, &bench.layout)? {
@@ -54,7 +65,8 @@ pub(super) struct Class {
 impl Class {
     /// `kernels` is a value of `ATEN_CPU_CAPABILITY`.
     pub(super) fn start(text: &Path, kernels: &str, numerics: Numerics) -> anyhow::Result<Self> {
-        let Numerics { threads, micro_batch_sequences, precision } = numerics;
+        let Numerics { threads, micro_batch_sequences, precision, without_onednn, device } =
+            numerics;
         let program = std::env::current_exe().context("this program's own path")?;
         let mut child = Command::new(program)
             .arg("replay-class")
@@ -62,6 +74,8 @@ impl Class {
             .args(["--threads", &threads.to_string()])
             .args(["--micro-batch-sequences", &micro_batch_sequences.to_string()])
             .args((precision == Precision::Bf16).then_some("--bf16"))
+            .args(without_onednn.then_some("--without-onednn"))
+            .args(["--device", &device.to_string()])
             .env("ATEN_CPU_CAPABILITY", kernels)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,8 +1,10 @@
 //! Whether checks find cheats and leave the honest alone, and what they cost.
 
 pub(crate) mod class;
+mod codec;
 mod detection;
 mod page;
+mod poison;
 mod replays;
 
 use std::path::PathBuf;
@@ -10,6 +12,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use manyhands_proto::run_file::RunFile;
 use manyhands_rules::economics::Economics;
+use manyhands_simulation::{Adversary, Simulation};
 
 use super::Report;
 use crate::cluster::Text;
@@ -40,8 +43,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let mut report = Report::default();
     detection::run(&mut report);
     costs(options, &mut report)?;
+    more_tokens(options.cheated, &mut report);
     let text = Text::open(&options.text)?;
+    poison::run(&text, &mut report)?;
     let laboratory = replays::Laboratory::new(&text)?;
+    codec::forgeries(&laboratory.bench, options.cheated, &mut report)?;
     let mut rows = laboratory.cheats(options.cheated, &mut report)?;
     let honest = laboratory.honest(options.honest, &mut report)?;
     detection::honest_workers(&honest, &mut report);
@@ -52,11 +58,24 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     report.save(&options.report)
 }
 
+/// A commitment has to name the tokens of its assignment: no replay is needed.
+fn more_tokens(seeds: u64, report: &mut Report) {
+    let is_rejected = |seed: &u64| {
+        let adversary = Adversary::ClaimsMoreTokens;
+        let outcome = Simulation::new(*seed).workers(2).adversary(adversary).rounds(1).run();
+        outcome.adversaries.iter().all(|it| outcome.admitted(*it) == 0 && outcome.earned(*it).0 == 0)
+    };
+    let rejected = (0..seeds).filter(is_rejected).count() as f64 / seeds as f64;
+    report.add("replay.more_tokens_claimed.rejected", rejected, "of rounds, without one", None);
+}
+
 fn costs(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let path = &options.run_file;
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let Economics { cost, traffic, .. } = Economics::of(&RunFile::parse(&text)?);
+    let file = RunFile::parse(&text)?;
+    codec::cost(&file, report)?;
+    let Economics { cost, traffic, .. } = Economics::of(&file);
     let bits = "bits per parameter, worker and round";
     report.add(
         "verification.audit_bits_per_parameter",

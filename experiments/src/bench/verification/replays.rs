@@ -4,16 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use manyhands_gradient::codec::{Endpoints, OpenedChunk, Update, UpdateCodec};
 use manyhands_gradient::moments8::Moments8;
-use manyhands_gradient::{CHUNK, Layout, initial_theta, replay};
+use manyhands_gradient::{Layout, initial_theta, replay};
 use manyhands_model::data::{SequenceId, SequenceSource, ShardSet};
-use manyhands_model::device::numeric_class;
-use manyhands_model::{Control, Device, LocalTrainer, TrainTask, Trainer};
+use manyhands_model::device::{DeviceChoice, cpu_kernels};
+use manyhands_model::{Control, LocalTrainer, TrainTask, Trainer};
 use manyhands_proto::message::Distances;
-use manyhands_proto::run_file::{Architecture, Codec, Precision, Training, Verification};
-use manyhands_proto::{Digest, NodeId};
-use manyhands_rules::draw::Beacon;
+use manyhands_proto::run_file::{Architecture, Precision, Training, Verification};
 use manyhands_rules::sampling::sequence_at;
 
 use super::super::Report;
@@ -37,11 +34,18 @@ pub(super) struct Numerics {
     pub(super) threads: u32,
     pub(super) micro_batch_sequences: u32,
     pub(super) precision: Precision,
+    pub(super) without_onednn: bool,
+    pub(super) device: DeviceChoice,
 }
 
 /// What the assignment says.
-const ASSIGNED: Numerics =
-    Numerics { threads: 1, micro_batch_sequences: SEQUENCES as u32, precision: Precision::F32 };
+pub(super) const ASSIGNED: Numerics = Numerics {
+    threads: 1,
+    micro_batch_sequences: SEQUENCES as u32,
+    precision: Precision::F32,
+    without_onednn: false,
+    device: DeviceChoice::Cpu,
+};
 
 /// Where a worker's round begins; its batches follow from the seed.
 #[derive(Debug, Clone)]
@@ -86,7 +90,7 @@ impl Bench {
     }
 
     /// A run of this seed, some steps after its beginning.
-    fn begin(&self, seed: u64, precision: Precision) -> anyhow::Result<Start> {
+    pub(super) fn begin(&self, seed: u64, precision: Precision) -> anyhow::Result<Start> {
         let theta = initial_theta(&self.layout, &self.model, seed);
         let batches = self.batches(seed, 0..WARM_STEPS);
         let task = TrainTask {
@@ -99,17 +103,25 @@ impl Bench {
             precision,
             threads: 1,
         };
-        let End { theta, moments } = self.run(&self.training, &task)?;
+        let End { theta, moments } = self.run(&self.training, &task, DeviceChoice::Cpu)?;
         Ok(Start { seed, theta, moments })
     }
 
     pub(super) fn train(&self, start: &Start, numerics: Numerics) -> anyhow::Result<End> {
-        self.run(&self.training, &task(start, &self.assigned(start.seed), numerics))
+        let batches = self.assigned(start.seed);
+        let task = task(start, &batches, numerics);
+        self.run(&self.training, &task, numerics.device)
     }
 
-    fn run(&self, training: &Training, task: &TrainTask<'_>) -> anyhow::Result<End> {
+    fn run(
+        &self,
+        training: &Training,
+        task: &TrainTask<'_>,
+        device: DeviceChoice,
+    ) -> anyhow::Result<End> {
         let text = Arc::clone(&self.text) as Arc<dyn SequenceSource>;
-        let mut trainer = LocalTrainer::new(&self.model, training, RUN_STEPS, text, Device::Cpu)?;
+        let device = device.resolve()?;
+        let mut trainer = LocalTrainer::new(&self.model, training, RUN_STEPS, text, device)?;
         let outcome = trainer.train(task, &mut |_| Control::Continue)?;
         Ok(End { theta: outcome.theta, moments: outcome.moments })
     }
@@ -132,7 +144,7 @@ impl Start {
 fn task<'a>(
     start: &'a Start,
     batches: &'a [Vec<SequenceId>],
-    Numerics { threads, micro_batch_sequences, precision }: Numerics,
+    Numerics { threads, micro_batch_sequences, precision, .. }: Numerics,
 ) -> TrainTask<'a> {
     TrainTask {
         theta: &start.theta,
@@ -147,11 +159,12 @@ fn task<'a>(
 }
 
 /// The largest of the three distances, each over what a run lets pass.
-fn over_threshold(distances: Distances, precision: Precision) -> f64 {
+fn over_threshold(distances: Distances, replayed: Numerics) -> f64 {
     let terms = Verification::default();
-    let delta_max = match precision {
-        Precision::F32 => terms.same_kind_delta_distance_max,
-        Precision::Bf16 => BF16_DELTA_MAX,
+    let delta_max = match (replayed.precision, replayed.device) {
+        (Precision::Bf16, _) => BF16_DELTA_MAX,
+        (Precision::F32, DeviceChoice::Cpu) => terms.same_kind_delta_distance_max,
+        (Precision::F32, _) => terms.delta_distance_max,
     };
     (distances.delta / delta_max)
         .max(distances.first_moment / terms.first_moment_distance_max)
@@ -189,7 +202,7 @@ const CHEATS: [(&str, Cheat); 11] = [
 
 /// What the measurements share.
 pub(super) struct Laboratory {
-    bench: Bench,
+    pub(super) bench: Bench,
     text: PathBuf,
 }
 
@@ -202,7 +215,6 @@ impl Laboratory {
     pub(super) fn cheats(&self, seeds: u64, report: &mut Report) -> anyhow::Result<Vec<Replayed>> {
         let mut rows: Vec<Replayed> =
             CHEATS.iter().map(|(name, _)| Replayed::new(name, false)).collect();
-        let mut forged = [0_u64; FORGERIES.len()];
         for seed in 0..seeds {
             if seed.is_multiple_of(20) {
                 eprintln!("cheats: {seed} of {seeds} rounds");
@@ -211,21 +223,14 @@ impl Laboratory {
             let honest = self.bench.train(&start, ASSIGNED)?;
             for (row, (_, cheat)) in rows.iter_mut().zip(CHEATS) {
                 let claimed = self.claim(cheat, &start, &honest)?;
-                note(row, start.distances(&claimed, &honest), Precision::F32);
-            }
-            for (at, (_, forgery)) in FORGERIES.iter().enumerate() {
-                forged[at] += u64::from(self.codec_check_rejects(*forgery, &start, &honest)?);
+                note(row, start.distances(&claimed, &honest), ASSIGNED);
             }
         }
-        let share = |count: u64| count as f64 / seeds as f64;
         for row in &rows {
-            let (name, rejected) = (&row.name, share(row.rejected() as u64));
+            let (name, rejected) = (&row.name, row.rejected() as f64 / seeds as f64);
             report.add(&format!("replay.{name}.rejected"), rejected, "of rounds", None);
             let unit = "thresholds, the nearest";
             report.add(&format!("replay.{name}.distance"), row.nearest(), unit, None);
-        }
-        for (at, (name, _)) in FORGERIES.iter().enumerate() {
-            report.add(&format!("codec.{name}.rejected"), share(forged[at]), "of rounds", None);
         }
         Ok(rows)
     }
@@ -239,7 +244,7 @@ impl Laboratory {
             End { theta, moments: honest.moments.clone() }
         };
         let trained = |batches: &[Vec<SequenceId>]| {
-            bench.run(&bench.training, &task(start, batches, ASSIGNED))
+            bench.run(&bench.training, &task(start, batches, ASSIGNED), ASSIGNED.device)
         };
         Ok(match cheat {
             Cheat::BatchReplaced => {
@@ -252,11 +257,12 @@ impl Laboratory {
             Cheat::LearningRate(factor) => {
                 let learning_rate = bench.training.learning_rate * factor;
                 let training = Training { learning_rate, ..bench.training.clone() };
-                bench.run(&training, &task(start, &assigned, ASSIGNED))?
+                bench.run(&training, &task(start, &assigned, ASSIGNED), ASSIGNED.device)?
             }
             Cheat::ZeroedMoments => {
                 let task = task(start, &assigned, ASSIGNED);
-                bench.run(&bench.training, &TrainTask { moments: None, adam_step: 0, ..task })?
+                let task = TrainTask { moments: None, adam_step: 0, ..task };
+                bench.run(&bench.training, &task, ASSIGNED.device)?
             }
             Cheat::ZeroUpdate => End { theta: start.theta.clone(), moments: start.moments.clone() },
             Cheat::RandomUpdate => {
@@ -277,61 +283,7 @@ impl Laboratory {
     }
 }
 
-/// What the codec check is there for.
-#[derive(Debug, Clone, Copy)]
-enum Forgery {
-    /// An honest round: it has to pass.
-    Nothing,
-    /// What was sent does not follow from θ_t − θ_H.
-    OtherDelta,
-    /// What is kept for the next round is not what sending left over.
-    OtherErrorBuffer,
-}
-
-const FORGERIES: [(&str, Forgery); 3] = [
-    ("honest", Forgery::Nothing),
-    ("delta_is_not_theirs", Forgery::OtherDelta),
-    ("forged_error_buffer", Forgery::OtherErrorBuffer),
-];
-
 impl Laboratory {
-    /// As the coordinator checks a round whose error buffer was empty.
-    fn codec_check_rejects(
-        &self,
-        forgery: Forgery,
-        start: &Start,
-        honest: &End,
-    ) -> anyhow::Result<bool> {
-        let layout = &self.bench.layout;
-        let Codec { profile, error_decay } = Codec::default();
-        let codec = UpdateCodec::new(profile, error_decay)?;
-        let ends = Endpoints { start: &start.theta, end: &honest.theta };
-        let sent = match forgery {
-            Forgery::OtherDelta => Endpoints { start: &honest.theta, end: &start.theta },
-            Forgery::Nothing | Forgery::OtherErrorBuffer => ends,
-        };
-        let mut error_next = vec![0.0; layout.vector_len()];
-        let payload = codec.encode(layout, &mut error_next, sent)?;
-        if let Forgery::OtherErrorBuffer = forgery {
-            error_next.iter_mut().for_each(|value| *value *= 2.0);
-        }
-        let update = Update::parse(payload.as_bytes(), layout, profile)?;
-        let beacon =
-            Beacon::new(Digest::of(payload.as_bytes()), Digest::of(&start.seed.to_le_bytes()));
-        let count = Verification::default().codec_chunks;
-        let energy = vec![1; layout.chunk_count()];
-        let empty = vec![0.0; CHUNK];
-        let drawn = beacon.codec_chunks(NodeId::new([1; 32]), count, &energy);
-        Ok(drawn.into_iter().any(|chunk| {
-            let range = chunk.0 as usize * CHUNK..(chunk.0 as usize + 1) * CHUNK;
-            let ends =
-                Endpoints { start: &ends.start[range.clone()], end: &ends.end[range.clone()] };
-            let opened = OpenedChunk { error_in: &empty, ends };
-            let expected = codec.check_chunk(layout, &update, chunk, opened);
-            expected.map_or(true, |expected| expected != error_next[range])
-        }))
-    }
-
     /// Honest rounds, replayed by processes of other classes.
     pub(super) fn honest(&self, seeds: u64, report: &mut Report) -> anyhow::Result<Vec<Replayed>> {
         let classes = classes();
@@ -350,7 +302,7 @@ impl Laboratory {
                 let replayed = class
                     .answer(&self.bench.layout)
                     .with_context(|| format!("the class {name} did not answer"))?;
-                note(&mut row, start.distances(&claimed, &replayed), numerics.precision);
+                note(&mut row, start.distances(&claimed, &replayed), *numerics);
             }
             let unit = "thresholds, the farthest";
             report.add(&format!("replay.honest.{name}.distance"), row.farthest(), unit, None);
@@ -366,14 +318,14 @@ impl Laboratory {
     }
 }
 
-fn note(row: &mut Replayed, distances: Distances, precision: Precision) {
-    row.over_threshold.push(over_threshold(distances, precision));
+fn note(row: &mut Replayed, distances: Distances, replayed: Numerics) {
+    row.over_threshold.push(over_threshold(distances, replayed));
     row.distances.push(distances);
 }
 
 /// Classes that this machine's processor offers beside that of this process: name, kernels, numerics.
 fn classes() -> Vec<(&'static str, String, Numerics)> {
-    let own = || numeric_class(Device::Cpu, Precision::F32, 1).kernels;
+    let own = cpu_kernels;
     let bf16 = Numerics { precision: Precision::Bf16, ..ASSIGNED };
     let in_threads = |numerics| Numerics { threads: 2, ..numerics };
     let in_micro_batches = |of| Numerics { micro_batch_sequences: of, ..ASSIGNED };
@@ -381,6 +333,7 @@ fn classes() -> Vec<(&'static str, String, Numerics)> {
         ("threads_2", own(), in_threads(ASSIGNED)),
         ("micro_batches_of_1", own(), in_micro_batches(1)),
         ("micro_batches_of_3", own(), in_micro_batches(3)),
+        ("without_onednn", own(), Numerics { without_onednn: true, ..ASSIGNED }),
         ("all_of_it", "default".to_owned(), in_threads(in_micro_batches(1))),
         ("bf16_threads_2", own(), in_threads(bf16)),
     ];
@@ -393,6 +346,11 @@ fn classes() -> Vec<(&'static str, String, Numerics)> {
             classes.push((name, kernels.to_owned(), ASSIGNED));
             classes.push((bf16_name, kernels.to_owned(), bf16));
         }
+    }
+    let cuda = DeviceChoice::Cuda(0);
+    if cuda.resolve().is_ok() {
+        classes.push(("cuda", own(), Numerics { device: cuda, ..ASSIGNED }));
+        classes.push(("bf16_cuda", own(), Numerics { device: cuda, ..bf16 }));
     }
     classes
 }

@@ -73,14 +73,15 @@ impl SignedCommitment {
 
 impl From<&NumericClass> for wire::NumericClass {
     fn from(class: &NumericClass) -> Self {
-        let NumericClass { libtorch, device, device_name, kernels, precision, threads } = class;
         Self {
-            libtorch: libtorch.clone(),
-            device: device.name().to_owned(),
-            device_name: device_name.clone(),
-            kernels: kernels.clone(),
-            precision: precision_name(*precision).to_owned(),
-            threads: *threads,
+            libtorch: class.libtorch.clone(),
+            device: class.device.name().to_owned(),
+            device_name: class.device_name.clone(),
+            kernels: class.kernels.clone(),
+            precision: precision_name(class.precision).to_owned(),
+            threads: class.threads,
+            deterministic: class.deterministic,
+            fingerprint: class.fingerprint.map(|it| it.as_bytes().to_vec()),
         }
     }
 }
@@ -102,6 +103,8 @@ pub(super) fn class(
         precision: precision
             .ok_or_else(|| unexpected(field, "a known precision", &wire.precision))?,
         threads: wire.threads,
+        deterministic: wire.deterministic,
+        fingerprint: wire.fingerprint.map(|it| digest(field, &it)).transpose()?,
     })
 }
 

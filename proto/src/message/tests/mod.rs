@@ -93,6 +93,8 @@ fn class() -> NumericClass {
         kernels: "none".to_owned(),
         precision: Precision::Bf16,
         threads: 3,
+        deterministic: true,
+        fingerprint: Some(digest("bits")),
     }
 }
 
