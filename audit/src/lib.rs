@@ -236,6 +236,7 @@ impl Audit {
             }
             None => entropy::without_chain(&spec, &records, &mut self.findings),
         }
+        verdicts::check_looked_over(&spec, &records, &mut self.findings);
         verdicts::recompute(&spec, &records, evidence, &mut self.findings).await?;
         let chosen = chosen(options.rounds, &records);
         let (layout, spec) = (Arc::new(layout(&spec.model)), Arc::new(spec));

@@ -7,7 +7,7 @@ use manyhands_proto::{Balance, NodeId, TokenCount, WorkUnits};
 use manyhands_rules::record::{Check, Earning, Finding, Outcome, Revocation, RoundRecord};
 use manyhands_rules::reward;
 
-use crate::records::{Records, is_kept, late_checks};
+use crate::records::{Records, is_kept, late_checks, looked_over};
 use crate::report::{Findings, Link};
 
 pub(crate) struct Pay<'a> {
@@ -125,7 +125,9 @@ impl<'a> Pay<'a> {
                 continue;
             };
             let work = self.work_of(signed.commitment.tokens);
-            for judgement in &check.judgements {
+            // Whoever let it pass before was paid then.
+            let paid = usize::from(looked_over(records, record, check).is_some());
+            for judgement in check.judgements.iter().skip(paid) {
                 if judgement.verdict.agrees_with(&check.finding) {
                     let sum = done.entry(judgement.verifier()).or_default();
                     sum.0 = sum.0.saturating_add(work.0);

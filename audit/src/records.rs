@@ -116,6 +116,20 @@ pub(crate) fn late_checks(record: &RoundRecord) -> impl Iterator<Item = &Check> 
     })
 }
 
+/// A replay that one verifier had let pass, if `check` of `record` is of another that looked over it: with the record
+/// that it is in.
+pub(crate) fn looked_over<'r>(
+    records: &'r Records,
+    record: &RoundRecord,
+    check: &Check,
+) -> Option<(&'r RoundRecord, &'r Check)> {
+    let between = check.round.0 as usize..record.round.0 as usize;
+    let earlier = records.all.get(between)?.iter();
+    let checks = earlier.flat_map(|record| record.checks.iter().map(move |it| (record, it)));
+    let of_same = |it: &Check| (it.round, it.worker) == (check.round, check.worker);
+    checks.into_iter().find(|(_, it)| !it.is_of_codec() && of_same(it))
+}
+
 /// The effects of round `of` were still known to the coordinator while `now` was open.
 pub(crate) fn is_kept(spec: &RunSpec, now: Round, of: Round) -> bool {
     of.0 >= now.0.saturating_sub(spec.run.evidence_rounds)

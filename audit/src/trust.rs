@@ -13,7 +13,7 @@ use manyhands_rules::coordinator::late_beacon;
 use manyhands_rules::credibility::Credibility;
 use manyhands_rules::record::{Draw, Finding, Outcome, RoundRecord};
 
-use crate::records::{Records, close_of, early_checks, is_kept};
+use crate::records::{Records, close_of, early_checks, is_kept, looked_over};
 use crate::report::{Findings, Link};
 
 /// A draw waits for a block two after an anchor; each round waits for such a block of its own, so after
@@ -57,7 +57,7 @@ impl<'a> Trust<'a> {
         };
         let last = *closes.end();
         for close in closes {
-            let events = self.events(record, close);
+            let events = self.events(records, record, close);
             let mut members = self.members.clone();
             let told = follow(self.spec, records, record, &draws, &events, &mut members);
             let holds = told.unexplained.is_none() && told.probation;
@@ -97,7 +97,7 @@ impl<'a> Trust<'a> {
 
     /// What changed credibilities in the record's time, in order; the outcomes are decided just
     /// before check `close`. The second number is the event at which they are.
-    fn events(&self, record: &RoundRecord, close: usize) -> (Vec<Event>, usize) {
+    fn events(&self, records: &Records, record: &RoundRecord, close: usize) -> (Vec<Event>, usize) {
         let mut events = Vec::new();
         let mut closed_at = None;
         for index in 0..=record.checks.len() {
@@ -109,6 +109,8 @@ impl<'a> Trust<'a> {
             let Some(check) = record.checks.get(index) else { continue };
             let late = check.round != record.round || index >= close;
             match check.finding {
+                // That it passed counted when one had found so.
+                Finding::ReplayPassed(_) if looked_over(records, record, check).is_some() => {}
                 Finding::ReplayPassed(_) => events.push(Event::Passed(check.worker)),
                 Finding::ReplayFault(_) | Finding::Withheld(_)
                     if late

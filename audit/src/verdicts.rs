@@ -21,12 +21,20 @@ use manyhands_rules::reward::layout;
 
 use crate::AuditError;
 use crate::evidence::Evidence;
-use crate::records::{Fetched, Records, early_checks, fetch, is_kept, late_checks};
+use crate::records::{Fetched, Records, early_checks, fetch, is_kept, late_checks, looked_over};
 use crate::report::{At, Findings, Link};
 
-/// Worker-rounds with a verdict on record, of the codec (`true`) and of replays.
+/// Worker-rounds with a verdict on record.
 #[derive(Debug, Default)]
-pub(crate) struct Verdicts(BTreeSet<(bool, Round, NodeId)>);
+pub(crate) struct Verdicts(BTreeSet<(Kind, Round, NodeId)>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Codec,
+    Replay,
+    /// Of a replay that one verifier had let pass.
+    SecondLook,
+}
 
 impl Verdicts {
     pub(crate) fn step(
@@ -44,21 +52,25 @@ impl Verdicts {
             }
         }
         check_drawn(spec, records, record, findings);
-        self.check_once(record, findings);
+        self.check_once(records, record, findings);
     }
 
-    /// A worker-round is checked once and decided once: verdicts are paid for, and change the worker's
+    /// A worker-round is checked once, decided once and looked over once: verdicts are paid for, and change the worker's
     /// credibility.
-    fn check_once(&mut self, record: &RoundRecord, findings: &mut Findings) {
+    fn check_once(&mut self, records: &Records, record: &RoundRecord, findings: &mut Findings) {
         for check in &record.checks {
-            let of_codec = check.is_of_codec();
-            if self.0.insert((of_codec, check.round, check.worker)) {
+            let kind = match looked_over(records, record, check) {
+                _ if check.is_of_codec() => Kind::Codec,
+                Some(_) => Kind::SecondLook,
+                None => Kind::Replay,
+            };
+            if self.0.insert((kind, check.round, check.worker)) {
                 continue;
             }
-            let what = if of_codec {
-                "one codec check of a worker's round"
-            } else {
-                "one decision about a worker's round"
+            let what = match kind {
+                Kind::Codec => "one codec check of a worker's round",
+                Kind::Replay => "one decision about a worker's round",
+                Kind::SecondLook => "one look over a worker's round",
             };
             let found = format!("another in the record of round {}", record.round);
             findings.failed(Link::Outcomes.at(check.round).of(check.worker), what, found);
@@ -142,7 +154,11 @@ fn check_judgements(
     if !panel_holds {
         return;
     }
-    let judges = judges(beacon, check.worker, terms);
+    let first = looked_over(records, record, check);
+    if let Some(first) = first {
+        check_second_look(spec, records, first, check, findings);
+    }
+    let judges = if first.is_some() { 2 } else { judges(record.round, spec.run.rounds) };
     let expected = decide(judges, &check.judgements, false);
     findings.require(
         at,
@@ -151,6 +167,69 @@ fn check_judgements(
         || "another decision",
     );
     check_passed_over(at, &order, judges, check, findings);
+}
+
+/// What is looked over is what one verifier let pass, where the draw of the next round has it so.
+fn check_second_look(
+    spec: &RunSpec,
+    records: &Records,
+    (record, first): (&RoundRecord, &Check),
+    check: &Check,
+    findings: &mut Findings,
+) {
+    let same = |one: &Judgement, other: &Judgement| {
+        (&one.replay, &one.verdict) == (&other.replay, &other.verdict)
+    };
+    let goes_on = match (&first.judgements[..], &check.judgements[..]) {
+        ([first], [begin, _, ..]) => same(first, begin),
+        _ => false,
+    };
+    let passed = matches!(first.finding, Finding::ReplayPassed(_));
+    let drawn = second_look_drawn(spec, records, record, first) == Some(true);
+    findings.require(
+        Link::AuditDraw.at(check.round).of(check.worker),
+        goes_on && passed && drawn,
+        || "a look over what one verifier let pass, drawn by the next round",
+        || "another decision",
+    );
+}
+
+/// Whether another verifier has to look over what is on record; none as long as the draw that says so is not.
+fn second_look_drawn(
+    spec: &RunSpec,
+    records: &Records,
+    record: &RoundRecord,
+    check: &Check,
+) -> Option<bool> {
+    let next = records.get(record.round.next()).filter(|next| !next.candidates.is_empty())?;
+    let later = records.all.get(next.round.0 as usize..)?.iter();
+    let draw = later.flat_map(|record| &record.draws).find(|draw| draw.round == next.round)?;
+    let beacon = late_beacon(next.commit_set().digest(), next.admitted_set(), draw.entropy);
+    let share = spec.verification.recheck_per_mille;
+    Some(beacon.looks_again(check.round, check.worker, share))
+}
+
+/// Says which replays should have been looked over and were not: that nobody else could is the coordinator's word.
+pub(crate) fn check_looked_over(spec: &RunSpec, records: &Records, findings: &mut Findings) {
+    let mut waiting = BTreeSet::new();
+    for record in &records.all {
+        for check in record.checks.iter().filter(|check| !check.is_of_codec()) {
+            let key = (check.round, check.worker);
+            if looked_over(records, record, check).is_some() {
+                waiting.remove(&key);
+            } else if matches!(check.finding, Finding::ReplayPassed(_))
+                && check.judgements.len() == 1
+                && records.get(check.round).is_some_and(|of| of.attending.len() > 1)
+                && second_look_drawn(spec, records, record, check) == Some(true)
+            {
+                waiting.insert(key);
+            }
+        }
+    }
+    for (round, worker) in waiting {
+        let why = "none on record: it is not done yet, or nobody else could";
+        findings.unchecked(Link::AuditDraw.at(round).of(worker), "a second look", why);
+    }
 }
 
 /// The machines that a worker and a verifier of the round have, as the record says.
@@ -365,6 +444,7 @@ fn beacon_of(
     of: &RoundRecord,
     check: &Check,
 ) -> Option<Beacon> {
+    let (record, check) = looked_over(records, record, check).unwrap_or((record, check));
     let early = check.round == record.round && early_checks(record).any(|it| it == check);
     if early || is_unverified(of, check.worker) {
         let entropy = of.commitments_entropy?;
@@ -388,7 +468,8 @@ fn check_drawn(spec: &RunSpec, records: &Records, record: &RoundRecord, findings
         let mut draws = records.all.get(between).into_iter().flatten().flat_map(|r| &r.draws);
         let drawn =
             draws.any(|draw| draw.round == check.round && draw.drawn.contains(&check.worker));
-        let goes_on = records.get(check.round).is_some_and(|of| is_unverified(of, check.worker));
+        let goes_on = records.get(check.round).is_some_and(|of| is_unverified(of, check.worker))
+            || looked_over(records, record, check).is_some();
         let kept = is_kept(spec, record.round, check.round);
         findings.require(
             Link::AuditDraw.at(check.round).of(check.worker),

@@ -6,7 +6,7 @@ use manyhands_audit::{
 };
 use manyhands_proto::message::Role;
 use manyhands_proto::{NodeId, Round};
-use manyhands_rules::record::{Outcome, RoundRecord};
+use manyhands_rules::record::{Check, Finding, Outcome, RoundRecord};
 
 use crate::chain::TestChain;
 use crate::world::{Report, World, block_on, node, owner, spec};
@@ -110,17 +110,65 @@ fn colluders_found_one_after_the_other_are_taken_back_in_merges_that_can_be_reco
     assert!(report.ok(), "{report}");
 }
 
+pub(crate) const NO_SECOND_LOOKS: &str =
+    "[verification]\nprobation_checks = 1\naudit_rate_per_mille = 500\nrecheck_per_mille = 0";
+
+/// Every pass is looked over; worker 2 cheats, and this verifier is its accomplice.
+pub(crate) fn looked_over(accomplice: u8) -> World {
+    let mut world = World::new(spec(&format!("{VERIFIED}\nrecheck_per_mille = 1000")));
+    world.cheats.extend((1..5).map(|round| (2, round)));
+    world.accomplices.insert(accomplice);
+    world.run_with_three_verifiers();
+    world
+}
+
+#[test]
+fn what_one_verifier_let_pass_is_looked_over_by_others_once_a_later_round_has_drawn_so() {
+    let mut hid_it = false;
+    for accomplice in 7..=9 {
+        hid_it |= follow_what_was_looked_over(accomplice);
+    }
+    assert!(hid_it, "one of three was asked first");
+}
+
+/// Whether the accomplice let the cheat pass at first.
+fn follow_what_was_looked_over(accomplice: u8) -> bool {
+    let world = looked_over(accomplice);
+    let checks = || {
+        let of_record = |record: &RoundRecord| {
+            record.checks.iter().map(|it| (record.round, it.clone())).collect::<Vec<_>>()
+        };
+        world.records.iter().flat_map(of_record).filter(|(_, check)| !check.is_of_codec())
+    };
+    let second_of = |first: &Check| {
+        checks().find(|(_, it)| {
+            (it.round, it.worker) == (first.round, first.worker) && it.judgements.len() > 1
+        })
+    };
+    let let_pass: Vec<_> = checks().filter(|(_, check)| check.judgements.len() == 1).collect();
+    assert!(let_pass.len() > 4, "{}", let_pass.len());
+    for (record, first) in &let_pass {
+        let (later, second) = second_of(first).expect("all are looked over");
+        assert!(later > record.next(), "after the next round's draw");
+        assert_eq!(second.judgements[0].replay, first.judgements[0].replay);
+    }
+    let report = world.audit();
+    assert!(report.ok(), "{report}");
+    assert!(world.records.iter().flat_map(|r| &r.revocations).any(|it| it.worker == node(2)));
+    let hidden = let_pass.iter().find(|(_, it)| it.worker == node(2) && it.round > Round(0));
+    let Some((_, hidden)) = hidden else { return false };
+    let (_, found) = second_of(hidden).expect("looked over");
+    assert!(matches!(found.finding, Finding::ReplayFault(_)), "{:?}", found.finding);
+    let mut false_ends = world.records.iter().flat_map(|record| &record.false_ends);
+    assert!(false_ends.any(|end| end.verifier == node(accomplice)));
+    true
+}
+
 #[test]
 fn a_verifier_that_makes_its_replays_up_is_outvoted_and_on_record() {
     let mut world = World::new(spec(VERIFIED));
     world.liars.insert(8);
-    for id in 1..=3 {
-        world.join(id, Role::Worker);
-    }
-    for id in 7..=9 {
-        world.join(id, Role::Verifier);
-    }
-    world.go_on_to_the_end(&[1, 2, 3, 7, 8, 9]);
+    world.run_with_three_verifiers();
     let found: Vec<NodeId> =
         world.records.iter().flat_map(|r| &r.false_ends).map(|end| end.verifier).collect();
     assert_eq!(found, [node(8)], "once, and then it is out");

@@ -3,15 +3,15 @@
 
 use manyhands_audit::{AuditOptions, AuditReport, Link, Status, Subject, Verdict, audit_run};
 use manyhands_chain_client::types::Stage;
-use manyhands_proto::message::{LossEffect, Start};
+use manyhands_proto::message::{LossEffect, SignedReplay, Start};
 use manyhands_proto::{Balance, Digest, NodeId, Round, TokenCount};
 use manyhands_rules::panel::{Judged, Judgement};
 use manyhands_rules::record::{
     Check, Earning, FalseEnd, Finding, Outcome, Revocation, RoundRecord, Weighed, WorkerResult,
 };
 
-use crate::stories::{gated, honest, with_a_late_fault};
-use crate::world::{Report, World, block_on, node};
+use crate::stories::{NO_SECOND_LOOKS, gated, honest, looked_over, with_a_late_fault};
+use crate::world::{Report, World, block_on, key, node, spec};
 
 fn other(digest: Digest) -> Digest {
     Digest::of(digest.as_bytes())
@@ -287,7 +287,48 @@ fn no_verdict_counts_twice() {
     let replay = world.records[0].checks.iter().find(|check| !check.is_of_codec());
     let replay = replay.expect("probation").clone();
     changed.rewrite(2, |record| record.checks.push(replay));
-    assert_broken(&changed.audit(), Link::Outcomes, Some(0));
+    assert_broken(&changed.audit(), Link::AuditDraw, Some(0));
+}
+
+#[test]
+fn a_second_look_is_neither_left_out_nor_invented_nor_of_another_beginning() {
+    let world = looked_over(8);
+    let is_second = |check: &Check| check.judgements.len() > 1;
+    let (at, check) = world
+        .records
+        .iter()
+        .enumerate()
+        .find_map(|(at, record)| Some((at, record.checks.iter().find(|it| is_second(it))?)))
+        .expect("somebody looked over something");
+    let of = check.round;
+    let mut left_out = clone(&world);
+    left_out.rewrite(at, |record| record.checks.retain(|it| !is_second(it)));
+    assert!(left_out.audit().is_unchecked(Link::AuditDraw, Some(of)));
+
+    let mut begins_elsewhere = clone(&world);
+    begins_elsewhere.rewrite(at, |record| {
+        let mut seconds = record.checks.iter_mut().filter(|it| is_second(it));
+        seconds.next().expect("one").judgements.swap(0, 1);
+    });
+    assert_broken(&begins_elsewhere.audit(), Link::AuditDraw, Some(of.0));
+
+    // A run in which nothing is to be looked over.
+    let mut invented = World::new(spec(NO_SECOND_LOOKS));
+    invented.run_with_three_verifiers();
+    assert!(invented.audit().ok(), "{}", invented.audit());
+    let first =
+        invented.records[0].checks.iter().find(|it| !it.is_of_codec()).expect("one").clone();
+    let Judgement { replay, verdict, .. } = first.judgements[0].clone();
+    let another = (7..=9).find(|id| node(*id) != replay.verifier).expect("there are three");
+    let signed = SignedReplay::sign(&key(another), invented.run, replay.replayed.clone());
+    let judgements = [replay, signed].map(|replay| Judgement {
+        replay,
+        verdict: verdict.clone(),
+        evidence: None,
+    });
+    let judgements = judgements.to_vec();
+    invented.rewrite(2, |record| record.checks.push(Check { judgements, ..first }));
+    assert_broken(&invented.audit(), Link::AuditDraw, Some(0));
 }
 
 #[test]

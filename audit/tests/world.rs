@@ -149,6 +149,8 @@ pub(crate) struct World {
     pub(crate) harms: BTreeSet<u8>,
     /// Verifiers that make their replays up.
     pub(crate) liars: BTreeSet<u8>,
+    /// Verifiers that every worker tells where its round ended.
+    pub(crate) accomplices: BTreeSet<u8>,
     /// Replays that a verifier ends before the world goes on.
     pub(crate) replays_at_once: usize,
     pub(crate) evidence: Blobs,
@@ -190,6 +192,7 @@ impl World {
             cheats: BTreeSet::new(),
             harms: BTreeSet::new(),
             liars: BTreeSet::new(),
+            accomplices: BTreeSet::new(),
             replays_at_once: usize::MAX,
             evidence: Blobs::default(),
             chain: TestChain::new(run, owner(), &spec),
@@ -229,6 +232,12 @@ impl World {
         }
         let everybody: Vec<u8> = (1..=workers).chain(verified.then_some(9)).collect();
         self.go_on_to_the_end(&everybody);
+    }
+
+    pub(crate) fn run_with_three_verifiers(&mut self) {
+        (1..=3).for_each(|id| self.join(id, Role::Worker));
+        (7..=9).for_each(|id| self.join(id, Role::Verifier));
+        self.go_on_to_the_end(&[1, 2, 3, 7, 8, 9]);
     }
 
     pub(crate) fn go_on_to_the_end(&mut self, everybody: &[u8]) {
@@ -324,7 +333,7 @@ impl World {
         let cheats = |&(id, cheated): &(u8, u32)| (node(id), Round(cheated)) == (worker, round);
         if self.liars.contains(&verifier) {
             end.iter_mut().filter(|value| **value != 0.0).for_each(|value| *value += 1e-3);
-        } else if self.cheats.iter().any(cheats) {
+        } else if self.cheats.iter().any(cheats) && !self.accomplices.contains(&verifier) {
             let start = &self.thetas[&start];
             end.iter_mut().zip(start).for_each(|(end, start)| *end += 0.5 * (*end - start));
         }

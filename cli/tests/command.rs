@@ -23,8 +23,21 @@ fn json(output: &Output) -> serde_json::Value {
 fn help_lists_what_there_is_and_nothing_else() {
     let help = text(&manyhands(&["--help"]).stdout);
     for command in [
-        "doctor", "launch", "join", "verify", "status", "audit", "claim", "export", "generate",
-        "devnet", "keys", "prepare", "demo", "plan",
+        "doctor",
+        "launch",
+        "join",
+        "verify",
+        "status",
+        "audit",
+        "claim",
+        "export",
+        "generate",
+        "devnet",
+        "keys",
+        "prepare",
+        "demo",
+        "plan",
+        "calibrate",
     ] {
         assert!(
             help.lines().any(|line| line.trim_start().starts_with(command)),
@@ -133,7 +146,7 @@ fn a_run_file_with_an_unknown_field_is_refused_with_line_and_field() {
 
 #[cfg(all(feature = "worker", feature = "coordinator"))]
 #[test]
-fn text_becomes_a_data_set_that_is_not_overwritten() {
+fn text_becomes_a_data_set_that_is_not_overwritten_and_a_run_is_calibrated_on_it() {
     let folder = tempfile::tempdir().expect("folder");
     let text = folder.path().join("text");
     std::fs::create_dir(&text).expect("folder");
@@ -164,4 +177,33 @@ fn text_becomes_a_data_set_that_is_not_overwritten() {
         "{prepared}"
     );
     assert_eq!(json(&manyhands(&arguments))["error"]["code"], "folder_exists");
+
+    // What a run with this text may hold its workers to.
+    let recipe = include_str!("../../configs/1m.toml");
+    let run = folder.path().join("run.toml");
+    let smaller = recipe.replace("vocabulary_size = 2048", "vocabulary_size = 300");
+    std::fs::write(&run, smaller).expect("written");
+    let [run, data] = [&run, &out].map(|path| path.to_str().expect("a path"));
+    let calibrated = json(&manyhands(&[
+        "calibrate",
+        run,
+        "--dataset",
+        data,
+        "--device",
+        "cpu",
+        "--rounds",
+        "1",
+        "--steps",
+        "4",
+        "--sequences",
+        "2",
+        "--json",
+    ]));
+    let over = |name: &str| calibrated[name].as_f64().expect("a number");
+    assert!(over("honest_over_threshold") < 1.0 / 3.0, "{calibrated}");
+    assert!(over("cheat_over_threshold") > 3.0, "{calibrated}");
+    let rows = calibrated["rows"].as_array().expect("rows");
+    let honest = rows.iter().filter(|row| row["honest"] == true).count();
+    assert!(honest >= 3 && rows.len() - honest == 4, "{calibrated}");
+    assert!(calibrated["suggested"]["same_kind_delta_distance_max"].as_f64() < Some(1e-3));
 }

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use manyhands_model::calibration;
 use manyhands_model::device::DeviceChoice;
 use peak_alloc::PeakAlloc;
 
@@ -82,7 +83,7 @@ enum Command {
     TrainDeterministically(bench::train::DeterministicOptions),
     /// What `bench-verification` starts: replays what comes on standard input.
     #[command(hide = true)]
-    ReplayClass(bench::verification::class::Options),
+    Replay,
 }
 
 /// Counts what is allocated, for the benchmarks.
@@ -121,7 +122,9 @@ fn main() -> anyhow::Result<()> {
         Command::BenchTrain(options) => bench::train::run(&options)?,
         Command::TrainDeterministically(options) => bench::train::deterministic(&options)?,
         Command::BenchVerification(options) => bench::verification::run(&options)?,
-        Command::ReplayClass(options) => bench::verification::class::serve(&options)?,
+        Command::Replay => {
+            calibration::serve(std::io::stdin().lock(), std::io::stdout().lock())?;
+        }
         Command::One { name, keep_end, places } => {
             let (experiment, place) = (named(&name)?, places.open()?);
             let rounds = experiment.rounds;

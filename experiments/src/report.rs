@@ -101,9 +101,14 @@ fn builds(page: &mut String, results: &Results) -> anyhow::Result<()> {
             groups.entry(origin.build()).or_default().push(group);
         }
     }
-    let of_build = |(build, groups): (&str, Vec<&str>)| format!("{} of build {build}", groups.join(", "));
+    let of_build =
+        |(build, groups): (&str, Vec<&str>)| format!("{} of build {build}", groups.join(", "));
     let told: Vec<String> = groups.into_iter().map(of_build).collect();
-    writeln!(page, "Numerics, by the digest of what a tiny experiment comes to: {}.\n", told.join("; "))?;
+    writeln!(
+        page,
+        "Numerics, by the digest of what a tiny experiment comes to: {}.\n",
+        told.join("; ")
+    )?;
     Ok(())
 }
 

@@ -19,7 +19,9 @@ pub const ENVIRONMENT: [(&str, &str); 4] = [
 
 /// A variable of [`ENVIRONMENT`] that this process was not started with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("deterministic numerics need {name}={value} in the environment from the start of the process")]
+#[error(
+    "deterministic numerics need {name}={value} in the environment from the start of the process"
+)]
 pub struct NotInEnvironment {
     name: &'static str,
     value: &'static str,

@@ -8,6 +8,7 @@ use manyhands_gradient::Layout;
 use manyhands_gradient::layout::LayoutError;
 use manyhands_proto::message::{DeviceKind, NumericClass};
 use manyhands_proto::run_file::{Architecture, Precision, Training};
+use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use crate::determinism;
@@ -22,7 +23,8 @@ use crate::transformer::{Transformer, tokens_tensor};
 const LIBTORCH_VERSION: &str = "2.13.0";
 
 /// A device as somebody names it: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum DeviceChoice {
     /// The first CUDA device, else MPS, else the CPU.
     #[default]

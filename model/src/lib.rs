@@ -5,6 +5,7 @@
 //! sides. Nothing here knows about peers, rounds or the chain; the worker and the verifier know this
 //! crate by [`Trainer`], [`evaluate()`] and [`data`].
 
+pub mod calibration;
 pub mod data;
 pub mod determinism;
 pub mod device;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use manyhands_proto::{ChunkIndex, Digest, NodeId};
+use manyhands_proto::{ChunkIndex, Digest, NodeId, Round};
 use serde::{Deserialize, Serialize};
 
 use crate::credibility::Credibility;
@@ -93,10 +93,11 @@ impl Beacon {
         drawn
     }
 
-    /// Whether a second verifier looks over a replay of `worker`'s round that passed.
-    pub fn rechecks(&self, worker: NodeId, recheck_per_mille: u32) -> bool {
-        let draw = u128::from(self.number("recheck", worker.as_bytes(), 0));
-        draw * 1_000 < u128::from(recheck_per_mille) << 64
+    /// Whether another verifier looks over a replay of `worker`'s round `round` that one let pass. This beacon is of a
+    /// later round than the verdict: nobody could know when it was given.
+    pub fn looks_again(&self, round: Round, worker: NodeId, recheck_per_mille: u32) -> bool {
+        let number = self.number("recheck", worker.as_bytes(), u64::from(round.0));
+        u128::from(number) * 1_000 < u128::from(recheck_per_mille) << 64
     }
 
     fn number(&self, purpose: &str, about: &[u8], index: u64) -> u64 {

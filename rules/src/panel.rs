@@ -3,7 +3,7 @@
 
 use manyhands_proto::message::{Distances, NumericClass, SignedCommitment, SignedReplay};
 use manyhands_proto::run_file::Verification;
-use manyhands_proto::{ChunkIndex, Digest, NodeId};
+use manyhands_proto::{ChunkIndex, Digest, NodeId, Round};
 use serde::{Deserialize, Serialize};
 
 use crate::draw::Beacon;
@@ -116,10 +116,10 @@ pub fn panel(beacon: Beacon, worker: NodeId, attending: &[Attendee]) -> Vec<Node
     beacon.panel(worker, &able.collect::<Vec<_>>())
 }
 
-/// How many are asked before anybody has found anything: one, or two where the draw has a first verdict looked
-/// over.
-pub fn judges(beacon: Beacon, worker: NodeId, terms: &Verification) -> usize {
-    if beacon.rechecks(worker, terms.recheck_per_mille) { 2 } else { 1 }
+/// How many look at a replay that is decided in the time of `record`, if nobody accuses: one, as a later draw may have
+/// another look over it. Where no later draw comes, it is two.
+pub fn judges(record: Round, rounds: u32) -> usize {
+    if record.0.saturating_add(1) < rounds { 1 } else { 2 }
 }
 
 /// How many have to be asked by now.

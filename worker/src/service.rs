@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use manyhands_chain_client::{ChainClient, ConnectError};
-use manyhands_model::{Device, TrainError};
 use manyhands_model::device::{DeviceError, SpeedError, SpeedTask, measure_speed, numeric_class};
+use manyhands_model::{Device, TrainError};
 use manyhands_network::control::{
     Control, ControlConfig, ControlEvent, ControlEvents, ControlHandle, RequestError,
     Role as SearchRole, StartControlError,

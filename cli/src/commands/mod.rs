@@ -1,6 +1,8 @@
 //! The commands, one file each.
 
 mod audit;
+#[cfg(feature = "worker")]
+mod calibrate;
 #[cfg(feature = "coordinator")]
 mod claim;
 #[cfg(feature = "devnet")]
@@ -45,6 +47,16 @@ pub(crate) enum Command {
     Prepare(prepare::Args),
     /// Tell what a run's file means: how likely cheats are found, what deters them, what checks cost
     Plan(plan::Args),
+    /// Measure how far honest replays of a run's rounds end apart, and how far cheats do
+    ///
+    /// Trains rounds of the run's own model and data twice: with other threads, micro-batches and kernels as other machines
+    /// have them, and as cheats would. Tells the margins of the file's thresholds, and which ones the figures ask for.
+    #[cfg(feature = "worker")]
+    Calibrate(calibrate::Args),
+    /// What `calibrate` starts: trains the rounds that come on standard input.
+    #[cfg(feature = "worker")]
+    #[command(hide = true)]
+    Replay,
     /// Register a run, fund its escrow, and coordinate it until it completes
     ///
     /// Started again with the same folder, it goes on with the run.
@@ -101,6 +113,10 @@ pub(crate) fn run(command: Command, globals: &Globals, output: Output) -> Result
         #[cfg(feature = "worker")]
         Command::Prepare(args) => prepare::run(&args, output),
         Command::Plan(args) => plan::run(&args, output),
+        #[cfg(feature = "worker")]
+        Command::Calibrate(args) => calibrate::run(&args, output),
+        #[cfg(feature = "worker")]
+        Command::Replay => calibrate::replay(),
         #[cfg(feature = "coordinator")]
         Command::Launch(args) => wait(launch::run(args, output, with_stdin)),
         #[cfg(feature = "worker")]

@@ -162,8 +162,7 @@ fn become_deterministic() -> Result<(), Failure> {
     if determinism::check_environment().is_err() {
         let program = std::env::current_exe().map_err(|error| failed(&error))?;
         let arguments = std::env::args_os().skip(1);
-        let error =
-            Command::new(program).args(arguments).envs(determinism::ENVIRONMENT).exec();
+        let error = Command::new(program).args(arguments).envs(determinism::ENVIRONMENT).exec();
         return Err(failed(&error));
     }
     determinism::switch_on().map_err(|error| failed(&error))

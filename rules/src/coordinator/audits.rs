@@ -19,6 +19,9 @@ use crate::record::Finding;
 /// More evaluations than this would only make each reply longer.
 const EVALUATIONS_AT_ONCE: usize = 16;
 
+/// Verifiers that have looked at a round once it has been looked over.
+const LOOKS: usize = 2;
+
 /// What is asked about a worker's round.
 pub(super) struct Asked {
     pub(super) replay: Replay,
@@ -49,6 +52,8 @@ pub(super) struct ReplayTask {
     pub(super) classes: Vec<Attendee>,
     /// How many judge it while nobody accuses.
     judges: usize,
+    /// One has let it pass, which is on record: another looks over it.
+    pub(super) looked_over: bool,
     /// Who is at it, and since when.
     given: BTreeMap<NodeId, Tick>,
     /// Where verifiers ended, until it has been compared with where the worker says it did.
@@ -108,6 +113,8 @@ impl ReplayTask {
 pub(super) struct Audits {
     next_id: u64,
     replays: BTreeMap<u64, ReplayTask>,
+    /// What one verifier let pass, by the record that it is in: a draw of the next round may have another look.
+    passed: BTreeMap<Round, Vec<ReplayTask>>,
     /// θ whose held-out loss is asked for.
     evaluations: BTreeMap<Round, Digest>,
 }
@@ -125,6 +132,7 @@ impl Audits {
             panel,
             classes,
             judges,
+            looked_over: false,
             given: BTreeMap::new(),
             ends: BTreeMap::new(),
             unable: Vec::new(),
@@ -134,10 +142,43 @@ impl Audits {
         self.replays.insert(task.replay.id, task);
     }
 
+    /// Keeps a replay that one verifier let pass until it is drawn whether another looks over it.
+    pub(super) fn keep_passed(&mut self, record: Round, mut task: ReplayTask) {
+        task.before_merge = false;
+        task.looked_over = true;
+        task.judges = LOOKS;
+        self.passed.entry(record).or_default().push(task);
+    }
+
+    /// Has those looked over that `drawn` says of what is in the record of `record`; forgets the others. Gives back whose
+    /// rounds they are.
+    pub(super) fn look_over(
+        &mut self,
+        now: Tick,
+        record: Round,
+        drawn: impl Fn(Round, NodeId) -> bool,
+    ) -> Vec<(Round, NodeId)> {
+        let passed = self.passed.remove(&record).unwrap_or_default();
+        let about = |task: &ReplayTask| (task.signed.commitment.round, task.signed.worker);
+        let mut told = Vec::new();
+        for mut task in passed.into_iter().filter(|task| drawn(about(task).0, about(task).1)) {
+            told.push(about(&task));
+            // Whoever is away is waited for from now on.
+            task.judged_at = Some(now);
+            self.replays.insert(task.replay.id, task);
+        }
+        told
+    }
+
+    /// No later draw comes: two look at everything that is still open.
+    pub(super) fn look_twice(&mut self) {
+        self.replays.values_mut().for_each(|task| task.judges = LOOKS);
+    }
+
     /// A worker is somewhere else now. Its tasks stay what they are: whoever could renew them by coming
     /// again would never be judged.
     pub(super) fn moved(&mut self, worker: NodeId, addresses: &[SocketAddr]) {
-        for task in self.replays.values_mut() {
+        for task in self.replays.values_mut().chain(self.passed.values_mut().flatten()) {
             if task.replay.assignment.worker == worker {
                 task.replay.source.addresses = addresses.to_vec();
             }
@@ -347,9 +388,10 @@ impl Audits {
         task.judge(now, Judgement { replay, verdict, evidence });
     }
 
-    /// Blobs behind judgements of what is not decided yet.
+    /// Blobs behind judgements of what is not decided yet, or may be looked over.
     pub(super) fn evidence(&self) -> impl Iterator<Item = Digest> {
-        let judgements = self.replays.values().flat_map(|task| &task.judgements);
+        let tasks = self.replays.values().chain(self.passed.values().flatten());
+        let judgements = tasks.flat_map(|task| &task.judgements);
         judgements.filter_map(|judgement| judgement.evidence)
     }
 }

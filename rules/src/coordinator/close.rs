@@ -96,7 +96,7 @@ impl Coordinator {
             chunks: beacon.replay_chunks(worker, terms.replay_chunks, self.chunk_count),
             panel: panel::panel(beacon, worker, attending),
             classes: attending.to_vec(),
-            judges: panel::judges(beacon, worker, terms),
+            judges: panel::judges(self.round.number, self.spec.run.rounds),
         }
     }
 
@@ -288,11 +288,12 @@ impl Coordinator {
             return;
         }
         closed.entropy = Some(entropy);
+        let closed = closed.clone();
+        let beacon = late_beacon(closed.commit_set, closed.admitted_set, entropy);
+        self.draw_second_looks(now, round, beacon);
         if !closed.verified {
             return;
         }
-        let closed = self.closed[&round].clone();
-        let beacon = late_beacon(closed.commit_set, closed.admitted_set, entropy);
         let rate = self.spec.verification.audit_rate_per_mille;
         let drawn: Vec<NodeId> = closed
             .results
@@ -332,6 +333,21 @@ impl Coordinator {
         self.draws.push(Draw { round, entropy, drawn });
     }
 
+    /// Whether another verifier looks over what is in the record before that of `round`, whose beacon nobody could know when
+    /// it was found.
+    fn draw_second_looks(&mut self, now: Tick, round: Round, beacon: Beacon) {
+        let Some(record) = round.0.checked_sub(1).map(Round) else { return };
+        let share = self.spec.verification.recheck_per_mille;
+        let closed = &self.closed;
+        let again = self.audits.look_over(now, record, |of, worker| {
+            closed.contains_key(&of) && beacon.looks_again(of, worker, share)
+        });
+        for (of, worker) in again {
+            let text = format!("another verifier looks over round {of} of {}", worker.short());
+            self.history.note(now, EventKind::Audit, text);
+        }
+    }
+
     /// The merge is done (or there was nothing to merge): records the round and opens the next.
     pub(super) fn finish_merge(&mut self, now: Tick, result: Option<MergeResult>) {
         let number = self.round.number;
@@ -357,6 +373,9 @@ impl Coordinator {
         let next = number.next();
         let deadline = now.after_ms(self.spec.round.sync_ms);
         self.round = OpenRound::new(next, parameters, first_sequence, now, deadline);
+        if panel::judges(next, self.spec.run.rounds) > 1 {
+            self.audits.look_twice();
+        }
         let last = next.0 >= self.spec.run.rounds;
         if last {
             let deadline = now.after_ms(self.spec.round.check_ms.saturating_mul(2));

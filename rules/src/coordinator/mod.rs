@@ -42,7 +42,7 @@ use self::judges::Judges;
 use self::membership::Membership;
 use self::requests::Answer;
 use self::round::{OpenRound, Parameters, Upload};
-use crate::panel::{Judged, Judgement};
+use crate::panel::{self, Judged, Judgement};
 use crate::record::{Check, Draw, Finding, Outcome, Revocation, RoundRecord};
 use crate::reward::{self, layout};
 
@@ -255,6 +255,13 @@ impl Coordinator {
     /// A replay has ended: by what verifiers found, or because nobody could do it.
     fn handle_replayed(&mut self, now: Tick, task: ReplayTask, finding: Option<Finding>) {
         let (round, worker) = (task.signed.commitment.round, task.signed.worker);
+        // What one said is on record, paid and counted; that nobody else could look over it changes nothing.
+        let known = usize::from(task.looked_over);
+        if known > 0 && task.judgements.len() <= known {
+            let text = format!("nobody else could look over round {round} of {}", worker.short());
+            self.history.note(now, EventKind::Audit, text);
+            return;
+        }
         let outcome = match &finding {
             Some(Finding::ReplayFault(distances)) => Some(Outcome::ReplayFault(*distances)),
             Some(Finding::Withheld(reason)) => Some(Outcome::Withheld(reason.clone())),
@@ -274,12 +281,19 @@ impl Coordinator {
             let judgements = self.keep_evidence(&task, &finding);
             self.note_contradiction(&task, &judgements);
             let work = reward::work(&self.spec.model, task.signed.commitment.tokens);
-            for judgement in judgements.iter().filter(|it| it.verdict.agrees_with(&finding)) {
+            let new = judgements.iter().skip(known);
+            for judgement in new.filter(|it| it.verdict.agrees_with(&finding)) {
                 self.verifier_work.entry(judgement.verifier()).or_default().0 += work.0;
             }
+            let another_may_look = panel::judges(self.round.number, self.spec.run.rounds) == 1;
+            let one_word = outcome.is_none() && judgements.len() == 1;
             self.note_checks([Check { round, worker, finding, judgements }]);
+            if one_word && another_may_look {
+                self.audits.keep_passed(self.round.number, task.clone());
+            }
         }
         if outcome.is_none()
+            && known == 0
             && let Some(member) = self.membership.get_mut(worker)
         {
             member.credibility.passed();

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use manyhands_gradient::codec::{Endpoints, OpenedChunk, Update, UpdateCodec};
 use manyhands_gradient::{CHUNK, Layout, chunk_energies, initial_theta, vector};
+use manyhands_model::calibration::{End, Laboratory, Start};
 use manyhands_proto::run_file::{Codec, RunFile, Verification};
 use manyhands_proto::tree::Openings;
 use manyhands_proto::{ChunkIndex, Digest, NodeId};
@@ -11,7 +12,7 @@ use manyhands_rules::draw::Beacon;
 use manyhands_rules::evidence::theta_groups;
 
 use super::super::Report;
-use super::replays::{ASSIGNED, Bench, End, Start};
+use super::replays::ASSIGNED;
 use crate::bench::median_seconds;
 
 /// What a worker may have sent.
@@ -32,13 +33,17 @@ const FORGERIES: [(&str, Forgery); 3] = [
 ];
 
 /// Every forgery in as many rounds.
-pub(super) fn forgeries(bench: &Bench, seeds: u64, report: &mut Report) -> anyhow::Result<()> {
+pub(super) fn forgeries(
+    laboratory: &Laboratory,
+    seeds: u64,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     let mut found = [0_u64; FORGERIES.len()];
     for seed in 0..seeds {
-        let start = bench.begin(seed, ASSIGNED.precision)?;
-        let honest = bench.train(&start, ASSIGNED)?;
+        let start = laboratory.begin_warm(seed, ASSIGNED)?;
+        let honest = laboratory.train(&start, ASSIGNED)?;
         for (found, (_, forgery)) in found.iter_mut().zip(FORGERIES) {
-            *found += u64::from(is_rejected(&bench.layout, forgery, &start, &honest)?);
+            *found += u64::from(is_rejected(laboratory.layout(), forgery, &start, &honest)?);
         }
     }
     for (found, (name, _)) in found.into_iter().zip(FORGERIES) {

@@ -1,6 +1,5 @@
 //! Whether checks find cheats and leave the honest alone, and what they cost.
 
-pub(crate) mod class;
 mod codec;
 mod detection;
 mod page;
@@ -46,10 +45,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     more_tokens(options.cheated, &mut report);
     let text = Text::open(&options.text)?;
     poison::run(&text, &mut report)?;
-    let laboratory = replays::Laboratory::new(&text)?;
-    codec::forgeries(&laboratory.bench, options.cheated, &mut report)?;
-    let mut rows = laboratory.cheats(options.cheated, &mut report)?;
-    let honest = laboratory.honest(options.honest, &mut report)?;
+    let laboratory = replays::laboratory(&text)?;
+    codec::forgeries(&laboratory, options.cheated, &mut report)?;
+    let mut rows = replays::cheats(&laboratory, options.cheated, &mut report)?;
+    let honest = replays::honest(&laboratory, options.honest, &mut report)?;
     detection::honest_workers(&honest, &mut report);
     rows.extend(honest);
     if let Some(folder) = &options.page {
@@ -63,7 +62,10 @@ fn more_tokens(seeds: u64, report: &mut Report) {
     let is_rejected = |seed: &u64| {
         let adversary = Adversary::ClaimsMoreTokens;
         let outcome = Simulation::new(*seed).workers(2).adversary(adversary).rounds(1).run();
-        outcome.adversaries.iter().all(|it| outcome.admitted(*it) == 0 && outcome.earned(*it).0 == 0)
+        outcome
+            .adversaries
+            .iter()
+            .all(|it| outcome.admitted(*it) == 0 && outcome.earned(*it).0 == 0)
     };
     let rejected = (0..seeds).filter(is_rejected).count() as f64 / seeds as f64;
     report.add("replay.more_tokens_claimed.rejected", rejected, "of rounds, without one", None);
