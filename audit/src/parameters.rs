@@ -6,7 +6,8 @@ use std::sync::Arc;
 use manyhands_gradient::aggregate::Member;
 use manyhands_gradient::codec::{Update, payload_bytes_max};
 use manyhands_gradient::{
-    Admitted, Layout, OuterState, Revoked, initial_theta, merge, outer_learning_rate, vector,
+    self as gradient, Admitted, Layout, OuterState, Revoked, initial_theta, outer_learning_rate,
+    vector,
 };
 use manyhands_proto::message::{LossEffect, Merge};
 use manyhands_proto::run_file::RunSpec;
@@ -226,6 +227,12 @@ impl<E: Evidence> Parameters<'_, E> {
         if !same {
             return Ok(Err(state));
         }
+        findings.require(
+            Link::AuditDraw.at(record.round),
+            merged.flagged == record.flagged,
+            || format!("{} updates worth a closer look", merged.flagged.len()),
+            || format!("{}, or others", record.flagged.len()),
+        );
         let at = Link::Theta.at(record.round);
         let theta = merged.theta.filter(|(_, digest)| {
             findings.same(at, "θ with the digest", (record.theta_next, *digest))
@@ -351,6 +358,7 @@ struct Merged {
     theta: Option<(Vec<f32>, Digest)>,
     residual: Vec<f32>,
     residual_digest: Digest,
+    flagged: Vec<NodeId>,
 }
 
 /// Merges again, or says why the updates cannot be merged. What is broadcast does not depend on θ.
@@ -376,8 +384,9 @@ fn merged(
     let is_known = theta.is_some();
     let mut theta = theta.unwrap_or_else(|| vec![0.0; layout.vector_len()]);
     let state = OuterState { theta: &mut theta, residual: &mut residual };
-    let broadcast = merge(layout, &spec.aggregation, own, &revoked, state)
-        .map_err(|error| error.to_string())?;
+    let gradient::Merged { broadcast, flagged } =
+        gradient::merge(layout, &spec.aggregation, own, &revoked, state)
+            .map_err(|error| error.to_string())?;
     let digest = vector::digest(&theta);
     Ok(Merged {
         aggregate: broadcast.digest(),
@@ -385,6 +394,7 @@ fn merged(
         theta: is_known.then_some((theta, digest)),
         residual_digest: vector::digest(&residual),
         residual,
+        flagged,
     })
 }
 

@@ -300,9 +300,12 @@ fn drawn(
         .iter()
         .filter(|result| !replayed.contains(&result.worker))
         .filter(|result| match result.outcome {
-            Outcome::Admitted => members
-                .get(&result.worker)
-                .is_some_and(|credibility| beacon.audits(result.worker, *credibility, rate)),
+            Outcome::Admitted => {
+                of.flagged.contains(&result.worker)
+                    || members
+                        .get(&result.worker)
+                        .is_some_and(|credibility| beacon.audits(result.worker, *credibility, rate))
+            }
             Outcome::Late => true,
             Outcome::NotCommitted
             | Outcome::NotUploaded

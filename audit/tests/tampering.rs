@@ -273,6 +273,15 @@ fn list_again(world: &World, is_wanted: fn(&Check) -> bool) -> World {
 }
 
 #[test]
+fn who_is_worth_a_closer_look_follows_from_the_updates_and_is_drawn() {
+    let mut world = honest();
+    let is_new = |record: &RoundRecord| !record.flagged.contains(&node(1));
+    let at = world.records.iter().position(|it| is_new(it) && it.merge.is_some()).expect("one");
+    world.rewrite(at, |record| record.flagged.insert(0, node(1)));
+    assert_broken(&world.audit(), Link::AuditDraw, Some(at as u32));
+}
+
+#[test]
 fn no_verdict_counts_twice() {
     let world = honest();
     let of_replay: fn(&Check) -> bool = |check| !check.is_of_codec();

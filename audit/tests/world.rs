@@ -10,7 +10,9 @@ use manyhands_chain_client::types::Stage as ChainStage;
 use manyhands_gradient::aggregate::Member;
 use manyhands_gradient::codec::{Endpoints, Update, UpdateCodec};
 use manyhands_gradient::moments8::Moments8;
-use manyhands_gradient::{Admitted, Layout, OuterState, Revoked, initial_theta, merge, vector};
+use manyhands_gradient::{
+    Admitted, Layout, Merged, OuterState, Revoked, initial_theta, merge, vector,
+};
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::leaf::{RewardLeaf, merkle_root};
 use manyhands_proto::message::{
@@ -526,9 +528,10 @@ impl World {
             Some(digest) => vector::floats(&self.evidence.0[&digest]),
         };
         let state = OuterState { theta: &mut theta, residual: &mut residual };
-        let broadcast = merge(&self.layout, &self.spec.aggregation, own, &revoked, state)
-            .expect("updates merge")
-            .into_bytes();
+        let Merged { broadcast, flagged } =
+            merge(&self.layout, &self.spec.aggregation, own, &revoked, state)
+                .expect("updates merge");
+        let broadcast = broadcast.into_bytes();
         let aggregate_bytes = broadcast.len() as u64;
         let aggregate = self.evidence.insert(broadcast);
         let residual = self.evidence.insert(vector::to_bytes(&residual));
@@ -536,7 +539,7 @@ impl World {
         let digest = vector::digest(&theta);
         self.thetas.insert(digest, theta);
         let merge = Merge { aggregate, aggregate_bytes, residual, outer_learning_rate: alpha };
-        Input::Merged { round: order.round, result: MergeResult { merge, theta: digest } }
+        Input::Merged { round: order.round, result: MergeResult { merge, theta: digest, flagged } }
     }
 
     /// Makes blobs and commits of the records, from the first to the last.

@@ -96,7 +96,7 @@ fn main() -> anyhow::Result<()> {
     let admitted = Admitted { members: &members, alpha: 1.0 };
     let (mut next, mut residual) = (theta.clone(), vec![0.0; layout.vector_len()]);
     let state = OuterState { theta: &mut next, residual: &mut residual };
-    let broadcast = merge(&layout, &file.aggregation, admitted, &[], state)?;
+    let broadcast = merge(&layout, &file.aggregation, admitted, &[], state)?.broadcast;
     println!("a broadcast of {:.3} bits per parameter", broadcast.bits_per_parameter(&layout));
     println!("θ of round 0 {}\nθ of round 1 {}", vector::digest(&theta), vector::digest(&next));
     Ok(())

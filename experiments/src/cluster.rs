@@ -19,7 +19,6 @@ use manyhands_proto::run_file::Profile;
 use manyhands_proto::{Digest, NodeId, Round, TokenCount};
 use manyhands_rules::sampling::sequence_at;
 use manyhands_simulation::forgery::Forgery;
-use serde::{Deserialize, Serialize};
 
 use crate::experiment::{Carrying, Download, Experiment, Liars, Lie, Method, Sparse};
 use crate::liars::{self, FlippedLabels};
@@ -77,7 +76,7 @@ pub(crate) struct ClusterState {
 }
 
 /// What one round showed.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct RoundFigures {
     /// Mean loss of the workers' steps, nats per token.
     pub(crate) train_loss: f64,
@@ -85,6 +84,8 @@ pub(crate) struct RoundFigures {
     pub(crate) bits_up: f64,
     /// Bits that a worker fetched, per parameter.
     pub(crate) bits_down: f64,
+    /// Workers whose updates were worth a closer look.
+    pub(crate) flagged: u32,
 }
 
 /// An experiment under way.
@@ -179,6 +180,7 @@ impl Cluster {
         let losses = || ends.iter().flat_map(|end| &end.losses);
         let sum: f64 = losses().map(|&loss| f64::from(loss)).sum();
         let train_loss = sum / losses().count() as f64;
+        let mut flagged = 0;
         let (bits_up, bits_down) = match self.experiment.method.clone() {
             Method::Synchronous => {
                 self.state.theta.clone_from(&ends[0].theta);
@@ -193,10 +195,10 @@ impl Cluster {
                 self.nesterov(&ends, outer_learning_rate + rise * progress, momentum);
                 (F32_BITS, F32_BITS)
             }
-            Method::Sparse(method) => self.sparse(&method, &ends)?,
+            Method::Sparse(method) => self.sparse(&method, &ends, &mut flagged)?,
         };
         self.state.round += 1;
-        Ok(RoundFigures { train_loss, bits_up, bits_down })
+        Ok(RoundFigures { train_loss, bits_up, bits_down, flagged })
     }
 
     fn train(&mut self, worker: usize) -> anyhow::Result<UnroundedOutcome> {
@@ -278,7 +280,12 @@ impl Cluster {
     }
 
     /// Bits up and down, per parameter.
-    fn sparse(&mut self, method: &Sparse, ends: &[UnroundedOutcome]) -> anyhow::Result<(f64, f64)> {
+    fn sparse(
+        &mut self,
+        method: &Sparse,
+        ends: &[UnroundedOutcome],
+        flagged: &mut u32,
+    ) -> anyhow::Result<(f64, f64)> {
         let payloads = match self.experiment.liars {
             Some(Liars { count, lie: Lie::Forged(forgery) }) => {
                 let mut sent = ends.to_vec();
@@ -318,6 +325,7 @@ impl Cluster {
         let ClusterState { theta, outer, .. } = &mut self.state;
         let admitted = Admitted { members: &members, alpha };
         let step = OuterStep::new(&self.layout, &method.aggregation, admitted, &[])?;
+        *flagged = step.flagged().len() as u32;
         let whole = 0..self.layout.chunk_count();
         let bits = |payload: &Payload| payload.bits_per_parameter(&self.layout);
         let up: f64 = payloads.iter().map(bits).sum();

@@ -23,6 +23,6 @@ pub use ieee::assert_ieee;
 pub use initial::initial_theta;
 pub use layout::{CHUNK, Layout};
 pub use outer::{
-    Admitted, AggregateError, BroadcastSlice, OuterState, OuterStep, Revoked, merge,
+    Admitted, AggregateError, BroadcastSlice, Merged, OuterState, OuterStep, Revoked, merge,
     outer_learning_rate,
 };

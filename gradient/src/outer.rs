@@ -72,6 +72,7 @@ pub struct OuterStep<'a> {
     layout: &'a Layout,
     broadcast: Profile,
     terms: Vec<Term<'a>>,
+    flagged: Vec<NodeId>,
 }
 
 /// The broadcast's bytes of a slice.
@@ -100,10 +101,18 @@ impl<'a> OuterStep<'a> {
         for revoked in revoked {
             terms.push(Term::revoking(layout, config, *revoked)?);
         }
+        let mut flagged = Vec::new();
         if !admitted.members.is_empty() {
-            terms.push(Term::merging(layout, config, admitted)?);
+            let term = Term::merging(layout, config, admitted)?;
+            flagged = term.flagged();
+            terms.push(term);
         }
-        Ok(Self { layout, broadcast: config.broadcast, terms })
+        Ok(Self { layout, broadcast: config.broadcast, terms, flagged })
+    }
+
+    /// Of those admitted, whose updates are worth a closer look, in the order of their ids.
+    pub fn flagged(&self) -> Vec<NodeId> {
+        self.flagged.clone()
     }
 
     /// Does the step on a slice, an interval of chunks that begins with a group of [`GROUP_CHUNKS`] and ends
@@ -202,8 +211,16 @@ impl<'a> OuterStep<'a> {
     }
 }
 
-/// Merges a round: `state` moves from θ_t to θ_{t+1}, and the payload that is returned leads everybody
-/// else there ([`crate::codec::Update::subtract_from`]).
+/// What a merge comes to beside θ_{t+1}.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Merged {
+    /// Leads everybody else from θ_t to θ_{t+1} ([`crate::codec::Update::subtract_from`]).
+    pub broadcast: Payload,
+    /// Whose updates are worth a closer look, in the order of their ids.
+    pub flagged: Vec<NodeId>,
+}
+
+/// Merges a round: `state` moves from θ_t to θ_{t+1}.
 ///
 /// # Errors
 /// When a set cannot be merged or an update does not fit the layout; `state` is then as it was.
@@ -213,10 +230,10 @@ pub fn merge(
     admitted: Admitted<'_>,
     revoked: &[Revoked<'_>],
     state: OuterState<'_>,
-) -> Result<Payload, AggregateError> {
+) -> Result<Merged, AggregateError> {
     let step = OuterStep::new(layout, config, admitted, revoked)?;
     let whole = step.apply(0..layout.chunk_count(), state);
-    step.join(&[whole])
+    Ok(Merged { broadcast: step.join(&[whole])?, flagged: step.flagged() })
 }
 
 /// α of a round: linear from the first round's to the last round's.

@@ -71,7 +71,7 @@ fn merged(
     let (mut theta, mut residual) = start(layout);
     let state = OuterState { theta: &mut theta, residual: &mut residual };
     let admitted = Admitted { members, alpha: ALPHA };
-    let broadcast = merge(layout, config, admitted, revoked, state).expect("they fit");
+    let broadcast = merge(layout, config, admitted, revoked, state).expect("they fit").broadcast;
     Merged { theta, residual, broadcast }
 }
 
@@ -550,6 +550,39 @@ fn who_raises_held_out_loss_is_left_out_whole() {
     let others: Vec<_> = [0, 1, 2, 5].map(|at| members[at]).into();
     let merge = |members: &[Member<'_>]| merged(&layout, &config, members, &[]).digests();
     assert_eq!(merge(&members), merge(&others));
+}
+
+#[test]
+fn what_is_worth_a_closer_look_is_seen_in_passing_and_the_honest_are_left_alone() {
+    let layout = layout();
+    let common = noise(&layout, 1, 0.01);
+    let trained = |seed: u64, factor: f32| -> Update {
+        let own = noise(&layout, 100 + seed, 0.01);
+        let values: Vec<f32> = common.iter().zip(own).map(|(a, b)| factor * (a + b)).collect();
+        update_that_sends(&layout, &values)
+    };
+    let honest: Vec<Update> = (0..6).map(|seed| trained(seed, 1.0)).collect();
+    let (turned, loud) = (trained(7, -1.0), trained(8, 5.0));
+    let config = Aggregation::default();
+    let flagged = |others: &[(u8, &Update)], harms: Option<u8>| {
+        let of_honest = (1_u8..).zip(&honest);
+        let members: Vec<Member<'_>> = of_honest
+            .chain(others.iter().copied())
+            .map(|(number, update)| {
+                let effect = if harms == Some(number) { 0.5 } else { -0.01 };
+                let loss_effect = Some(LossEffect::between(3.5, 3.5 + effect));
+                Member { loss_effect, ..member(number, 9, update) }
+            })
+            .collect();
+        let plan = MergePlan::new(&layout, &config, &members).expect("a valid set");
+        plan.flagged().collect::<Vec<_>>()
+    };
+    assert_eq!(flagged(&[], None), []);
+    assert_eq!(flagged(&[(9, &turned)], None), [worker(9)]);
+    assert_eq!(flagged(&[(9, &loud)], None), [worker(9)]);
+    // Nobody can say who copied whom.
+    assert_eq!(flagged(&[(9, &honest[2])], None), [worker(3), worker(9)]);
+    assert_eq!(flagged(&[], Some(4)), [worker(4)]);
 }
 
 #[test]

@@ -217,7 +217,8 @@ fn merges_and_revocations_are_the_oracles() {
         let mut step = |members: &[Member<'_>], alpha, revoked: &[Revoked<'_>]| {
             let state = OuterState { theta: &mut theta, residual: &mut residual };
             let admitted = Admitted { members, alpha };
-            merge(&layout, &config, admitted, revoked, state).expect("they fit").into_bytes()
+            let merged = merge(&layout, &config, admitted, revoked, state).expect("they fit");
+            merged.broadcast.into_bytes()
         };
         let mut five = members(&five, &TOKENS);
         if let Some(effects) = case["effects"].as_array() {

@@ -40,6 +40,8 @@ pub struct RoundRecord {
     pub results: Vec<WorkerResult>,
     /// None if nothing was admitted: θ stays.
     pub merge: Option<Merge>,
+    /// Whose updates were worth a closer look when they were merged, in worker order: they are replayed.
+    pub flagged: Vec<NodeId>,
     /// Earlier updates whose effect this merge takes back.
     pub revocations: Vec<Revocation>,
     /// Checks that ended since the previous record, of this round or earlier ones.

@@ -415,7 +415,13 @@ impl World {
                     residual: theta,
                     outer_learning_rate: order.outer_learning_rate,
                 };
-                (500, Input::Merged { round, result: MergeResult { merge, theta } })
+                (
+                    500,
+                    Input::Merged {
+                        round,
+                        result: MergeResult { merge, theta, flagged: Vec::new() },
+                    },
+                )
             }
             Effect::Anchor { round, stage, digest } => {
                 let block = Some((self.now.0 / BLOCK_MS) as u32 + 3);

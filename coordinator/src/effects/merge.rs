@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use manyhands_gradient::aggregate::Member;
 use manyhands_gradient::codec::Update;
-use manyhands_gradient::{Admitted, OuterState, Revoked, vector};
+use manyhands_gradient::{Admitted, Merged, OuterState, Revoked, vector};
 use manyhands_network::data::Access;
 use manyhands_proto::message::Merge;
 use manyhands_rules::coordinator::{Contribution, Input, MergeOrder, MergeResult};
@@ -57,10 +57,10 @@ fn merge_now(context: &Context, order: &MergeOrder) -> Result<Done, EffectError>
             .map_err(|error| failed(error.to_string()))?,
     };
     let state = OuterState { theta: &mut theta, residual: &mut residual };
-    let broadcast =
+    let Merged { broadcast, flagged } =
         manyhands_gradient::merge(layout, &context.spec.aggregation, own, &revoked, state)
-            .map_err(|error| failed(error.to_string()))?
-            .into_bytes();
+            .map_err(|error| failed(error.to_string()))?;
+    let broadcast = broadcast.into_bytes();
     let keep = |bytes: &[u8]| context.store.insert(bytes, Access::Everyone);
     let aggregate = keep(&broadcast)?;
     let theta = keep(&vector::to_bytes(&theta))?;
@@ -78,7 +78,10 @@ fn merge_now(context: &Context, order: &MergeOrder) -> Result<Done, EffectError>
         BlobNote { digest: theta, kind: BlobKind::Theta, round: round.next() },
         BlobNote { digest: residual, kind: BlobKind::Residual, round: round.next() },
     ];
-    Ok(Done { input: Input::Merged { round, result: MergeResult { merge, theta } }, blobs })
+    Ok(Done {
+        input: Input::Merged { round, result: MergeResult { merge, theta, flagged } },
+        blobs,
+    })
 }
 
 /// The updates of a set, in its order. They were parsed when they came, so a failure is the disk's.

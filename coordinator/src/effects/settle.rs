@@ -350,6 +350,7 @@ mod tests {
             commitments_entropy: None,
             results: Vec::new(),
             merge: None,
+            flagged: Vec::new(),
             revocations: Vec::new(),
             checks: Vec::new(),
             false_ends: Vec::new(),

@@ -38,7 +38,7 @@ impl MergeRule for CosineTrust {
 }
 
 /// Each worker's cosine with the sum of the others; 0 where one of the two is 0.
-fn cosines(statistics: Statistics<'_>) -> Vec<f64> {
+pub(super) fn cosines(statistics: Statistics<'_>) -> Vec<f64> {
     let workers = statistics.workers();
     if workers < 3 {
         // Of two that disagree nobody can say which is right.

@@ -25,6 +25,7 @@ mod loss_gate;
 mod mean;
 mod median_norm;
 mod norms;
+mod signals;
 mod statistics;
 mod sums;
 
@@ -168,6 +169,8 @@ struct Share {
     weight: f32,
     /// One per tensor.
     factors: Vec<Factor>,
+    /// Whether its update is worth a closer look.
+    is_flagged: bool,
 }
 
 /// Everything about a merge that is not values: who, at which weight, over which denominator. All of it
@@ -222,6 +225,7 @@ impl MergePlan {
         let statistics =
             Statistics { norms: &norms, gram: gram.as_ref(), loss_effects: &loss_effects };
         let factors = factors(&config.rules, statistics);
+        let flagged = signals::flagged(statistics);
         let all_out = factors.iter().all(|factors| is_out(factors));
         let counts = |factors: &[Factor]| all_out || !is_out(factors);
         let counted = members.iter().zip(&factors).filter(|(_, factors)| counts(factors));
@@ -229,11 +233,12 @@ impl MergePlan {
         let (count, total) = (tokens.len(), tokens.iter().sum());
         let shares: Vec<Share> = members
             .iter()
-            .zip(factors)
-            .map(|(member, factors)| Share {
+            .zip(factors.into_iter().zip(flagged))
+            .map(|(member, (factors, is_flagged))| Share {
                 worker: member.worker,
                 weight: nearest_ratio(u128::from(member.tokens.0) * count as u128, total),
                 factors,
+                is_flagged,
             })
             .collect();
         let weights = shares.iter().filter(|share| counts(&share.factors)).map(|it| it.weight);
@@ -244,6 +249,11 @@ impl MergePlan {
     /// The workers, in the order in which they are summed.
     pub fn workers(&self) -> impl Iterator<Item = NodeId> {
         self.shares.iter().map(|share| share.worker)
+    }
+
+    /// Workers whose updates show what makes them worth a closer look, in the order of their ids.
+    pub fn flagged(&self) -> impl Iterator<Item = NodeId> {
+        self.shares.iter().filter(|share| share.is_flagged).map(|share| share.worker)
     }
 
     /// A worker's token weight w_r; `None` if it is not in the plan.

@@ -1,5 +1,6 @@
 //! The sums of one chunk after another.
 
+use manyhands_proto::NodeId;
 use manyhands_proto::run_file::Aggregation;
 use multiversion::multiversion;
 
@@ -43,6 +44,11 @@ impl<'a> Term<'a> {
         let updates: Vec<_> = members.into_iter().map(|member| member.update).collect();
         let standings = vec![Standing::Stays; updates.len()];
         Ok(Self { plan, updates, standings, alpha: admitted.alpha })
+    }
+
+    /// Whose updates are worth a closer look.
+    pub(crate) fn flagged(&self) -> Vec<NodeId> {
+        self.plan.flagged().collect()
     }
 
     /// α · (aggregate(A without E and R) − aggregate(A without E)), all weights and factors as they were: what

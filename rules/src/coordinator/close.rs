@@ -41,6 +41,9 @@ pub(super) struct ClosedRound {
     pub(super) admitted_set: Digest,
     /// Known once the admitted set is anchored and two blocks have followed.
     pub(super) entropy: Option<Entropy>,
+    /// Known once it is merged.
+    pub(super) flagged: Option<Vec<NodeId>>,
+    pub(super) drawn: bool,
     pub(super) outer_learning_rate: f32,
     /// Whose parts later merges took back.
     pub(super) revoked: Vec<NodeId>,
@@ -130,6 +133,8 @@ impl Coordinator {
             commit_set: round.commit_set().digest(),
             admitted_set: admitted_set(round.number, &results),
             entropy: None,
+            flagged: None,
+            drawn: false,
             outer_learning_rate: outer_learning_rate(&self.spec, round.number),
             revoked: Vec::new(),
             weighings: round.measurement.as_ref().map(Measurement::weighed).unwrap_or_default(),
@@ -281,13 +286,21 @@ impl Coordinator {
         self.accuse(now, round, worker, &outcome);
     }
 
-    /// The audit draw over a merged round, once its randomness is known.
-    pub(super) fn draw_audits(&mut self, now: Tick, round: Round, entropy: Entropy) {
+    pub(super) fn handle_late_entropy(&mut self, now: Tick, round: Round, entropy: Entropy) {
         let Some(closed) = self.closed.get_mut(&round) else { return };
-        if closed.entropy.is_some() {
+        closed.entropy.get_or_insert(entropy);
+        self.draw_audits(now, round);
+    }
+
+    /// The audit draw over a round, once it is merged and its randomness is known.
+    fn draw_audits(&mut self, now: Tick, round: Round) {
+        let Some(closed) = self.closed.get_mut(&round) else { return };
+        let (Some(entropy), Some(flagged), false) =
+            (closed.entropy, closed.flagged.clone(), closed.drawn)
+        else {
             return;
-        }
-        closed.entropy = Some(entropy);
+        };
+        closed.drawn = true;
         let closed = closed.clone();
         let beacon = late_beacon(closed.commit_set, closed.admitted_set, entropy);
         self.draw_second_looks(now, round, beacon);
@@ -304,7 +317,7 @@ impl Coordinator {
                 let drawn =
                     member.is_some_and(|m| beacon.audits(result.worker, m.credibility, rate));
                 match result.outcome {
-                    Outcome::Admitted => drawn,
+                    Outcome::Admitted => drawn || flagged.contains(&result.worker),
                     Outcome::Late => true,
                     Outcome::NotCommitted
                     | Outcome::NotUploaded
@@ -351,12 +364,17 @@ impl Coordinator {
     /// The merge is done (or there was nothing to merge): records the round and opens the next.
     pub(super) fn finish_merge(&mut self, now: Tick, result: Option<MergeResult>) {
         let number = self.round.number;
-        let merge = result.map(|result| result.merge);
-        let theta_next = result.map_or(self.round.theta, |result| result.theta);
+        let (merge, theta_next, flagged) = match result {
+            Some(MergeResult { merge, theta, flagged }) => (Some(merge), theta, flagged),
+            None => (None, self.round.theta, Vec::new()),
+        };
         let residual = merge.map_or(self.round.residual, |merge| Some(merge.residual));
         let parameters = Parameters { theta: theta_next, residual };
         let revocations =
-            if result.is_some() { std::mem::take(&mut self.revocations) } else { Vec::new() };
+            if merge.is_some() { std::mem::take(&mut self.revocations) } else { Vec::new() };
+        if let Some(closed) = self.closed.get_mut(&number) {
+            closed.flagged = Some(flagged);
+        }
         for (of, workers) in by_round(&revocations) {
             if let Some(closed) = self.closed.get_mut(&of) {
                 closed.revoked.extend(workers);
@@ -365,6 +383,11 @@ impl Coordinator {
         let record = self.record(theta_next, merge, revocations);
         self.last_record = record.digest();
         self.history.note_round(now, &self.round, &record);
+        for worker in &record.flagged {
+            let what = "shows what makes it worth a closer look";
+            let text = format!("round {number}: the update of {} {what}", worker.short());
+            self.history.note(now, EventKind::Audit, text);
+        }
         self.unsettled.push_back(record);
         self.last_merge = merge;
 
@@ -389,6 +412,7 @@ impl Coordinator {
         self.closed.retain(|round, _| round.0 >= kept);
         self.evidence.retain(|(round, _)| round.0 >= kept);
         self.votes.retain(|(_, vote)| vote.round.0 >= kept);
+        self.draw_audits(now, number);
     }
 
     fn record(
@@ -408,6 +432,7 @@ impl Coordinator {
         let closed = self.closed.get(&round.number);
         let results = closed.map(|closed| closed.results.clone()).unwrap_or_default();
         let weighings = closed.map(|closed| closed.weighings.clone()).unwrap_or_default();
+        let flagged = closed.and_then(|closed| closed.flagged.clone()).unwrap_or_default();
         let earnings = self
             .membership
             .iter()
@@ -435,6 +460,7 @@ impl Coordinator {
             commitments_entropy: round.commitments_entropy,
             results,
             merge,
+            flagged,
             revocations,
             checks: std::mem::take(&mut self.checks),
             false_ends: std::mem::take(&mut self.judges.found),

@@ -117,11 +117,13 @@ pub enum Compared {
     Unopened(String),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MergeResult {
     pub merge: Merge,
     /// θ_{t+1}.
     pub theta: Digest,
+    /// Whose updates are worth a closer look ([`manyhands_gradient::Merged`]).
+    pub flagged: Vec<NodeId>,
 }
 
 /// The two moments of a round that are anchored on chain.

@@ -391,7 +391,7 @@ impl Coordinator {
                 self.round.commitments_entropy = Some(entropy);
             }
             Stage::Commitments => {}
-            Stage::Admitted => self.draw_audits(now, round, entropy),
+            Stage::Admitted => self.handle_late_entropy(now, round, entropy),
         }
     }
 

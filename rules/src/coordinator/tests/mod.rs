@@ -239,7 +239,7 @@ impl World {
                     outer_learning_rate: order.outer_learning_rate,
                 };
                 self.merges.push(order);
-                Input::Merged { round, result: MergeResult { merge, theta } }
+                Input::Merged { round, result: MergeResult { merge, theta, flagged: Vec::new() } }
             }
             Effect::CheckStakes { round, .. } => {
                 Input::StakesChecked { round, gone: self.stakeless.clone() }
