@@ -237,7 +237,8 @@ impl Audit {
             None => entropy::without_chain(&spec, &records, &mut self.findings),
         }
         verdicts::check_looked_over(&spec, &records, &mut self.findings);
-        verdicts::recompute(&spec, &records, evidence, &mut self.findings).await?;
+        let complete = on_chain.is_some_and(is_complete);
+        verdicts::recompute(&spec, &records, evidence, complete, &mut self.findings).await?;
         let chosen = chosen(options.rounds, &records);
         let (layout, spec) = (Arc::new(layout(&spec.model)), Arc::new(spec));
         let records = &records;
@@ -311,11 +312,7 @@ impl Audit {
             self.findings.passed(Link::RecordChain.at(record.round));
             progress(Progress::Rules { round: record.round, of });
         }
-        let completed = on_chain.is_some_and(|on_chain| {
-            let closed = &on_chain.run.state;
-            matches!(closed, RunState::Closed { reason: CloseReason::Completed { .. }, .. })
-        });
-        trust.finish(records, completed, &mut self.findings);
+        trust.finish(records, on_chain.is_some_and(is_complete), &mut self.findings);
         let verifiers = on_chain.map_or(0, |on_chain| on_chain.run.verifiers);
         self.found.rounds_unverified =
             trust::check_attended(records, verifiers, &mut self.findings);
@@ -334,6 +331,11 @@ impl Audit {
         self.found.slashes = settlement::check_slashes(run, records, on_chain, findings);
         settlement::check_bonds(records, on_chain, findings);
     }
+}
+
+fn is_complete(on_chain: &OnChain) -> bool {
+    let closed = &on_chain.run.state;
+    matches!(closed, RunState::Closed { reason: CloseReason::Completed { .. }, .. })
 }
 
 fn chosen(rounds: RoundSelection, records: &Records) -> BTreeSet<Round> {

@@ -9,7 +9,7 @@ use manyhands_gradient::{
     self as gradient, Admitted, Layout, OuterState, Revoked, initial_theta, outer_learning_rate,
     vector,
 };
-use manyhands_proto::message::{LossEffect, Merge};
+use manyhands_proto::message::{Flagged, LossEffect, Merge};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, TokenCount};
 use manyhands_rules::record::{RoundRecord, by_round, loss_effects};
@@ -358,7 +358,7 @@ struct Merged {
     theta: Option<(Vec<f32>, Digest)>,
     residual: Vec<f32>,
     residual_digest: Digest,
-    flagged: Vec<NodeId>,
+    flagged: Vec<Flagged>,
 }
 
 /// Merges again, or says why the updates cannot be merged. What is broadcast does not depend on θ.

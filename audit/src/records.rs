@@ -117,7 +117,7 @@ pub(crate) fn late_checks(record: &RoundRecord) -> impl Iterator<Item = &Check> 
 }
 
 /// A replay that one verifier had let pass, if `check` of `record` is of another that looked over it: with the record
-/// that it is in.
+/// that it is in, which is an earlier one.
 pub(crate) fn looked_over<'r>(
     records: &'r Records,
     record: &RoundRecord,
@@ -125,9 +125,9 @@ pub(crate) fn looked_over<'r>(
 ) -> Option<(&'r RoundRecord, &'r Check)> {
     let between = check.round.0 as usize..record.round.0 as usize;
     let earlier = records.all.get(between)?.iter();
-    let checks = earlier.flat_map(|record| record.checks.iter().map(move |it| (record, it)));
+    let mut checks = earlier.flat_map(|record| record.checks.iter().map(move |it| (record, it)));
     let of_same = |it: &Check| (it.round, it.worker) == (check.round, check.worker);
-    checks.into_iter().find(|(_, it)| !it.is_of_codec() && of_same(it))
+    checks.find(|(_, it)| !it.is_of_codec() && of_same(it))
 }
 
 /// The effects of round `of` were still known to the coordinator while `now` was open.
@@ -228,7 +228,7 @@ pub(crate) async fn walk<E: Evidence>(
 pub(crate) fn check_anchors(records: &Records, on_chain: &OnChain, findings: &mut Findings) {
     for record in records.trained() {
         let sets = [
-            (Link::CommitSetAnchor, Stage::Commit, record.commit_set().digest()),
+            (Link::CommitSetAnchor, Stage::Commit, record.committed()),
             (Link::AdmittedSetAnchor, Stage::Admitted, record.admitted_set()),
         ];
         for (link, stage, digest) in sets {

@@ -80,12 +80,12 @@ impl<'a> Trust<'a> {
         let mut sound = Vec::new();
         for draw in &record.draws {
             let of = records.get(draw.round).filter(|_| draw.round <= record.round);
-            let due = of.is_some_and(|of| of.verified && !of.results.is_empty());
+            let due = of.is_some_and(|of| !of.results.is_empty());
             let first = self.drawn.insert(draw.round);
             let holds = findings.require(
                 Link::AuditDraw.at(draw.round),
                 due && first,
-                || "one draw for each round that a verifier attended",
+                || "one draw for each round",
                 || format!("another in the record of round {}", record.round),
             );
             if holds {
@@ -162,7 +162,7 @@ impl<'a> Trust<'a> {
     /// verdict.
     pub(crate) fn finish(&self, records: &Records, complete: bool, findings: &mut Findings) {
         let Some(newest) = records.newest() else { return };
-        for record in records.trained().filter(|record| record.verified) {
+        for record in records.trained() {
             let at = Link::AuditDraw.at(record.round);
             if self.drawn.contains(&record.round) {
                 continue;
@@ -293,15 +293,15 @@ fn drawn(
     members: &BTreeMap<NodeId, Credibility>,
 ) -> Vec<NodeId> {
     let Some(of) = records.get(draw.round) else { return Vec::new() };
-    let beacon = late_beacon(of.commit_set().digest(), of.admitted_set(), draw.entropy);
+    let beacon = late_beacon(of.committed(), of.admitted_set(), draw.entropy);
     let rate = spec.verification.audit_rate_per_mille;
     let replayed: BTreeSet<NodeId> = early_checks(of).map(|check| check.worker).collect();
     of.results
         .iter()
-        .filter(|result| !replayed.contains(&result.worker))
+        .filter(|result| of.verified && !replayed.contains(&result.worker))
         .filter(|result| match result.outcome {
             Outcome::Admitted => {
-                of.flagged.contains(&result.worker)
+                of.flagged.iter().any(|it| it.worker == result.worker)
                     || members
                         .get(&result.worker)
                         .is_some_and(|credibility| beacon.audits(result.worker, *credibility, rate))

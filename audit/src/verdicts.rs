@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use manyhands_gradient::Layout;
 use manyhands_proto::message::{
     Commitment, Distances, EndState, ReplayEnd, ReplayEvidence, Replayed, SignedCommitment,
-    SignedReplay,
+    SignedReplay, Start,
 };
 use manyhands_proto::run_file::{RunSpec, Verification};
 use manyhands_proto::{ChunkIndex, Digest, NodeId, Round};
@@ -14,7 +14,7 @@ use manyhands_rules::coordinator::late_beacon;
 use manyhands_rules::draw::Beacon;
 use manyhands_rules::evidence::{Subject, bytes_max, distances, false_ends};
 use manyhands_rules::panel::{
-    Contradiction, JUDGES_MAX, Judged, Judgement, Pair, decide, judges, panel, within,
+    Contradiction, JUDGES_MAX, Judged, Judgement, Pair, all_is_looked_over, decide, panel, within,
 };
 use manyhands_rules::record::{Check, FalseEnd, Finding, Outcome, RoundRecord};
 use manyhands_rules::reward::layout;
@@ -123,6 +123,9 @@ fn check_judgements(
         let Replayed { round, worker, first_sequence, start, .. } = replayed;
         about == (*run, *round, *worker, *first_sequence, *start) && judgement.replay.verify()
     };
+    // From nothing of the worker's a replay leads somewhere.
+    let candidate = of.candidates.iter().find(|candidate| candidate.worker == check.worker);
+    let is_fresh = candidate.is_some_and(|candidate| candidate.start == Start::Fresh);
     findings.require(
         at,
         check.judgements.iter().all(is_signed),
@@ -135,6 +138,7 @@ fn check_judgements(
             let pair = pair_of(of, check.worker, judgement.verifier());
             // Who was not there has no class on record; that is said below.
             pair.is_none_or(|pair| follows(judgement, &signed.commitment, (terms, pair)))
+                && (judgement.replay.replayed.end != ReplayEnd::Nowhere || !is_fresh)
         }),
         || "the verdicts that follow from where replays ended, distances and thresholds",
         || "others",
@@ -158,15 +162,15 @@ fn check_judgements(
     if let Some(first) = first {
         check_second_look(spec, records, first, check, findings);
     }
-    let judges = if first.is_some() { 2 } else { judges(record.round, spec.run.rounds) };
-    let expected = decide(judges, &check.judgements, false);
+    let is_second = first.is_some();
+    let expected = decide(is_second, &check.judgements, false);
     findings.require(
         at,
         expected.as_ref() == Some(&check.finding),
         || "what follows from the verdicts",
         || "another decision",
     );
-    check_passed_over(at, &order, judges, check, findings);
+    check_passed_over(at, &order, is_second, check, findings);
 }
 
 /// What is looked over is what one verifier let pass, where the draw of the next round has it so.
@@ -201,10 +205,13 @@ fn second_look_drawn(
     record: &RoundRecord,
     check: &Check,
 ) -> Option<bool> {
-    let next = records.get(record.round.next()).filter(|next| !next.candidates.is_empty())?;
+    if all_is_looked_over(record.round, spec.run.rounds) {
+        return Some(true);
+    }
+    let next = records.get(record.round.next())?;
     let later = records.all.get(next.round.0 as usize..)?.iter();
     let draw = later.flat_map(|record| &record.draws).find(|draw| draw.round == next.round)?;
-    let beacon = late_beacon(next.commit_set().digest(), next.admitted_set(), draw.entropy);
+    let beacon = late_beacon(next.committed(), next.admitted_set(), draw.entropy);
     let share = spec.verification.recheck_per_mille;
     Some(beacon.looks_again(check.round, check.worker, share))
 }
@@ -274,6 +281,7 @@ pub(crate) async fn recompute<E: Evidence>(
     spec: &RunSpec,
     records: &Records,
     evidence: &E,
+    complete: bool,
     findings: &mut Findings,
 ) -> Result<(), AuditError> {
     let layout = layout(&spec.model);
@@ -307,7 +315,12 @@ pub(crate) async fn recompute<E: Evidence>(
     }
     for end in shown.difference(&listed) {
         let at = Link::Outcomes.at(end.round).of(end.verifier);
-        findings.unchecked(at, "a replay that was made up, on record", "none yet");
+        let what = "a replay that was made up, on record";
+        if complete {
+            findings.failed(at, what, "none, and the run is complete");
+        } else {
+            findings.unchecked(at, what, "none yet");
+        }
     }
     Ok(())
 }
@@ -418,11 +431,11 @@ fn said(verdict: &Judged) -> String {
 fn check_passed_over(
     at: At,
     order: &[NodeId],
-    judges: usize,
+    is_second: bool,
     check: &Check,
     findings: &mut Findings,
 ) {
-    let missing = decide(judges, &check.judgements, true).is_none()
+    let missing = decide(is_second, &check.judgements, true).is_none()
         && check.judgements.len() < JUDGES_MAX.min(order.len());
     let first = &order[..JUDGES_MAX.min(order.len())];
     let outside = check.judgements.iter().filter(|it| !first.contains(&it.verifier())).count();
@@ -448,11 +461,11 @@ fn beacon_of(
     let early = check.round == record.round && early_checks(record).any(|it| it == check);
     if early || is_unverified(of, check.worker) {
         let entropy = of.commitments_entropy?;
-        return Some(Beacon::new(of.commit_set().digest(), entropy.value));
+        return Some(Beacon::new(of.committed(), entropy.value));
     }
     let draws = records.all.iter().flat_map(|record| &record.draws);
     let draw = draws.into_iter().find(|draw| draw.round == check.round)?;
-    Some(late_beacon(of.commit_set().digest(), of.admitted_set(), draw.entropy))
+    Some(late_beacon(of.committed(), of.admitted_set(), draw.entropy))
 }
 
 /// Whether the merge did not wait for the verdict on this worker any longer.

@@ -3,7 +3,7 @@
 
 use manyhands_audit::{AuditOptions, AuditReport, Link, Status, Subject, Verdict, audit_run};
 use manyhands_chain_client::types::Stage;
-use manyhands_proto::message::{LossEffect, SignedReplay, Start};
+use manyhands_proto::message::{Flagged, LossEffect, Signal, SignedReplay, Start};
 use manyhands_proto::{Balance, Digest, NodeId, Round, TokenCount};
 use manyhands_rules::panel::{Judged, Judgement};
 use manyhands_rules::record::{
@@ -275,9 +275,11 @@ fn list_again(world: &World, is_wanted: fn(&Check) -> bool) -> World {
 #[test]
 fn who_is_worth_a_closer_look_follows_from_the_updates_and_is_drawn() {
     let mut world = honest();
-    let is_new = |record: &RoundRecord| !record.flagged.contains(&node(1));
+    let is_new = |record: &RoundRecord| record.flagged.iter().all(|it| it.worker != node(1));
     let at = world.records.iter().position(|it| is_new(it) && it.merge.is_some()).expect("one");
-    world.rewrite(at, |record| record.flagged.insert(0, node(1)));
+    world.rewrite(at, |record| {
+        record.flagged.insert(0, Flagged { worker: node(1), signal: Signal::Loud })
+    });
     assert_broken(&world.audit(), Link::AuditDraw, Some(at as u32));
 }
 

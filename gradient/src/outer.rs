@@ -14,6 +14,7 @@
 
 use std::ops::Range;
 
+use manyhands_proto::message::Flagged;
 use manyhands_proto::run_file::{Aggregation, Profile};
 use manyhands_proto::{NodeId, Round};
 use rayon::prelude::*;
@@ -72,7 +73,7 @@ pub struct OuterStep<'a> {
     layout: &'a Layout,
     broadcast: Profile,
     terms: Vec<Term<'a>>,
-    flagged: Vec<NodeId>,
+    flagged: Vec<Flagged>,
 }
 
 /// The broadcast's bytes of a slice.
@@ -111,7 +112,7 @@ impl<'a> OuterStep<'a> {
     }
 
     /// Of those admitted, whose updates are worth a closer look, in the order of their ids.
-    pub fn flagged(&self) -> Vec<NodeId> {
+    pub fn flagged(&self) -> Vec<Flagged> {
         self.flagged.clone()
     }
 
@@ -217,7 +218,7 @@ pub struct Merged {
     /// Leads everybody else from θ_t to θ_{t+1} ([`crate::codec::Update::subtract_from`]).
     pub broadcast: Payload,
     /// Whose updates are worth a closer look, in the order of their ids.
-    pub flagged: Vec<NodeId>,
+    pub flagged: Vec<Flagged>,
 }
 
 /// Merges a round: `state` moves from θ_t to θ_{t+1}.

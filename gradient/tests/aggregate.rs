@@ -8,7 +8,7 @@ use manyhands_gradient::vector::digest;
 use manyhands_gradient::{
     Admitted, CHUNK, Layout, OuterState, OuterStep, Revoked, merge, outer_learning_rate,
 };
-use manyhands_proto::message::LossEffect;
+use manyhands_proto::message::{Flagged, LossEffect, Signal};
 use manyhands_proto::run_file::{Aggregation, Denominator, Profile, Rule};
 use manyhands_proto::{ChunkIndex, NodeId, Round, TokenCount};
 use proptest::prelude::*;
@@ -562,7 +562,7 @@ fn what_is_worth_a_closer_look_is_seen_in_passing_and_the_honest_are_left_alone(
         update_that_sends(&layout, &values)
     };
     let honest: Vec<Update> = (0..6).map(|seed| trained(seed, 1.0)).collect();
-    let (turned, loud) = (trained(7, -1.0), trained(8, 5.0));
+    let (turned, loud, nothing) = (trained(7, -1.0), trained(8, 5.0), trained(9, 0.0));
     let config = Aggregation::default();
     let flagged = |others: &[(u8, &Update)], harms: Option<u8>| {
         let of_honest = (1_u8..).zip(&honest);
@@ -578,11 +578,14 @@ fn what_is_worth_a_closer_look_is_seen_in_passing_and_the_honest_are_left_alone(
         plan.flagged().collect::<Vec<_>>()
     };
     assert_eq!(flagged(&[], None), []);
-    assert_eq!(flagged(&[(9, &turned)], None), [worker(9)]);
-    assert_eq!(flagged(&[(9, &loud)], None), [worker(9)]);
+    let shown = |number: u8, signal| Flagged { worker: worker(number), signal };
+    assert_eq!(flagged(&[(9, &turned)], None), [shown(9, Signal::AgainstAll)]);
+    assert_eq!(flagged(&[(9, &loud)], None), [shown(9, Signal::Loud)]);
+    assert_eq!(flagged(&[(9, &nothing)], None), [shown(9, Signal::Nothing)]);
     // Nobody can say who copied whom.
-    assert_eq!(flagged(&[(9, &honest[2])], None), [worker(3), worker(9)]);
-    assert_eq!(flagged(&[], Some(4)), [worker(4)]);
+    let alike = [3, 9].map(|number| shown(number, Signal::LikeAnother));
+    assert_eq!(flagged(&[(9, &honest[2])], None), alike);
+    assert_eq!(flagged(&[], Some(4)), [shown(4, Signal::RaisesLoss)]);
 }
 
 #[test]

@@ -10,31 +10,35 @@
 use std::ffi::c_void;
 
 /// Variables that a process needs from its start.
+#[cfg(target_arch = "x86_64")]
 pub const ENVIRONMENT: [(&str, &str); 4] = [
     ("ATEN_CPU_CAPABILITY", "avx2"),
     ("MKL_CBWR", "COMPATIBLE"),
     ("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
     ("NVIDIA_TF32_OVERRIDE", "0"),
 ];
+/// Variables that a process needs from its start.
+#[cfg(not(target_arch = "x86_64"))]
+pub const ENVIRONMENT: [(&str, &str); 2] =
+    [("CUBLAS_WORKSPACE_CONFIG", ":4096:8"), ("NVIDIA_TF32_OVERRIDE", "0")];
 
-/// A variable of [`ENVIRONMENT`] that this process was not started with.
+/// Why numerics cannot be deterministic here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "deterministic numerics need {name}={value} in the environment from the start of the process"
-)]
-pub struct NotInEnvironment {
-    name: &'static str,
-    value: &'static str,
+pub enum NotDeterministic {
+    #[error("expected {name}={value} in the environment from the start of the process")]
+    Environment { name: &'static str, value: &'static str },
+    #[error("expected a processor with AVX2 and FMA, this one has not both")]
+    Processor,
 }
 
-/// The first variable of [`ENVIRONMENT`] that this process was not started with.
+/// Whether this process was started with all of [`ENVIRONMENT`].
 ///
 /// # Errors
-/// If there is one.
-pub fn check_environment() -> Result<(), NotInEnvironment> {
+/// With the first variable that it was not started with.
+pub fn check_environment() -> Result<(), NotDeterministic> {
     let is_set = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
     match ENVIRONMENT.into_iter().find(|(name, value)| !is_set(name, value)) {
-        Some((name, value)) => Err(NotInEnvironment { name, value }),
+        Some((name, value)) => Err(NotDeterministic::Environment { name, value }),
         None => Ok(()),
     }
 }
@@ -42,8 +46,9 @@ pub fn check_environment() -> Result<(), NotInEnvironment> {
 /// From here on, and for all of this process.
 ///
 /// # Errors
-/// When the environment is not what it has to be.
-pub fn switch_on() -> Result<(), NotInEnvironment> {
+/// When the processor or the environment is not what it has to be.
+pub fn switch_on() -> Result<(), NotDeterministic> {
+    check_processor()?;
     check_environment()?;
     // SAFETY: the context lives as long as the process, and these are plain switches of it.
     unsafe {
@@ -56,6 +61,15 @@ pub fn switch_on() -> Result<(), NotInEnvironment> {
         aten::set_fill_uninitialized_memory(context, false);
         // The backward pass of this kind of attention has no deterministic form.
         aten::set_memory_efficient_attention(context, false);
+    }
+    Ok(())
+}
+
+/// Kernels that are asked for are used, whether the processor has their instructions or not.
+fn check_processor() -> Result<(), NotDeterministic> {
+    #[cfg(target_arch = "x86_64")]
+    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+        return Err(NotDeterministic::Processor);
     }
     Ok(())
 }

@@ -116,21 +116,25 @@ pub fn panel(beacon: Beacon, worker: NodeId, attending: &[Attendee]) -> Vec<Node
     beacon.panel(worker, &able.collect::<Vec<_>>())
 }
 
-/// How many look at a replay that is decided in the time of `record`, if nobody accuses: one, as a later draw may have
-/// another look over it. Where no later draw comes, it is two.
-pub fn judges(record: Round, rounds: u32) -> usize {
-    if record.0.saturating_add(1) < rounds { 1 } else { 2 }
+/// Whether another looks over whatever one lets pass in the time of `record`: no later draw comes that could say so.
+pub fn all_is_looked_over(record: Round, rounds: u32) -> bool {
+    record.0.saturating_add(1) >= rounds
+}
+
+/// How many let a round pass if nobody accuses: one, and another where it is looked over.
+const fn enough(looked_over: bool) -> usize {
+    if looked_over { 2 } else { 1 }
 }
 
 /// How many have to be asked by now.
-pub fn judges_needed(judges: usize, judgements: &[Judgement]) -> usize {
+pub fn judges_needed(looked_over: bool, judgements: &[Judgement]) -> usize {
     let accused = judgements.iter().any(|judgement| judgement.verdict.accuses());
-    if accused { JUDGES_MAX } else { judges }
+    if accused { JUDGES_MAX } else { enough(looked_over) }
 }
 
 /// What follows from `judgements`, in the order in which they came; none while there is nothing to follow, or
 /// `more` are to come and could change it.
-pub fn decide(judges: usize, judgements: &[Judgement], more: bool) -> Option<Finding> {
+pub fn decide(looked_over: bool, judgements: &[Judgement], more: bool) -> Option<Finding> {
     let mut passed = Vec::new();
     let mut faults = Vec::new();
     let mut withheld = Vec::new();
@@ -142,7 +146,7 @@ pub fn decide(judges: usize, judgements: &[Judgement], more: bool) -> Option<Fin
         }
     }
     let accusing = faults.len() + withheld.len();
-    let enough = if accusing == 0 { judges } else { 2 };
+    let enough = if accusing == 0 { enough(looked_over) } else { 2 };
     if passed.len() >= enough {
         return Some(Finding::ReplayPassed(passed[0]));
     }
@@ -224,12 +228,12 @@ mod tests {
             ("pwp", passed.clone(), passed),
         ];
         for (story, with_others, alone) in stories {
-            assert_eq!(decide(1, &told(story), true), with_others, "{story}");
-            assert_eq!(decide(1, &told(story), false), alone, "{story}, nobody else");
+            assert_eq!(decide(false, &told(story), true), with_others, "{story}");
+            assert_eq!(decide(false, &told(story), false), alone, "{story}, nobody else");
         }
-        assert_eq!(decide(2, &told("p"), true), None, "two are to look");
-        assert_eq!(judges_needed(2, &told("p")), 2);
-        assert_eq!(judges_needed(1, &told("f")), JUDGES_MAX);
+        assert_eq!(decide(true, &told("p"), true), None, "another is to look");
+        assert_eq!(judges_needed(true, &told("p")), 2);
+        assert_eq!(judges_needed(false, &told("f")), JUDGES_MAX);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use manyhands_proto::message::{
-    CommitSet, Distances, Evaluation, LossEffect, Merge, SignedCommitment,
+    CommitSet, Distances, Evaluation, Flagged, LossEffect, Merge, SignedCommitment,
 };
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, WorkUnits};
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,7 @@ pub struct RoundRecord {
     /// None if nothing was admitted: θ stays.
     pub merge: Option<Merge>,
     /// Whose updates were worth a closer look when they were merged, in worker order: they are replayed.
-    pub flagged: Vec<NodeId>,
+    pub flagged: Vec<Flagged>,
     /// Earlier updates whose effect this merge takes back.
     pub revocations: Vec<Revocation>,
     /// Checks that ended since the previous record, of this round or earlier ones.
@@ -84,9 +84,14 @@ impl RoundRecord {
         Ok(record)
     }
 
-    /// The closed commitments, as anchored on chain.
+    /// The closed commitments.
     pub fn commit_set(&self) -> CommitSet {
         commit_set(self.round, &self.commitments)
+    }
+
+    /// What the first draw is over, as anchored on chain.
+    pub fn committed(&self) -> Digest {
+        committed(&self.commit_set(), &self.candidates, &self.attending)
     }
 
     /// Digest of the updates that were merged, as anchored on chain.
@@ -107,6 +112,19 @@ pub enum ParseRecordError {
 pub(crate) fn commit_set(round: Round, commitments: &[SignedCommitment]) -> CommitSet {
     let entries = commitments.iter().map(|signed| (signed.worker, signed.digest())).collect();
     CommitSet { round, entries }
+}
+
+/// Digest of the closed commitments, of the machines that had work, and of the verifiers that may judge it: nobody is added,
+/// left out or said to be another machine once the draw is known.
+pub(crate) fn committed(
+    commitments: &CommitSet,
+    candidates: &[Candidate],
+    attending: &[Attendee],
+) -> Digest {
+    let who = serde_json::to_vec(&(candidates, attending))
+        .expect("plain structs with string keys serialise");
+    let material = [commitments.digest().as_bytes().as_slice(), &who].concat();
+    Digest::derive("manyhands 2026 committed", &material)
 }
 
 pub(crate) fn admitted_set(round: Round, results: &[WorkerResult]) -> Digest {

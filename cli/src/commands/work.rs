@@ -57,7 +57,8 @@ struct NodeArgs {
     /// CPU threads of one operation [default: all cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
-    /// Compute the same bits as every machine of the same class, more slowly: replays then agree to the bit.
+    /// Compute the same bits as every machine with the same libtorch, kind of device and --threads that does so too, at about
+    /// half the speed on a CPU: replays then agree to the bit.
     #[arg(long)]
     deterministic: bool,
     #[command(flatten)]

@@ -29,7 +29,7 @@ mod signals;
 mod statistics;
 mod sums;
 
-use manyhands_proto::message::LossEffect;
+use manyhands_proto::message::{Flagged, LossEffect, Signal};
 use manyhands_proto::run_file::{Aggregation, Denominator, Rule};
 use manyhands_proto::{NodeId, TokenCount};
 
@@ -169,8 +169,8 @@ struct Share {
     weight: f32,
     /// One per tensor.
     factors: Vec<Factor>,
-    /// Whether its update is worth a closer look.
-    is_flagged: bool,
+    /// What makes its update worth a closer look.
+    signal: Option<Signal>,
 }
 
 /// Everything about a merge that is not values: who, at which weight, over which denominator. All of it
@@ -225,7 +225,7 @@ impl MergePlan {
         let statistics =
             Statistics { norms: &norms, gram: gram.as_ref(), loss_effects: &loss_effects };
         let factors = factors(&config.rules, statistics);
-        let flagged = signals::flagged(statistics);
+        let signals = signals::signals(statistics);
         let all_out = factors.iter().all(|factors| is_out(factors));
         let counts = |factors: &[Factor]| all_out || !is_out(factors);
         let counted = members.iter().zip(&factors).filter(|(_, factors)| counts(factors));
@@ -233,12 +233,12 @@ impl MergePlan {
         let (count, total) = (tokens.len(), tokens.iter().sum());
         let shares: Vec<Share> = members
             .iter()
-            .zip(factors.into_iter().zip(flagged))
-            .map(|(member, (factors, is_flagged))| Share {
+            .zip(factors.into_iter().zip(signals))
+            .map(|(member, (factors, signal))| Share {
                 worker: member.worker,
                 weight: nearest_ratio(u128::from(member.tokens.0) * count as u128, total),
                 factors,
-                is_flagged,
+                signal,
             })
             .collect();
         let weights = shares.iter().filter(|share| counts(&share.factors)).map(|it| it.weight);
@@ -251,9 +251,10 @@ impl MergePlan {
         self.shares.iter().map(|share| share.worker)
     }
 
-    /// Workers whose updates show what makes them worth a closer look, in the order of their ids.
-    pub fn flagged(&self) -> impl Iterator<Item = NodeId> {
-        self.shares.iter().filter(|share| share.is_flagged).map(|share| share.worker)
+    /// Workers whose updates are worth a closer look, with what makes them so, in the order of their ids.
+    pub fn flagged(&self) -> impl Iterator<Item = Flagged> {
+        let flagged = |share: &Share| Some(Flagged { worker: share.worker, signal: share.signal? });
+        self.shares.iter().filter_map(flagged)
     }
 
     /// A worker's token weight w_r; `None` if it is not in the plan.

@@ -1,6 +1,6 @@
 //! The sums of one chunk after another.
 
-use manyhands_proto::NodeId;
+use manyhands_proto::message::Flagged;
 use manyhands_proto::run_file::Aggregation;
 use multiversion::multiversion;
 
@@ -47,7 +47,7 @@ impl<'a> Term<'a> {
     }
 
     /// Whose updates are worth a closer look.
-    pub(crate) fn flagged(&self) -> Vec<NodeId> {
+    pub(crate) fn flagged(&self) -> Vec<Flagged> {
         self.plan.flagged().collect()
     }
 

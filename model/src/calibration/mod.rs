@@ -78,6 +78,8 @@ pub enum CalibrationError {
     Train(#[from] TrainError),
     #[error("the process of another class: {0}")]
     Process(#[from] std::io::Error),
+    #[error("the process of another class ended too soon, with {0}")]
+    Ended(String),
     #[error("the process of another class sent what is no end of a round")]
     NoEnd,
 }

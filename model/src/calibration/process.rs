@@ -88,6 +88,14 @@ impl Replayer {
     /// # Errors
     /// When the process is gone, or sent something else.
     pub fn answer(&mut self, layout: &Layout) -> Result<End, CalibrationError> {
+        let end = self.read_end(layout);
+        match (end, self.child.try_wait()) {
+            (Err(_), Ok(Some(status))) => Err(CalibrationError::Ended(status.to_string())),
+            (end, _) => end,
+        }
+    }
+
+    fn read_end(&mut self, layout: &Layout) -> Result<End, CalibrationError> {
         let theta = read_theta(&mut self.from, layout)?;
         let moments = read_moments(&mut self.from, layout)?;
         Ok(End { theta, moments })

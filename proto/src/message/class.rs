@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::Digest;
 use crate::run_file::Precision;
 
-/// Two nodes of equal class that has a fingerprint are expected to agree to the bit, others to within the tolerance
-/// of their kinds.
+/// Two nodes of equal class that has a fingerprint agree to the bit as far as the fingerprint's training went; others,
+/// and at other sizes, to within the tolerance of their kinds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NumericClass {

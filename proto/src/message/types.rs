@@ -1,5 +1,6 @@
 //! The messages as domain types: what is left once bytes have been understood.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -410,6 +411,42 @@ pub struct Weighing {
     pub round: Round,
     /// In the order of the workers.
     pub effects: Vec<(NodeId, LossEffect)>,
+}
+
+/// A worker whose update is worth a closer look, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flagged {
+    pub worker: NodeId,
+    pub signal: Signal,
+}
+
+/// What is seen of an update in passing. It proves nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Signal {
+    /// It raises held-out loss more than others do.
+    RaisesLoss,
+    /// Its norm is far above the median worker's.
+    Loud,
+    /// It holds nothing, where others hold something.
+    Nothing,
+    /// It points away from the sum of all others.
+    AgainstAll,
+    /// It is nearly another worker's.
+    LikeAnother,
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RaisesLoss => "raises held-out loss",
+            Self::Loud => "is far longer than others",
+            Self::Nothing => "holds nothing",
+            Self::AgainstAll => "points away from all others",
+            Self::LikeAnother => "is nearly another worker's",
+        })
+    }
 }
 
 /// What an update alone does to held-out loss: that of θ_t less what it sends, over that of θ_t. In nats per

@@ -19,9 +19,6 @@ use crate::record::Finding;
 /// More evaluations than this would only make each reply longer.
 const EVALUATIONS_AT_ONCE: usize = 16;
 
-/// Verifiers that have looked at a round once it has been looked over.
-const LOOKS: usize = 2;
-
 /// What is asked about a worker's round.
 pub(super) struct Asked {
     pub(super) replay: Replay,
@@ -33,8 +30,6 @@ pub(super) struct Asked {
     pub(super) panel: Vec<NodeId>,
     /// What machines they have.
     pub(super) classes: Vec<Attendee>,
-    /// How many do if nobody accuses.
-    pub(super) judges: usize,
 }
 
 /// A worker's round that verifiers have to judge.
@@ -50,8 +45,6 @@ pub(super) struct ReplayTask {
     /// Who may judge it, in the order in which they are asked.
     panel: Vec<NodeId>,
     pub(super) classes: Vec<Attendee>,
-    /// How many judge it while nobody accuses.
-    judges: usize,
     /// One has let it pass, which is on record: another looks over it.
     pub(super) looked_over: bool,
     /// Who is at it, and since when.
@@ -86,7 +79,7 @@ impl ReplayTask {
     /// Who is to be given it now: of those that are there, whoever comes first in the panel and is idle. Nobody
     /// beyond the first three that could do it, or a judge could be picked by keeping others busy.
     fn next(&self, present: &[NodeId], idle: &[NodeId]) -> Option<NodeId> {
-        let needed = judges_needed(self.judges, &self.judgements);
+        let needed = judges_needed(self.looked_over, &self.judgements);
         let enough = self.judgements.len() + self.ends.len() + self.given.len() >= needed;
         if enough || self.unable.len() >= JUDGES_MAX {
             return None;
@@ -121,7 +114,7 @@ pub(super) struct Audits {
 
 impl Audits {
     pub(super) fn ask_replay(&mut self, asked: Asked, before_merge: bool) {
-        let Asked { mut replay, signed, chunks, panel, classes, judges } = asked;
+        let Asked { mut replay, signed, chunks, panel, classes } = asked;
         replay.id = self.next_id;
         self.next_id += 1;
         let task = ReplayTask {
@@ -131,7 +124,6 @@ impl Audits {
             before_merge,
             panel,
             classes,
-            judges,
             looked_over: false,
             given: BTreeMap::new(),
             ends: BTreeMap::new(),
@@ -146,7 +138,6 @@ impl Audits {
     pub(super) fn keep_passed(&mut self, record: Round, mut task: ReplayTask) {
         task.before_merge = false;
         task.looked_over = true;
-        task.judges = LOOKS;
         self.passed.entry(record).or_default().push(task);
     }
 
@@ -170,9 +161,9 @@ impl Audits {
         told
     }
 
-    /// No later draw comes: two look at everything that is still open.
-    pub(super) fn look_twice(&mut self) {
-        self.replays.values_mut().for_each(|task| task.judges = LOOKS);
+    /// Of records before this one nothing is drawn any more.
+    pub(super) fn forget_passed_before(&mut self, record: Round) {
+        self.passed.retain(|of, _| *of >= record);
     }
 
     /// A worker is somewhere else now. Its tasks stay what they are: whoever could renew them by coming
@@ -234,9 +225,20 @@ impl Audits {
         self.replays.values().flat_map(since).map(|since| since.after_ms(patience_ms)).min()
     }
 
-    /// The oldest round that waits for a replay.
-    pub(super) fn oldest_round(&self) -> Option<Round> {
-        self.replays.values().map(|task| task.replay.assignment.round).min()
+    /// The oldest of a worker's rounds that is replayed, or may yet be looked over: it has to keep its evidence.
+    pub(super) fn oldest_round_of(&self, worker: NodeId) -> Option<Round> {
+        let own = self.tasks().filter(|task| task.signed.worker == worker);
+        own.map(|task| task.replay.assignment.round).min()
+    }
+
+    /// θ that replays begin with.
+    pub(super) fn thetas(&self) -> impl Iterator<Item = Digest> {
+        self.tasks().map(|task| task.replay.assignment.theta)
+    }
+
+    /// What is replayed, and what may be looked over.
+    fn tasks(&self) -> impl Iterator<Item = &ReplayTask> {
+        self.replays.values().chain(self.passed.values().flatten())
     }
 
     /// Takes out what has been decided, with what follows: none where nobody could do it. A task about a round before
@@ -251,7 +253,7 @@ impl Audits {
         let over = |task: &ReplayTask| {
             let more = task.replay.assignment.round >= from
                 && task.expects_more(now, present, patience_ms);
-            let finding = decide(task.judges, &task.judgements, more);
+            let finding = decide(task.looked_over, &task.judgements, more);
             (finding.is_some() || !more).then_some(finding)
         };
         self.take(over)
@@ -265,15 +267,16 @@ impl Audits {
         for task in self.replays.values_mut().filter(goes_on) {
             task.before_merge = false;
         }
-        let ended = self
-            .take(|task| task.before_merge.then(|| decide(task.judges, &task.judgements, false)));
+        let ended = self.take(|task| {
+            task.before_merge.then(|| decide(task.looked_over, &task.judgements, false))
+        });
         ended.into_iter().filter_map(|(task, finding)| Some((task, finding?))).collect()
     }
 
     /// Nothing is waited for any more: all is decided by what there is.
     pub(super) fn end_all(&mut self) -> Vec<(ReplayTask, Option<Finding>)> {
         self.evaluations.clear();
-        self.take(|task| Some(decide(task.judges, &task.judgements, false)))
+        self.take(|task| Some(decide(task.looked_over, &task.judgements, false)))
     }
 
     /// Nothing that this verifier said of what is not decided yet counts.
@@ -281,7 +284,13 @@ impl Audits {
         for task in self.replays.values_mut() {
             task.given.remove(&verifier);
             task.ends.remove(&verifier);
-            task.judgements.retain(|judgement| judgement.verifier() != verifier);
+            // A first verdict that is looked over is on record, whoever gave it.
+            let on_record = usize::from(task.looked_over);
+            let mut at = 0;
+            task.judgements.retain(|judgement| {
+                at += 1;
+                at <= on_record || judgement.verifier() != verifier
+            });
             if task.panel.contains(&verifier) && !task.unable.contains(&verifier) {
                 task.unable.push(verifier);
             }
@@ -390,8 +399,7 @@ impl Audits {
 
     /// Blobs behind judgements of what is not decided yet, or may be looked over.
     pub(super) fn evidence(&self) -> impl Iterator<Item = Digest> {
-        let tasks = self.replays.values().chain(self.passed.values().flatten());
-        let judgements = tasks.flat_map(|task| &task.judgements);
+        let judgements = self.tasks().flat_map(|task| &task.judgements);
         judgements.filter_map(|judgement| judgement.evidence)
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use manyhands_proto::message::{
-    Assignment, Refusal, RefusalCode, Replay, SignedCommitment, Source,
+    Assignment, Flagged, Refusal, RefusalCode, Replay, SignedCommitment, Source,
 };
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Balance, Digest, NodeId, Round, Tick, TokenCount, WorkUnits};
@@ -37,12 +37,12 @@ pub(super) struct ClosedRound {
     pub(super) replayed: Vec<NodeId>,
     pub(super) verified: bool,
     pub(super) attending: Vec<Attendee>,
-    pub(super) commit_set: Digest,
+    pub(super) committed: Digest,
     pub(super) admitted_set: Digest,
     /// Known once the admitted set is anchored and two blocks have followed.
     pub(super) entropy: Option<Entropy>,
     /// Known once it is merged.
-    pub(super) flagged: Option<Vec<NodeId>>,
+    pub(super) flagged: Option<Vec<Flagged>>,
     pub(super) drawn: bool,
     pub(super) outer_learning_rate: f32,
     /// Whose parts later merges took back.
@@ -99,7 +99,6 @@ impl Coordinator {
             chunks: beacon.replay_chunks(worker, terms.replay_chunks, self.chunk_count),
             panel: panel::panel(beacon, worker, attending),
             classes: attending.to_vec(),
-            judges: panel::judges(self.round.number, self.spec.run.rounds),
         }
     }
 
@@ -130,7 +129,7 @@ impl Coordinator {
             replayed: round.replayed.keys().copied().collect(),
             verified: round.verified,
             attending: round.attending.clone(),
-            commit_set: round.commit_set().digest(),
+            committed: round.committed(),
             admitted_set: admitted_set(round.number, &results),
             entropy: None,
             flagged: None,
@@ -302,22 +301,22 @@ impl Coordinator {
         };
         closed.drawn = true;
         let closed = closed.clone();
-        let beacon = late_beacon(closed.commit_set, closed.admitted_set, entropy);
+        self.finish_later(now);
+        let beacon = late_beacon(closed.committed, closed.admitted_set, entropy);
         self.draw_second_looks(now, round, beacon);
-        if !closed.verified {
-            return;
-        }
         let rate = self.spec.verification.audit_rate_per_mille;
         let drawn: Vec<NodeId> = closed
             .results
             .iter()
-            .filter(|result| !closed.replayed.contains(&result.worker))
+            .filter(|result| closed.verified && !closed.replayed.contains(&result.worker))
             .filter(|result| {
                 let member = self.membership.get(result.worker);
                 let drawn =
                     member.is_some_and(|m| beacon.audits(result.worker, m.credibility, rate));
                 match result.outcome {
-                    Outcome::Admitted => drawn || flagged.contains(&result.worker),
+                    Outcome::Admitted => {
+                        drawn || flagged.iter().any(|it| it.worker == result.worker)
+                    }
                     Outcome::Late => true,
                     Outcome::NotCommitted
                     | Outcome::NotUploaded
@@ -349,12 +348,18 @@ impl Coordinator {
     /// Whether another verifier looks over what is in the record before that of `round`, whose beacon nobody could know when
     /// it was found.
     fn draw_second_looks(&mut self, now: Tick, round: Round, beacon: Beacon) {
-        let Some(record) = round.0.checked_sub(1).map(Round) else { return };
         let share = self.spec.verification.recheck_per_mille;
-        let closed = &self.closed;
-        let again = self.audits.look_over(now, record, |of, worker| {
-            closed.contains_key(&of) && beacon.looks_again(of, worker, share)
-        });
+        if let Some(record) = round.0.checked_sub(1) {
+            self.look_over(now, Round(record), |of, worker| beacon.looks_again(of, worker, share));
+        }
+    }
+
+    /// Has those looked over that `drawn` says of what is in the record of `record`.
+    fn look_over(&mut self, now: Tick, record: Round, drawn: impl Fn(Round, NodeId) -> bool) {
+        let again = self.audits.look_over(now, record, drawn);
+        if !again.is_empty() {
+            self.finish_later(now);
+        }
         for (of, worker) in again {
             let text = format!("another verifier looks over round {of} of {}", worker.short());
             self.history.note(now, EventKind::Audit, text);
@@ -383,9 +388,9 @@ impl Coordinator {
         let record = self.record(theta_next, merge, revocations);
         self.last_record = record.digest();
         self.history.note_round(now, &self.round, &record);
-        for worker in &record.flagged {
-            let what = "shows what makes it worth a closer look";
-            let text = format!("round {number}: the update of {} {what}", worker.short());
+        for Flagged { worker, signal } in &record.flagged {
+            let worker = worker.short();
+            let text = format!("round {number} of {worker} is audited: its update {signal}");
             self.history.note(now, EventKind::Audit, text);
         }
         self.unsettled.push_back(record);
@@ -396,12 +401,9 @@ impl Coordinator {
         let next = number.next();
         let deadline = now.after_ms(self.spec.round.sync_ms);
         self.round = OpenRound::new(next, parameters, first_sequence, now, deadline);
-        if panel::judges(next, self.spec.run.rounds) > 1 {
-            self.audits.look_twice();
-        }
         let last = next.0 >= self.spec.run.rounds;
         if last {
-            let deadline = now.after_ms(self.spec.round.check_ms.saturating_mul(2));
+            let deadline = self.finishing_deadline(now);
             self.round.enter(Phase::Finishing { deadline }, now);
         }
         let kept = next.0.saturating_sub(self.spec.run.evidence_rounds);
@@ -410,9 +412,13 @@ impl Coordinator {
             self.audits.ask_evaluation(next, theta_next);
         }
         self.closed.retain(|round, _| round.0 >= kept);
+        self.audits.forget_passed_before(Round(kept.saturating_sub(1)));
         self.evidence.retain(|(round, _)| round.0 >= kept);
         self.votes.retain(|(_, vote)| vote.round.0 >= kept);
         self.draw_audits(now, number);
+        if panel::all_is_looked_over(number, self.spec.run.rounds) {
+            self.look_over(now, number, |_, _| true);
+        }
     }
 
     fn record(
@@ -481,6 +487,19 @@ impl Coordinator {
         self.faults.retain(|fault| (fault.round, fault.worker) != (round, worker));
         self.votes.retain(|(_, vote)| (vote.round, vote.worker) != (round, worker));
         self.history.note_slash(now, round, worker, slashed);
+    }
+
+    /// What is asked now has the whole time before it.
+    fn finish_later(&mut self, now: Tick) {
+        if matches!(self.round.phase, Phase::Finishing { .. }) {
+            let deadline = self.finishing_deadline(now);
+            self.round.phase = Phase::Finishing { deadline };
+        }
+    }
+
+    /// The last audits have this long, from the last draw on.
+    fn finishing_deadline(&self, now: Tick) -> Tick {
+        now.after_ms(self.spec.round.check_ms.saturating_mul(2))
     }
 
     /// After the last merge: waits for audits and evaluations, then for the chain.
@@ -600,13 +619,13 @@ impl Coordinator {
             payload: signed.commitment.payload,
             payload_bytes: signed.commitment.payload_bytes,
         }));
-        let commit_set = round.commit_set().digest();
+        let committed = round.committed();
         let Some(entropy) = round.commitments_entropy else {
             let stage = Stage::Commitments;
-            wanted.push(Effect::Anchor { round: round.number, stage, digest: commit_set });
+            wanted.push(Effect::Anchor { round: round.number, stage, digest: committed });
             return;
         };
-        let beacon = Beacon::new(commit_set, entropy.value);
+        let beacon = Beacon::new(committed, entropy.value);
         for worker in round.codec_missing() {
             let commitment = &round.commitments[&worker].commitment;
             let error = round.heads.get(&worker).map(|head| ErrorBuffer {
@@ -654,8 +673,8 @@ fn outer_learning_rate(spec: &RunSpec, round: Round) -> f32 {
 }
 
 /// The beacon of audits after the merge: later than both sets.
-pub fn late_beacon(commit_set: Digest, admitted_set: Digest, entropy: Entropy) -> Beacon {
-    let mut sets = commit_set.as_bytes().to_vec();
+pub fn late_beacon(committed: Digest, admitted_set: Digest, entropy: Entropy) -> Beacon {
+    let mut sets = committed.as_bytes().to_vec();
     sets.extend_from_slice(admitted_set.as_bytes());
     Beacon::new(Digest::derive("manyhands 2026 both sets", &sets), entropy.value)
 }

@@ -29,16 +29,16 @@ impl Coordinator {
             Some(member) => Reply::Situation(Situation {
                 duty: self.duty(node, member),
                 verifiers: self.verifiers(),
-                evidence_from: self.evidence_wanted_from(),
+                evidence_from: self.evidence_wanted_from(node),
             }),
         }
     }
 
-    /// The oldest round that a check may still be about. Rounds go on while audits wait for a verifier,
+    /// The oldest round of a worker's that a check may still be about. Rounds go on while audits wait for a verifier,
     /// but not for ever: what is older is abandoned.
-    fn evidence_wanted_from(&self) -> Round {
+    fn evidence_wanted_from(&self, worker: NodeId) -> Round {
         let undrawn = self.closed.iter().filter(|(_, closed)| closed.entropy.is_none());
-        let wanted = undrawn.map(|(round, _)| *round).chain(self.audits.oldest_round());
+        let wanted = undrawn.map(|(round, _)| *round).chain(self.audits.oldest_round_of(worker));
         wanted.min().unwrap_or(self.round.number).max(self.audited_from())
     }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use manyhands_proto::message::{
-    Distances, LossEffect, Merge, Request, Role, SignedCommitment, SignedReplay,
+    Distances, Flagged, LossEffect, Merge, Request, Role, SignedCommitment, SignedReplay,
 };
 use manyhands_proto::{Balance, ChunkIndex, Digest, NodeId, Round, TokenCount};
 use serde::{Deserialize, Serialize};
@@ -123,7 +123,7 @@ pub struct MergeResult {
     /// θ_{t+1}.
     pub theta: Digest,
     /// Whose updates are worth a closer look ([`manyhands_gradient::Merged`]).
-    pub flagged: Vec<NodeId>,
+    pub flagged: Vec<Flagged>,
 }
 
 /// The two moments of a round that are anchored on chain.

@@ -42,7 +42,7 @@ use self::judges::Judges;
 use self::membership::Membership;
 use self::requests::Answer;
 use self::round::{OpenRound, Parameters, Upload};
-use crate::panel::{self, Judged, Judgement};
+use crate::panel::{Judged, Judgement};
 use crate::record::{Check, Draw, Finding, Outcome, Revocation, RoundRecord};
 use crate::reward::{self, layout};
 
@@ -140,9 +140,10 @@ impl Coordinator {
         self.round.theta
     }
 
-    /// The blobs that the open round's merge begins with.
+    /// The blobs that the open round's merge begins with, and those that replays do.
     pub fn parameters(&self) -> impl Iterator<Item = Digest> {
-        [self.round.theta].into_iter().chain(self.round.residual)
+        let merge = [self.round.theta].into_iter().chain(self.round.residual);
+        merge.chain(self.audits.thetas())
     }
 
     /// Evidence of rounds before this one may be deleted.
@@ -285,10 +286,9 @@ impl Coordinator {
             for judgement in new.filter(|it| it.verdict.agrees_with(&finding)) {
                 self.verifier_work.entry(judgement.verifier()).or_default().0 += work.0;
             }
-            let another_may_look = panel::judges(self.round.number, self.spec.run.rounds) == 1;
             let one_word = outcome.is_none() && judgements.len() == 1;
             self.note_checks([Check { round, worker, finding, judgements }]);
-            if one_word && another_may_look {
+            if one_word {
                 self.audits.keep_passed(self.round.number, task.clone());
             }
         }

@@ -1,6 +1,6 @@
 //! The coordinator's machine, told as runs of a few workers whose world always answers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
@@ -387,6 +387,77 @@ fn two_verifiers_that_find_against_a_worker_are_asked_to_say_so_on_the_chain() {
     let passed = record.checks.iter().filter(|it| matches!(it.finding, Finding::ReplayPassed(_)));
     assert!(passed.flat_map(|check| &check.judgements).all(|it| it.evidence.is_none()));
     assert_eq!(world.outcome(0, 1), &Outcome::Admitted);
+}
+
+/// Two workers, and verifiers 8 and 9; whatever one lets pass is looked over by the other.
+fn looked_over() -> World {
+    let mut spec = tests_support::spec();
+    spec.run.rounds = 6;
+    spec.verification.audit_rate_per_mille = 1_000;
+    spec.verification.recheck_per_mille = 1_000;
+    let mut world = World::new(spec);
+    for id in [1, 2] {
+        world.join(id, Role::Worker);
+    }
+    for id in [8, 9] {
+        world.join(id, Role::Verifier);
+    }
+    world
+}
+
+#[test]
+fn a_worker_is_asked_to_keep_what_may_be_looked_over_until_it_has_been() {
+    let mut world = looked_over();
+    let mut told = BTreeMap::new();
+    let mut second_looks = 0;
+    while world.machine.phase() != Phase::Complete {
+        world.turn(&[1, 2], &[8, 9]);
+        for id in [1, 2] {
+            let beat = Request::Beat(Beat { theta: None, steps_done: 0, leaving: false });
+            if let Reply::Situation(situation) = world.ask(id, beat) {
+                let newest = told.entry(node(id)).or_insert(Round(0));
+                *newest = situation.evidence_from.max(*newest);
+            }
+        }
+        for task in [8, 9].into_iter().flat_map(|id| world.machine.audits.replays_of(node(id))) {
+            let Assignment { worker, round, .. } = task.assignment;
+            assert!(told.get(&worker).is_none_or(|from| *from <= round), "{round} is gone");
+            second_looks += usize::from(round.next() < world.machine.round());
+        }
+    }
+    assert!(second_looks > 0, "some come rounds later");
+    let replays = || {
+        let checks = world.records.iter().flat_map(|record| &record.checks);
+        checks.filter(|check| !check.is_of_codec())
+    };
+    let (first, second): (Vec<_>, Vec<_>) =
+        replays().partition(|check| check.judgements.len() == 1);
+    assert_eq!(first.len(), second.len(), "everything was looked over, the last round too");
+    let last = replays().map(|check| check.round).max();
+    assert_eq!(last, Some(Round(5)));
+}
+
+#[test]
+fn a_first_verdict_that_is_on_record_stays_whoever_gave_it() {
+    let mut world = looked_over();
+    let is_second = |world: &World| {
+        let tasks = || [8, 9].into_iter().flat_map(|id| world.machine.audits.replays_of(node(id)));
+        tasks().any(|task| task.assignment.round.next() < world.machine.round())
+    };
+    while !is_second(&world) {
+        world.turn(&[1, 2], &[]);
+        for id in [8, 9] {
+            if !is_second(&world) {
+                world.obey(id);
+            }
+        }
+    }
+    let behind: Vec<_> = world.machine.audits.evidence().collect();
+    assert!(!behind.is_empty());
+    for id in [8, 9] {
+        world.machine.audits.exclude(node(id));
+    }
+    assert_eq!(world.machine.audits.evidence().collect::<Vec<_>>(), behind);
 }
 
 #[test]
