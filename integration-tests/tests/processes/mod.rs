@@ -121,9 +121,14 @@ impl Bench {
     }
 
     fn node(&self, command: &str, name: &str, invitation: &str) -> Program {
+        self.node_with(command, name, invitation, &[])
+    }
+
+    fn node_with(&self, command: &str, name: &str, invitation: &str, more: &[&str]) -> Program {
         let folder = self.path(name);
-        let arguments =
-            [command, invitation, "--dir", &folder, "--threads", "1", "--listen", "127.0.0.1:0"];
+        let mut arguments = vec![command, invitation, "--dir", &folder];
+        arguments.extend(["--threads", "1", "--listen", "127.0.0.1:0"]);
+        arguments.extend(more);
         Program::start(name, &arguments)
     }
 
@@ -242,8 +247,14 @@ fn a_run_by_hand_from_the_chain_to_the_sample() {
     let bench = Bench::new(3);
     let (coordinator, launched) = bench.launch();
     let invitation = text_of(&launched, "invitation");
-    let verifier = bench.node("verify", "verifier", &invitation);
-    let workers = ["first", "second"].map(|name| bench.node("join", name, &invitation));
+    let deterministic = ["--deterministic"];
+    let verifier = bench.node_with("verify", "verifier", &invitation, &deterministic);
+    let first = bench.node_with("join", "first", &invitation, &deterministic);
+    let workers = [first, bench.node("join", "second", &invitation)];
+    let class_of = |node: &Program| text_of(&node.wait_for("measured"), "class");
+    let [class, another] = [&workers[0], &workers[1]].map(class_of);
+    assert!(class.contains("deterministic, fingerprint") && !another.contains("deterministic"));
+    assert_eq!(class, class_of(&verifier), "nothing of the machine is in it");
 
     let page = text_of(&launched, "page");
     assert!(get(&page, "/").contains("<title>Manyhands run"), "the live page loads");
