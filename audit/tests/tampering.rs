@@ -3,7 +3,9 @@
 
 use manyhands_audit::{AuditOptions, AuditReport, Link, Status, Subject, Verdict, audit_run};
 use manyhands_chain_client::types::Stage;
-use manyhands_proto::message::{Flagged, LossEffect, Signal, SignedReplay, Start};
+use manyhands_proto::message::{
+    DeviceKind, Flagged, LossEffect, NumericClass, Signal, SignedReplay, Start,
+};
 use manyhands_proto::{Balance, Digest, NodeId, Round, TokenCount};
 use manyhands_rules::panel::{Judged, Judgement};
 use manyhands_rules::record::{
@@ -29,7 +31,11 @@ type Lie = fn(&mut RoundRecord);
 
 #[test]
 fn a_record_that_does_not_follow_is_found_though_all_digests_are_made_anew() {
-    let lies: [(&str, Link, Lie); 20] = [
+    let lies: [(&str, Link, Lie); 22] = [
+        ("who attended", Link::CommitSetAnchor, |r| r.attending.clear()),
+        ("a machine", Link::CommitSetAnchor, |r| {
+            r.candidates[0].class = NumericClass::unknown(DeviceKind::Cuda);
+        }),
         ("a speed", Link::CommitmentSignature, |r| r.candidates[0].tokens_per_second += 5_000),
         ("a position", Link::Assignments, |r| r.first_sequence += 1),
         ("a state to go on from", Link::Assignments, |r| {

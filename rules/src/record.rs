@@ -91,7 +91,7 @@ impl RoundRecord {
 
     /// What the first draw is over, as anchored on chain.
     pub fn committed(&self) -> Digest {
-        committed(&self.commit_set(), &self.candidates, &self.attending)
+        committed(self.previous, &self.commit_set(), &self.candidates, &self.attending)
     }
 
     /// Digest of the updates that were merged, as anchored on chain.
@@ -114,16 +114,18 @@ pub(crate) fn commit_set(round: Round, commitments: &[SignedCommitment]) -> Comm
     CommitSet { round, entries }
 }
 
-/// Digest of the closed commitments, of the machines that had work, and of the verifiers that may judge it: nobody is added,
-/// left out or said to be another machine once the draw is known.
+/// Digest of the closed commitments, of the machines that had work, of the verifiers that may judge it, and of the record
+/// before: nobody is added, left out or said to be another machine once the draw is known, and no verdict is moved from one
+/// record to another.
 pub(crate) fn committed(
+    previous: Digest,
     commitments: &CommitSet,
     candidates: &[Candidate],
     attending: &[Attendee],
 ) -> Digest {
     let who = serde_json::to_vec(&(candidates, attending))
         .expect("plain structs with string keys serialise");
-    let material = [commitments.digest().as_bytes().as_slice(), &who].concat();
+    let material = [&previous.as_bytes()[..], commitments.digest().as_bytes(), &who].concat();
     Digest::derive("manyhands 2026 committed", &material)
 }
 

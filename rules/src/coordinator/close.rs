@@ -22,7 +22,7 @@ use crate::draw::Beacon;
 use crate::panel::{self, Attendee};
 use crate::record::{
     Draw, Earning, Entropy, FaultKind, Outcome, Revocation, RoundRecord, Weighed, WorkerResult,
-    admitted_set, by_round, hiding_is_held_against, loss_effects,
+    admitted_set, by_round, committed, hiding_is_held_against, loss_effects,
 };
 use crate::reward;
 
@@ -79,6 +79,12 @@ pub(super) struct PendingFault {
 }
 
 impl Coordinator {
+    /// What the open round's first draw is over.
+    pub(super) fn committed(&self) -> Digest {
+        let OpenRound { candidates, attending, .. } = &self.round;
+        committed(self.last_record, &self.round.commit_set(), candidates, attending)
+    }
+
     /// What verifiers are asked about a worker's round: `attending` is of whom they are drawn.
     pub(super) fn replay_of(
         &self,
@@ -129,7 +135,7 @@ impl Coordinator {
             replayed: round.replayed.keys().copied().collect(),
             verified: round.verified,
             attending: round.attending.clone(),
-            committed: round.committed(),
+            committed: self.committed(),
             admitted_set: admitted_set(round.number, &results),
             entropy: None,
             flagged: None,
@@ -619,7 +625,7 @@ impl Coordinator {
             payload: signed.commitment.payload,
             payload_bytes: signed.commitment.payload_bytes,
         }));
-        let committed = round.committed();
+        let committed = self.committed();
         let Some(entropy) = round.commitments_entropy else {
             let stage = Stage::Commitments;
             wanted.push(Effect::Anchor { round: round.number, stage, digest: committed });

@@ -186,7 +186,7 @@ impl Coordinator {
     }
 
     fn ask_replays_before_merge(&mut self, entropy: crate::record::Entropy) {
-        let beacon = Beacon::new(self.round.committed(), entropy.value);
+        let beacon = Beacon::new(self.committed(), entropy.value);
         let ready: Vec<NodeId> = self
             .round
             .uploaded()

@@ -11,7 +11,7 @@ use super::membership::Head;
 use super::weighing::Measurement;
 use crate::assignment::Candidate;
 use crate::panel::Attendee;
-use crate::record::{Check, Entropy, Finding, Outcome, commit_set, committed};
+use crate::record::{Check, Entropy, Finding, Outcome, commit_set};
 
 /// Where a round stands. A deadline is when the phase ends whoever is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,11 +188,6 @@ impl OpenRound {
     pub(super) fn waiting_ms_max(&self) -> u64 {
         let first = self.committed_ms.values().min();
         first.map_or(0, |first| self.train_ms.saturating_sub(*first))
-    }
-
-    /// What the first draw is over.
-    pub(super) fn committed(&self) -> Digest {
-        committed(&self.commit_set(), &self.candidates, &self.attending)
     }
 
     pub(super) fn commit_set(&self) -> CommitSet {

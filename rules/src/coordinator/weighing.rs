@@ -116,7 +116,7 @@ impl Coordinator {
         let able = |verifier: &NodeId| !self.round.commitments.contains_key(verifier);
         let attending = self.round.attending.iter().map(|it| it.verifier);
         let able: Vec<NodeId> = attending.filter(able).collect();
-        let beacon = Beacon::new(self.round.committed(), entropy.value);
+        let beacon = Beacon::new(self.committed(), entropy.value);
         let count = if updates.is_empty() { 0 } else { WEIGHERS_MAX };
         let verifiers = beacon.verifiers(count, &able);
         self.round.measurement = Some(Measurement { verifiers, updates, answers: BTreeMap::new() });
