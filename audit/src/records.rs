@@ -1,5 +1,7 @@
 //! The chain of records, walked from the newest back to the specification.
 
+use std::collections::BTreeMap;
+
 use manyhands_chain_client::types::Stage;
 use manyhands_proto::message::SignedCommitment;
 use manyhands_proto::run_file::RunSpec;
@@ -29,9 +31,22 @@ pub(crate) struct Records {
     pub(crate) all: Vec<RoundRecord>,
     /// `digests[i]` is that of `all[i]`.
     pub(crate) digests: Vec<Digest>,
+    /// Of each worker-round with a replay on record, where the first is: the record, and the place among its checks.
+    replays: BTreeMap<(Round, NodeId), (usize, usize)>,
 }
 
 impl Records {
+    fn new(all: Vec<RoundRecord>, digests: Vec<Digest>) -> Self {
+        let mut replays = BTreeMap::new();
+        for (number, record) in all.iter().enumerate() {
+            let checks = record.checks.iter().enumerate();
+            for (at, check) in checks.filter(|(_, check)| !check.is_of_codec()) {
+                replays.entry((check.round, check.worker)).or_insert((number, at));
+            }
+        }
+        Self { all, digests, replays }
+    }
+
     pub(crate) fn get(&self, round: Round) -> Option<&RoundRecord> {
         self.all.get(round.0 as usize)
     }
@@ -123,11 +138,9 @@ pub(crate) fn looked_over<'r>(
     record: &RoundRecord,
     check: &Check,
 ) -> Option<(&'r RoundRecord, &'r Check)> {
-    let between = check.round.0 as usize..record.round.0 as usize;
-    let earlier = records.all.get(between)?.iter();
-    let mut checks = earlier.flat_map(|record| record.checks.iter().map(move |it| (record, it)));
-    let of_same = |it: &Check| (it.round, it.worker) == (check.round, check.worker);
-    checks.find(|(_, it)| !it.is_of_codec() && of_same(it))
+    let &(number, at) = records.replays.get(&(check.round, check.worker))?;
+    let first = records.all.get(number).filter(|first| first.round < record.round)?;
+    Some((first, first.checks.get(at)?))
 }
 
 /// The effects of round `of` were still known to the coordinator while `now` was open.
@@ -218,7 +231,7 @@ pub(crate) async fn walk<E: Evidence>(
                 let rooted = findings.same(at, "specification", (walk.spec.digest(), previous));
                 backwards.reverse();
                 let (all, digests) = backwards.into_iter().unzip();
-                return Ok(rooted.then_some(Records { all, digests }));
+                return Ok(rooted.then(|| Records::new(all, digests)));
             }
         }
     }

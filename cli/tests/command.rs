@@ -206,4 +206,9 @@ fn text_becomes_a_data_set_that_is_not_overwritten_and_a_run_is_calibrated_on_it
     let honest = rows.iter().filter(|row| row["honest"] == true).count();
     assert!(honest >= 3 && rows.len() - honest == 4, "{calibrated}");
     assert!(calibrated["suggested"]["same_kind_delta_distance_max"].as_f64() < Some(1e-3));
+    let other = recipe.replace("vocabulary_size = 2048", "vocabulary_size = 299");
+    std::fs::write(run, other).expect("written");
+    let refused = json(&manyhands(&["calibrate", run, "--dataset", data, "--json"]));
+    let reason = refused["error"]["reason"].as_str().expect("a reason");
+    assert!(reason.contains("299") && reason.contains("300"), "{reason}");
 }

@@ -47,9 +47,7 @@ impl Text {
     }
 
     fn split(&self, split: Split, context_length: u32) -> Arc<ShardSet> {
-        let files = self.dataset.clone();
-        let locate = move |digest: &_| files.shard_path(digest);
-        Arc::new(ShardSet::new(self.dataset.manifest().clone(), split, context_length, locate))
+        Arc::new(self.dataset.sequences(split, context_length))
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use manyhands_chain_client::{ChainClient, ConnectError};
-use manyhands_model::device::{DeviceError, SpeedError, SpeedTask, measure_speed, numeric_class};
-use manyhands_model::{Device, TrainError};
+use manyhands_model::TrainError;
+use manyhands_model::device::{DeviceError, SpeedError, numeric_class};
 use manyhands_network::control::{
     Control, ControlConfig, ControlEvent, ControlEvents, ControlHandle, RequestError,
     Role as SearchRole, StartControlError,
@@ -16,30 +16,29 @@ use manyhands_network::data::{
     Data, DataConfig, DataHandle, FileStore, Source, StartDataError, StoreError,
 };
 use manyhands_proto::keys::NodeKey;
-use manyhands_proto::message::limits::{ADDRESSES_MAX, HEAD_ROUNDS_MAX};
+use manyhands_proto::message::limits::ADDRESSES_MAX;
 use manyhands_proto::message::{
-    Heading, Join, OpenError, PROTOCOL_VERSION, Possession, Refusal, Reply, Request, SealError,
-    open_announcement, open_reply, request_digest, seal_request,
+    Heading, OpenError, Possession, Refusal, Reply, Request, SealError, open_announcement,
+    open_reply, request_digest, seal_request,
 };
 use manyhands_proto::run_file::{ChainKind, RunSpec, RunSpecError};
 use manyhands_proto::{Round, RunId, Tick};
 use manyhands_rules::reward::layout;
 use manyhands_rules::run_id::run_id;
-use manyhands_rules::worker::{Effect, Exit, Identity, Input, Worker};
+use manyhands_rules::worker::{Effect, Exit, Input, Worker};
 use tokio::sync::{mpsc, watch};
 
 use crate::chain::{EnrolError, enrol};
 use crate::context::{Context, WorkerConfig, WorkerEvent, describe};
 use crate::data::{DataError, RunData};
 use crate::disk::{DiskError, WorkerDisk};
+use crate::introduce::introduce;
 use crate::sync::{FetchBlobError, SyncError, Theta, restore, sync};
 use crate::train::{Reins, RoundError, publish, restore_access, train};
 use crate::verify::{evaluation, replay, vote, weigh};
 
 /// A beat a second; announcements make it speak at once when something changed.
-const BEAT_MS: u64 = 1_000;
-/// How long the speed measurement trains on made-up tokens.
-const MEASURE: Duration = Duration::from_secs(2);
+pub(crate) const BEAT_MS: u64 = 1_000;
 /// The coordinator may be starting, or restarting.
 const FIRST_CONTACT_ATTEMPTS: u32 = 20;
 /// After so many requests that nobody answered, others are asked where the coordinator is.
@@ -262,73 +261,6 @@ async fn open_chain(
         return Err(RunWorkerError::WrongChain { url, expected: expected.to_string(), got });
     }
     Ok(Some(chain))
-}
-
-/// Measures this machine on the run's own model.
-async fn introduce(
-    context: &Arc<Context>,
-    role: manyhands_proto::message::Role,
-) -> Result<Identity, RunWorkerError> {
-    let shared = Arc::clone(context);
-    let measuring = tokio::task::spawn_blocking(move || {
-        measure_speed(&SpeedTask {
-            architecture: &shared.spec.model,
-            training: &shared.spec.training,
-            device: shared.device,
-            threads: shared.threads,
-            duration: MEASURE,
-        })
-    });
-    let speed = measuring.await.expect("a measuring thread does not panic")?;
-    let tokens_per_second = (speed.tokens_per_second * context.load_max) as u64;
-    let memory_bytes = memory_bytes(context.device)?;
-    let shown = context.class.to_string();
-    context.tell(WorkerEvent::Measured { class: shown, tokens_per_second, memory_bytes });
-    let states = context.disk.rounds()?;
-    // The newest, ascending.
-    let newest = &states[states.len().saturating_sub(HEAD_ROUNDS_MAX)..];
-    let head_rounds = newest.iter().map(|state| state.trained.assignment.round).collect();
-    let join = Join {
-        role,
-        version: PROTOCOL_VERSION,
-        class: context.class.clone(),
-        memory_bytes,
-        tokens_per_second,
-        addresses: data_addresses(context),
-        head_rounds,
-    };
-    Ok(Identity { join, beat_ms: BEAT_MS })
-}
-
-/// Free memory of the device: a CUDA device's own, as its driver tells; the machine's for all others, whose
-/// memory it is.
-fn memory_bytes(device: Device) -> Result<u64, RunWorkerError> {
-    if let Device::Cuda(index) = device
-        && let Some(free) = cuda_memory_bytes(index)
-    {
-        return Ok(free);
-    }
-    let mut system =
-        sysinfo::System::new().map_err(|error| RunWorkerError::Memory(error.to_string()))?;
-    system.refresh_memory();
-    Ok(system.available_memory())
-}
-
-/// None where the driver's tool is missing; the machine's memory then stands for the device's.
-fn cuda_memory_bytes(index: usize) -> Option<u64> {
-    let query = ["--query-gpu=memory.free", "--format=csv,noheader,nounits"];
-    let output =
-        std::process::Command::new("nvidia-smi").args(query).arg(format!("--id={index}")).output();
-    let text = String::from_utf8(output.ok().filter(|output| output.status.success())?.stdout);
-    let mebibytes: u64 = text.ok()?.trim().parse().ok()?;
-    Some(mebibytes << 20)
-}
-
-/// Where others can reach our data plane: a wildcard address says nothing to them, and what the
-/// coordinator sees of us is added by itself.
-fn data_addresses(context: &Context) -> Vec<std::net::SocketAddr> {
-    let local = context.data.local_addr();
-    if local.ip().is_unspecified() { Vec::new() } else { vec![local] }
 }
 
 /// The line to the coordinator: every message signed, every answer checked.

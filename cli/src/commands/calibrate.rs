@@ -13,6 +13,7 @@ use manyhands_proto::message::Distances;
 use manyhands_proto::run_file::{Precision, RunFile, Verification};
 use serde::Serialize;
 
+use super::work::all_cores;
 use crate::failure::Failure;
 use crate::output::{Output, table};
 use crate::progress::Progress;
@@ -200,11 +201,6 @@ fn measure(
 
 fn name_of(cheat: Cheat) -> String {
     cheat.name().replace('_', " ")
-}
-
-fn all_cores() -> u32 {
-    std::thread::available_parallelism()
-        .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
 }
 
 fn each(of: fn(f64, f64) -> f64, one: Distances, other: Distances) -> Distances {

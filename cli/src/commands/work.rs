@@ -181,7 +181,7 @@ fn next_port(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-fn all_cores() -> u32 {
+pub(super) fn all_cores() -> u32 {
     std::thread::available_parallelism()
         .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use manyhands_gradient::initial_theta;
-use manyhands_model::data::{Dataset, SequenceId, ShardSet, Split};
+use manyhands_model::data::{Dataset, SequenceId, Split};
 use manyhands_model::{
     Control, Device, EvaluateTask, LocalTrainer, TrainTask, Trainer, Transformer, evaluate,
 };
@@ -28,12 +28,7 @@ pub(super) fn held_out_loss(
 ) -> Result<f64, Failure> {
     let dataset =
         Dataset::open_expecting(dataset, spec.data.manifest).explain("demo_baseline", REMEDY)?;
-    let set = |split| {
-        let files = dataset.clone();
-        let context_length = spec.model.context_length;
-        let locate = move |digest: &_| files.shard_path(digest);
-        Arc::new(ShardSet::new(dataset.manifest().clone(), split, context_length, locate))
-    };
+    let set = |split| Arc::new(dataset.sequences(split, spec.model.context_length));
     let layout = layout(&spec.model);
     let theta = initial_theta(&layout, &spec.model, spec.run.seed);
     let train = set(Split::Train);

@@ -24,7 +24,7 @@ impl MergeRule for CosineTrust {
     }
 
     fn factors(&self, statistics: Statistics<'_>) -> Vec<Vec<Factor>> {
-        let cosines = cosines(statistics);
+        let cosines = cosines(&statistics.balanced_products(), statistics.workers());
         let enough = if cosines.is_empty() { 0.0 } else { ENOUGH * lower_median(&cosines) };
         cosines
             .iter()
@@ -38,13 +38,11 @@ impl MergeRule for CosineTrust {
 }
 
 /// Each worker's cosine with the sum of the others; 0 where one of the two is 0.
-pub(super) fn cosines(statistics: Statistics<'_>) -> Vec<f64> {
-    let workers = statistics.workers();
+pub(super) fn cosines(products: &[f64], workers: usize) -> Vec<f64> {
     if workers < 3 {
         // Of two that disagree nobody can say which is right.
         return vec![0.0; workers];
     }
-    let products = statistics.balanced_products();
     let sums: Vec<f64> = (0..workers)
         .map(|row| products[row * workers..][..workers].iter().fold(0.0, |sum, it| sum + it))
         .collect();

@@ -50,13 +50,13 @@ pub(super) fn signals(statistics: Statistics<'_>) -> Vec<Option<Signal>> {
     if statistics.gram.is_none() {
         return signals;
     }
-    let cosines = cosines(statistics);
+    let products = statistics.balanced_products();
+    let cosines = cosines(&products, workers);
     if lower_median(&cosines) > 0.0 {
         for (worker, _) in cosines.iter().enumerate().filter(|(_, cosine)| **cosine <= 0.0) {
             show(worker, Signal::AgainstAll);
         }
     }
-    let products = statistics.balanced_products();
     for a in 0..workers {
         for b in (0..workers).filter(|b| *b != a) {
             let scale = (products[a * workers + a] * products[b * workers + b]).sqrt();

@@ -15,7 +15,6 @@ use manyhands_proto::run_file::{Architecture, Precision, Training};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Dataset, ManifestError, SequenceId, SequenceSource, ShardSet, Split};
-use crate::determinism;
 use crate::device::{DeviceChoice, DeviceError};
 use crate::trainer::{Control, LocalTrainer, TrainError, TrainTask, Trainer};
 
@@ -72,6 +71,12 @@ pub enum CalibrationError {
     Layout(#[from] LayoutError),
     #[error(transparent)]
     Dataset(#[from] ManifestError),
+    #[error(
+        "expected a data set of at most {expected} tokens in its vocabulary, as the model has, got {got}"
+    )]
+    Vocabulary { expected: u32, got: u32 },
+    #[error("expected at least one sequence of {tokens} tokens to train on, the data set has none")]
+    NoSequences { tokens: u32 },
     #[error(transparent)]
     Device(#[from] DeviceError),
     #[error(transparent)]
@@ -145,12 +150,18 @@ pub struct Laboratory {
 
 impl Laboratory {
     /// # Errors
-    /// When the model has no layout, or the data set cannot be read.
+    /// When the model has no layout, or the data set cannot be read or is not for it.
     pub fn open(trial: Trial) -> Result<Self, CalibrationError> {
         let dataset = Dataset::open(&trial.dataset)?;
-        let (files, manifest) = (dataset.clone(), dataset.manifest().clone());
-        let locate = move |digest: &_| files.shard_path(digest);
-        let text = ShardSet::new(manifest, Split::Train, trial.model.context_length, locate);
+        let (expected, got) =
+            (trial.model.vocabulary_size, dataset.manifest().tokenizer().vocabulary_size);
+        if got > expected {
+            return Err(CalibrationError::Vocabulary { expected, got });
+        }
+        let text = dataset.sequences(Split::Train, trial.model.context_length);
+        if text.sequence_count() == 0 {
+            return Err(CalibrationError::NoSequences { tokens: trial.model.context_length + 1 });
+        }
         Ok(Self { layout: Layout::of(&trial.model)?, text: Arc::new(text), trial })
     }
 
@@ -163,7 +174,7 @@ impl Laboratory {
     }
 
     fn batches(&self, seed: u64, steps: std::ops::Range<u64>) -> Vec<Vec<SequenceId>> {
-        let count = self.text.sequence_count().max(1);
+        let count = self.text.sequence_count();
         let sequence = |at: u64| {
             let drawn = Digest::of(&[seed.to_le_bytes(), at.to_le_bytes()].concat());
             let number = drawn.as_bytes().first_chunk().expect("a digest has 32 bytes");
@@ -307,12 +318,5 @@ impl Start {
         let claimed = replay::End::new(&claimed.theta, &claimed_moments);
         let replayed = replay::End::new(&replayed.theta, &replayed_moments);
         replay::distances(&self.theta, claimed, replayed)
-    }
-}
-
-/// Trains here as `numerics` have it, from now on.
-fn adopt(numerics: Numerics) {
-    if numerics.without_onednn {
-        determinism::use_onednn(false);
     }
 }

@@ -9,7 +9,8 @@ use manyhands_gradient::moments8::Moments8;
 use manyhands_gradient::{Layout, vector};
 use serde::{Deserialize, Serialize};
 
-use super::{CalibrationError, End, Laboratory, Numerics, Start, Trial, adopt};
+use super::{CalibrationError, End, Laboratory, Numerics, Start, Trial};
+use crate::determinism;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Header {
@@ -26,7 +27,7 @@ pub fn serve(mut from: impl BufRead, mut to: impl Write) -> Result<(), Calibrati
     from.read_line(&mut line)?;
     let Header { trial, numerics } = serde_json::from_str(&line).map_err(std::io::Error::from)?;
     let laboratory = Laboratory::open(trial)?;
-    adopt(numerics);
+    determinism::use_onednn(!numerics.without_onednn);
     while let Some(start) = read_start(&mut from, laboratory.layout())? {
         let end = laboratory.train(&start, numerics)?;
         write_state(&mut to, &end.theta, &end.moments)?;

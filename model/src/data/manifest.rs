@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::SequenceId;
 use super::shard_file::TokenWidth;
+use super::shard_set::ShardSet;
 
 /// Limits on a manifest that arrives from somebody else.
 const MANIFEST_BYTES_MAX: usize = 64 << 20;
@@ -277,6 +278,13 @@ impl Dataset {
 
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The sequences of a split, read from the folder when they are asked for.
+    pub fn sequences(&self, split: Split, context_length: u32) -> ShardSet {
+        let folder = self.folder.clone();
+        let locate = move |digest: &Digest| Self::shard_path_in(&folder, digest);
+        ShardSet::new(self.manifest.clone(), split, context_length, locate)
     }
 
     pub fn shard_path(&self, digest: &Digest) -> PathBuf {
