@@ -259,6 +259,15 @@ fn check_outcomes(record: &RoundRecord, findings: &mut Findings) {
         || "one result per candidate, in worker order",
         || format!("{} results for {} candidates", judged.len(), candidates.len()),
     );
+    let admitted: BTreeSet<NodeId> = record.admitted().map(|result| result.worker).collect();
+    let flagged = || record.flagged.iter().map(|it| it.worker);
+    findings.require(
+        Link::AuditDraw.at(record.round),
+        flagged().is_sorted_by(|left, right| left < right)
+            && flagged().all(|worker| admitted.contains(&worker)),
+        || "merged updates that are worth a closer look, once each, in worker order",
+        || format!("{}, or others", record.flagged.len()),
+    );
     let committed: BTreeSet<NodeId> = record.commitments.iter().map(|c| c.worker).collect();
     let codec = of_this_round(record.checks.iter().filter(|check| check.is_of_codec()));
     let replays = of_this_round(early_checks(record));

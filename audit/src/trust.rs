@@ -296,12 +296,13 @@ fn drawn(
     let beacon = late_beacon(of.committed(), of.admitted_set(), draw.entropy);
     let rate = spec.verification.audit_rate_per_mille;
     let replayed: BTreeSet<NodeId> = early_checks(of).map(|check| check.worker).collect();
+    let flagged: BTreeSet<NodeId> = of.flagged.iter().map(|it| it.worker).collect();
     of.results
         .iter()
         .filter(|result| of.verified && !replayed.contains(&result.worker))
         .filter(|result| match result.outcome {
             Outcome::Admitted => {
-                of.flagged.iter().any(|it| it.worker == result.worker)
+                flagged.contains(&result.worker)
                     || members
                         .get(&result.worker)
                         .is_some_and(|credibility| beacon.audits(result.worker, *credibility, rate))
