@@ -42,8 +42,9 @@ lint: prerequisites ## formatting, golden vectors, clippy and the documentation,
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps $(TARGETS)
 
 EXPERIMENTS := runs/experiments
-# Cargo's own sources: every machine that built this has them.
+# Cargo's own sources. A build fetches what this platform needs; of all packages, the same text comes of them everywhere.
 $(EXPERIMENTS)/text: | build
+	cargo fetch --locked
 	$(BINARIES)/manyhands prepare --dependencies 24000000 --vocabulary 2048 --held-out-per-mille 40 --shard-tokens 262144 --out $@
 
 HOURS ?= 6

@@ -136,6 +136,7 @@ impl TestChain {
                 (commitment, totals, rest).encode(),
             );
         }
+        let votes = (Vec::<[u8; 32]>::new(), Vec::<[u8; 32]>::new());
         for ((worker, round), fault) in &self.faults {
             let opened =
                 (fault.kind, fault.evidence.as_bytes(), self.owner.as_bytes(), 3_u8, 1_u128);
@@ -143,7 +144,7 @@ impl TestChain {
                 Some(slashed) => (2_u8, slashed).encode(),
                 None => 3_u8.encode(),
             };
-            let mut bytes = (opened, Vec::<[u8; 32]>::new(), 1_u32).encode();
+            let mut bytes = (opened, &votes, 1_u32).encode();
             bytes.extend(state);
             let key = StorageKey::fault(run, worker, Round(*round));
             entries.insert(key.0, bytes);
@@ -151,7 +152,7 @@ impl TestChain {
         for end in &self.slashed_verifiers {
             let evidence = Digest::of(b"evidence");
             let opened = (evidence.as_bytes(), self.owner.as_bytes(), 3_u8, 1_u128);
-            let mut bytes = (opened, Vec::<[u8; 32]>::new(), 1_u32).encode();
+            let mut bytes = (opened, &votes, 1_u32).encode();
             bytes.extend((2_u8, 100_u128).encode());
             let key = StorageKey::verifier_fault(run, &end.verifier, &end.worker, end.round);
             entries.insert(key.0, bytes);

@@ -446,7 +446,7 @@ impl World {
             }
             Effect::Compare(order) => self.compare(order),
             Effect::CompareJudges(contradiction) => self.compare_judges(&contradiction),
-            Effect::ReportVerifier(end) => {
+            Effect::ReportVerifier { end, .. } => {
                 self.chain.slashed_verifiers.push(end);
                 Input::VerifierSettled { end, slashed: Balance(100) }
             }

@@ -315,7 +315,7 @@ impl ChainClient {
         let FaultReport { run, worker, round, kind, evidence_digest } = report;
         let reported = async |state: &ChainState| {
             Ok(state.fault(&run, &worker, round).await?.is_some_and(|fault| {
-                fault.kind == kind && (fault.opened_by == me || fault.verifiers.contains(&me))
+                fault.kind == kind && (fault.opened_by == me || fault.votes.has(&me))
             }))
         };
         let report = call().report_fault(
@@ -328,7 +328,53 @@ impl ChainClient {
         self.submit_unless(key, &report, reported).await
     }
 
-    /// Executes an uncontested fault, or dismisses a contested one, after its window. Anybody may.
+    /// The accused worker objects, and has the run's contest bond held: it comes back, with as much from
+    /// whoever opened the fault, unless a quorum of verifiers and most of those who vote find it guilty.
+    ///
+    /// # Errors
+    /// What the chain refuses ([`SubmitError::Failed`], by name): `FaultUnknown`; `NotContestable`
+    /// where it was contested or decided; `WindowOver` after the contest window; and an account that has
+    /// less than the contest bond. Or a node that does not answer.
+    pub async fn contest_fault(
+        &self,
+        key: &NodeKey,
+        run: &RunId,
+        round: Round,
+        evidence_digest: Digest,
+    ) -> Result<Submission, SubmitError> {
+        let me = key.node_id();
+        let contested = async |state: &ChainState| {
+            let fault = state.fault(run, &me, round).await?;
+            Ok(fault.is_some_and(|fault| matches!(fault.state, FaultState::Contested { .. })))
+        };
+        let evidence = Convert::convert(evidence_digest);
+        let contest = call().contest_fault(*run.as_bytes(), round.0, evidence);
+        self.submit_unless(key, &contest, contested).await
+    }
+
+    /// A verifier's vote that an accused worker did what it says.
+    ///
+    /// # Errors
+    /// What the chain refuses ([`SubmitError::Failed`], by name): `FaultUnknown`; `VerifierUnknown` and
+    /// `VerifierInactive`; `JoinedLater` of a verifier that was none before the round; `SelfReport`;
+    /// `FaultDecided`; and `WindowOver` for a vote that comes too late. Or a node that does not answer.
+    pub async fn defend_worker(
+        &self,
+        key: &NodeKey,
+        run: &RunId,
+        worker: &NodeId,
+        round: Round,
+    ) -> Result<Submission, SubmitError> {
+        let me = key.node_id();
+        let voted = async |state: &ChainState| {
+            let fault = state.fault(run, worker, round).await?;
+            Ok(fault.is_some_and(|fault| fault.votes.has(&me)))
+        };
+        let vote = call().defend_worker(*run.as_bytes(), account(worker), round.0);
+        self.submit_unless(key, &vote, voted).await
+    }
+
+    /// Decides a fault after its window, by what was voted. Anybody may.
     pub async fn execute_fault(
         &self,
         key: &NodeKey,
@@ -350,7 +396,7 @@ impl ChainClient {
 impl ChainClient {
     /// Says that a verifier's replay did not end where that verifier says: another verifier's vote,
     /// or the coordinator's report. Whoever opens the fault has the deposit of a record held until
-    /// the run is pruned. The quorum of votes takes the whole bond at once.
+    /// the run is pruned. It costs the whole bond; votes that no other could outweigh take it at once.
     ///
     /// # Errors
     /// What the chain refuses ([`SubmitError::Failed`], by name): `SelfReport`; `NotReporter` of
@@ -367,7 +413,7 @@ impl ChainClient {
         let VerifierReport { run, verifier, worker, round, evidence_digest } = report;
         let reported = async |state: &ChainState| {
             let fault = state.verifier_fault(&run, &verifier, &worker, round).await?;
-            Ok(fault.is_some_and(|fault| fault.opened_by == me || fault.voters.contains(&me)))
+            Ok(fault.is_some_and(|fault| fault.opened_by == me || fault.votes.has(&me)))
         };
         let report = call().report_verifier(
             *run.as_bytes(),
@@ -379,9 +425,9 @@ impl ChainClient {
         self.submit_unless(key, &report, reported).await
     }
 
-    /// The accused verifier objects, and has the run's contest bond held: it comes back with as much
-    /// from the accuser, unless the quorum finds the report right before the resolution window is
-    /// over.
+    /// The accused verifier objects, and has the run's contest bond held: it comes back, with as much
+    /// from whoever opened the fault, unless a quorum of the others and most of those who vote find it
+    /// guilty.
     ///
     /// # Errors
     /// What the chain refuses ([`SubmitError::Failed`], by name): `FaultUnknown`; `NotContestable`
@@ -408,8 +454,28 @@ impl ChainClient {
         self.submit_unless(key, &contest, contested).await
     }
 
-    /// Takes the bond of a verifier that did not contest, or dismisses what it contested, after its
-    /// window. Anybody may.
+    /// A verifier's vote that another one, which is accused, is right.
+    ///
+    /// # Errors
+    /// As for [`ChainClient::defend_worker`].
+    pub async fn defend_verifier(
+        &self,
+        key: &NodeKey,
+        run: &RunId,
+        verifier: &NodeId,
+        (worker, round): (&NodeId, Round),
+    ) -> Result<Submission, SubmitError> {
+        let me = key.node_id();
+        let voted = async |state: &ChainState| {
+            let fault = state.verifier_fault(run, verifier, worker, round).await?;
+            Ok(fault.is_some_and(|fault| fault.votes.has(&me)))
+        };
+        let vote =
+            call().defend_verifier(*run.as_bytes(), account(verifier), account(worker), round.0);
+        self.submit_unless(key, &vote, voted).await
+    }
+
+    /// Decides what a verifier is accused of after its window, by what was voted. Anybody may.
     ///
     /// # Errors
     /// What the chain refuses ([`SubmitError::Failed`], by name): `FaultUnknown`, and `WindowOpen`

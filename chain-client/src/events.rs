@@ -79,6 +79,8 @@ events! {
         run: RunId, worker: NodeId, round: Round, kind: FaultKind, reporter: NodeId,
         role: Attribution, evidence_digest: Digest, votes: u32,
     }
+    /// A verifier found that the worker did what it says; `votes`: all that did.
+    WorkerDefended { run: RunId, worker: NodeId, round: Round, verifier: NodeId, votes: u32, }
     FaultContested {
         run: RunId, worker: NodeId, round: Round, evidence_digest: Digest, bond: Balance,
     }
@@ -93,6 +95,10 @@ events! {
     VerifierReported {
         run: RunId, verifier: NodeId, worker: NodeId, round: Round, reporter: NodeId,
         role: Attribution, evidence_digest: Digest, votes: u32,
+    }
+    /// Another verifier found that the accused one is right; `votes`: all that did.
+    VerifierDefended {
+        run: RunId, verifier: NodeId, worker: NodeId, round: Round, by: NodeId, votes: u32,
     }
     VerifierFaultContested {
         run: RunId, verifier: NodeId, worker: NodeId, round: Round, evidence_digest: Digest,

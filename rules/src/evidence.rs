@@ -7,13 +7,14 @@ use manyhands_gradient::moments8::{Moments, Moments8, parse_chunk};
 use manyhands_gradient::replay::{Comparison, End};
 use manyhands_gradient::{Layout, vector};
 use manyhands_proto::message::{
-    Commitment, Distances, EndState, NumericClass, OpenedEnd, ReplayEnd, ReplayEvidence,
+    Commitment, Distances, EndState, NumericClass, OpenedEnd, ReplayEnd, ReplayEvidence, Replayed,
+    SignedReplay,
 };
 use manyhands_proto::run_file::Verification;
 use manyhands_proto::tree::{GROUP_BYTES, Openings};
-use manyhands_proto::{ChunkIndex, Digest, NodeId};
+use manyhands_proto::{ChunkIndex, Digest, NodeId, RunId};
 
-use crate::panel::{Contradiction, Judgement, Pair, within};
+use crate::panel::{Contradiction, JUDGES_MAX, Judgement, Pair, within};
 
 /// What a round started from and is compared on.
 #[derive(Debug, Clone, Copy)]
@@ -196,6 +197,37 @@ fn liars(ended: &[Ended], terms: &Verification) -> Vec<usize> {
         far.iter().enumerate().any(|(at, one)| far[at + 1..].iter().any(|two| near(*one, *two)))
     };
     (0..ended.len()).filter(lies).collect()
+}
+
+/// Whether what is said of a contradiction in a run is what its worker and verifiers signed.
+///
+/// # Errors
+/// What is not, in words.
+pub fn check_contradiction(
+    contradiction: &Contradiction,
+    run: RunId,
+    layout: &Layout,
+    terms: &Verification,
+) -> Result<(), String> {
+    let Contradiction { commitment, start, chunks, judgements, .. } = contradiction;
+    if commitment.run != run || !commitment.verify() {
+        return Err("the commitment is not the worker's".to_owned());
+    }
+    let drawn = (terms.replay_chunks as usize).min(layout.chunk_count());
+    if chunks.len() != drawn || !chunks.is_sorted_by(|one, other| one < other) {
+        return Err(format!("expected {drawn} chunks, got {}", chunks.len()));
+    }
+    let Commitment { round, first_sequence, .. } = commitment.commitment;
+    let about = (run, commitment.worker, round, first_sequence, *start);
+    let is_signed = |judgement: &Judgement| {
+        let SignedReplay { run, replayed, .. } = &judgement.replay;
+        let Replayed { round, worker, first_sequence, start, .. } = replayed;
+        (*run, *worker, *round, *first_sequence, *start) == about && judgement.replay.verify()
+    };
+    if judgements.len() > JUDGES_MAX || !judgements.iter().all(is_signed) {
+        return Err("a replay is not its verifier's, or of another round".to_owned());
+    }
+    Ok(())
 }
 
 /// Whose ends are made up among those that judged a round, by the evidence that is there: of a verifier that ended in the

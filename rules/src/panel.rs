@@ -63,8 +63,17 @@ pub fn within(distances: &Distances, terms: &Verification, pair: Pair<'_>) -> bo
     } else {
         terms.delta_distance_max
     };
-    distances.delta <= delta_max
-        && distances.first_moment <= terms.first_moment_distance_max
+    distances.delta <= delta_max && moments_are_within(distances, terms)
+}
+
+/// Whether a replay came out where the worker said for whoever does not know their machines.
+pub fn within_widest(distances: &Distances, terms: &Verification) -> bool {
+    let delta_max = terms.delta_distance_max.max(terms.same_kind_delta_distance_max);
+    distances.delta <= delta_max && moments_are_within(distances, terms)
+}
+
+fn moments_are_within(distances: &Distances, terms: &Verification) -> bool {
+    distances.first_moment <= terms.first_moment_distance_max
         && distances.second_moment <= terms.second_moment_distance_max
 }
 
@@ -98,6 +107,7 @@ impl Judged {
 
 /// Verdicts on one round of which some contradict others, and what is needed to find out whose end is made up.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Contradiction {
     pub commitment: SignedCommitment,
     /// θ_t.
@@ -107,6 +117,23 @@ pub struct Contradiction {
     pub judgements: Vec<Judgement>,
     /// What machines the verifiers have.
     pub classes: Vec<Attendee>,
+}
+
+impl Contradiction {
+    /// Compact JSON, fields in the order of their declaration: what whoever accuses a verifier shows.
+    pub fn canonical_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("plain structs serialise")
+    }
+
+    pub fn digest(&self) -> Digest {
+        Digest::of(&self.canonical_bytes())
+    }
+
+    /// # Errors
+    /// Bytes that are no contradiction.
+    pub fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
 }
 
 /// The verifiers that may judge `worker`'s round, in the order in which they are asked: of all that attended it,

@@ -394,7 +394,7 @@ impl World {
                     (contradiction.commitment.digest(), judges.filter(lies).collect());
                 (300, Input::JudgesCompared { commitment, liars })
             }
-            Effect::ReportVerifier(end) => {
+            Effect::ReportVerifier { end, .. } => {
                 self.unmasked.insert(end.verifier);
                 (10 * BLOCK_MS, Input::VerifierSettled { end, slashed: Balance(1) })
             }

@@ -1,5 +1,6 @@
 //! Becoming a worker or a verifier on the chain: a stake or a bond, and the run's terms accepted.
 
+use manyhands_chain_client::types::RunTerms;
 use manyhands_chain_client::{
     ChainClient, ChainState, FaucetError, ReadError, RunMismatch, SubmitError, WorkerCard,
 };
@@ -10,7 +11,7 @@ use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Balance, Digest, NodeId, RunId};
 use manyhands_rules::run_id::run_id;
 
-/// What is left on the account beside the stake, for fees and the existential deposit.
+/// What is left on the account beside the stake and a contest's bond, for fees and the existential deposit.
 const FEES: Balance = Balance(1_000_000_000_000);
 
 /// Why a node could not enrol.
@@ -84,7 +85,7 @@ pub async fn enrol(
 ) -> Result<Enrolment, EnrolError> {
     let me = key.node_id();
     let state = chain.state().await?;
-    check_run(chain, &state, run, spec).await?;
+    let terms = check_run(chain, &state, run, spec).await?;
     let due = match role {
         Role::Worker => {
             let wanted = stake.unwrap_or(spec.chain.stake_min);
@@ -95,7 +96,9 @@ pub async fn enrol(
             Due { wanted: spec.chain.verifier_bond, held }
         }
     };
-    let needed = Balance(due.missing().0.saturating_add(FEES.0));
+    // Whoever puts something down can be accused, and has to have what it takes to object.
+    let beside = if due.missing() > Balance(0) { terms.contest_bond.0 } else { 0 };
+    let needed = Balance(due.missing().0.saturating_add(FEES.0).saturating_add(beside));
     let funded = fund(chain, &state, me, needed).await?;
     match role {
         Role::Worker => put_down_stake(chain, key, (run, spec), &due).await?,
@@ -106,13 +109,13 @@ pub async fn enrol(
     Ok(Enrolment { stake: due.held.unwrap_or_default().max(due.wanted), funded })
 }
 
-/// Ensures that the chain's record of the run is the one that its coordinator made.
+/// The run's terms on chain, if its record there is the one that its coordinator made.
 async fn check_run(
     chain: &ChainClient,
     state: &ChainState,
     run: RunId,
     spec: &RunSpec,
-) -> Result<(), EnrolError> {
+) -> Result<RunTerms, EnrolError> {
     let on_chain = state.run(&run).await?.ok_or(EnrolError::NoRun { run })?;
     let owner = on_chain.owner;
     // A run's id is a digest of chain, coordinator and specification: the coordinator is whose id
@@ -120,7 +123,8 @@ async fn check_run(
     if run_id(*chain.genesis_hash().as_bytes(), owner, spec.digest()) != run {
         return Err(EnrolError::OtherOwner { run, owner });
     }
-    Ok(on_chain.check(&owner, spec)?)
+    on_chain.check(&owner, spec)?;
+    Ok(on_chain.terms)
 }
 
 async fn worker_due(

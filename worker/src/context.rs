@@ -115,6 +115,18 @@ pub enum WorkerEvent {
         worker: NodeId,
         delta: f64,
     },
+    /// This node has objected to what a verifier says of it on the chain.
+    Objected {
+        round: Round,
+        by: NodeId,
+    },
+    /// This verifier has voted on what somebody is accused of on the chain.
+    Judged {
+        round: Round,
+        accused: NodeId,
+        guilty: bool,
+        reason: String,
+    },
     Evaluated {
         round: Round,
         loss: f64,

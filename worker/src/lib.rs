@@ -8,6 +8,7 @@ mod chain;
 mod context;
 mod data;
 mod disk;
+mod disputes;
 mod introduce;
 mod metrics;
 mod service;

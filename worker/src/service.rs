@@ -32,6 +32,7 @@ use crate::chain::{EnrolError, enrol};
 use crate::context::{Context, WorkerConfig, WorkerEvent, describe};
 use crate::data::{DataError, RunData};
 use crate::disk::{DiskError, WorkerDisk};
+use crate::disputes::answer;
 use crate::introduce::introduce;
 use crate::sync::{FetchBlobError, SyncError, Theta, restore, sync};
 use crate::train::{Reins, RoundError, publish, restore_access, train};
@@ -118,13 +119,19 @@ pub async fn run(
         ControlConfig::new(config.key.clone(), config.control_listen.clone(), SearchRole::Worker);
     control_config.mdns = config.mdns;
     let (control, events) = Control::start(control_config).await?;
+    let role = config.role;
     let prepared = tokio::select! {
         prepared = prepare(config, store, data.clone(), control.clone()) => prepared.map(Some),
         // Nothing is owed to anybody before the first round.
         _ = stop.wait_for(|stop| *stop) => Ok(None),
     };
     let outcome = match prepared {
-        Ok(Some(service)) => service.run(events, stop).await,
+        Ok(Some(service)) => {
+            let answering = tokio::spawn(answer(Arc::clone(&service.context), role));
+            let outcome = service.run(events, stop).await;
+            answering.abort();
+            outcome
+        }
         Ok(None) => Ok(Exit::Left),
         Err(error) => Err(error),
     };

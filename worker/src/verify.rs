@@ -26,7 +26,7 @@ use crate::metrics;
 use crate::sync::{borrow_theta, incoming};
 use crate::train::Reins;
 use evidence::{Evidence, EvidenceError, PAUSE_MAX};
-pub(crate) use vote::vote;
+pub(crate) use vote::{fetch_evidence, judge, vote};
 pub(crate) use weigh::weigh;
 
 /// How a replay can end without distances.

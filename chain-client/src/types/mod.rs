@@ -17,7 +17,8 @@ pub use run::{
     Totals,
 };
 pub use worker::{
-    Fault, FaultKind, FaultState, Forfeit, Membership, Suspension, Verifier, VerifierFault, Worker,
+    Fault, FaultKind, FaultState, Forfeit, Membership, Suspension, Verifier, VerifierFault, Votes,
+    Worker,
 };
 
 use manyhands_proto::leaf::RewardLeaf;
@@ -250,8 +251,10 @@ mod tests {
             &[2; 32],              // opened_by
             &[2],                  // opened_as: Verifier
             &3_u128.to_le_bytes(), // deposit
-            &[2 << 2],             // two voters
-            &[[4; 32], [5; 32]].concat(),
+            &[1 << 2],             // one vote that it is guilty
+            &[4; 32],
+            &[1 << 2], // and one that it is not
+            &[5; 32],
             &6_u32.to_le_bytes(),  // reported_at
             &[1],                  // state: Contested
             &7_u128.to_le_bytes(), // bond
@@ -264,7 +267,10 @@ mod tests {
             opened_by: NodeId::new([2; 32]),
             opened_as: Attribution::Verifier,
             deposit: Balance(3),
-            voters: vec![NodeId::new([4; 32]), NodeId::new([5; 32])],
+            votes: Votes {
+                guilty: vec![NodeId::new([4; 32])],
+                innocent: vec![NodeId::new([5; 32])],
+            },
             reported_at: 6,
             state: FaultState::Contested {
                 bond: Balance(7),

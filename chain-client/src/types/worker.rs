@@ -44,7 +44,7 @@ mirror! {
 
 mirror! {
     /// What a worker did.
-    #[derive(Copy)]
+    #[derive(Copy, PartialOrd, Ord)]
     enum FaultKind {
         /// The replayed round is further from the claimed one than the run's threshold.
         Replay,
@@ -62,10 +62,25 @@ mirror! {
     enum FaultState {
         /// Can be contested before `executable_at` and executed from then on.
         Reported { executable_at: u32, },
-        /// Needs the quorum before `resolves_at`.
+        /// Can be voted on before `resolves_at` and executed from then on.
         Contested { bond: Balance, evidence_digest: Digest, resolves_at: u32, },
         Executed { slashed: Balance, },
         Dismissed,
+    }
+}
+
+mirror! {
+    /// How the verifiers of a run voted on what somebody is accused of.
+    struct Votes {
+        guilty: Vec<NodeId>,
+        innocent: Vec<NodeId>,
+    }
+}
+
+impl Votes {
+    /// Whether that verifier has voted.
+    pub fn has(&self, verifier: &NodeId) -> bool {
+        self.guilty.contains(verifier) || self.innocent.contains(verifier)
     }
 }
 
@@ -79,8 +94,8 @@ mirror! {
         opened_as: super::Attribution,
         /// Held from the opener for the record.
         deposit: Balance,
-        /// Verifiers that reported it; the coordinator's report opens a fault but is no vote.
-        verifiers: Vec<NodeId>,
+        /// The coordinator's report opens a fault but is no vote.
+        votes: Votes,
         reported_at: u32,
         state: FaultState,
     }
@@ -97,8 +112,8 @@ mirror! {
         opened_as: super::Attribution,
         /// Held from the opener for the record.
         deposit: Balance,
-        /// Verifiers that reported it; the coordinator's report opens a fault but is no vote.
-        voters: Vec<NodeId>,
+        /// The coordinator's report opens a fault but is no vote.
+        votes: Votes,
         /// The block in which it was reported first.
         reported_at: u32,
         state: FaultState,

@@ -5,8 +5,9 @@ use frame_support::{dispatch::DispatchResult, ensure, traits::Get};
 use sp_runtime::DispatchError;
 
 use crate::{
-    AccountId, Accounts, Anchors, Attribution, Balance, BlockNumber, Config, Digest, Error,
-    FaultState, HoldReason, Pallet, RecoveryReason, Round, Run, RunId, RunState, Stage, Verifiers,
+    AccountId, Accounts, Anchors, Attribution, Balance, BlockNumber, Config, Decision, Digest,
+    Error, FaultState, HoldReason, Pallet, RecoveryReason, Round, Run, RunId, RunState, Stage,
+    Verifiers, Votes,
     money::{add, subtract},
     rounds::count,
 };
@@ -15,21 +16,13 @@ use crate::{
 /// [`Attribution::Coordinator`].
 pub(crate) type Opener<'a> = (&'a AccountId, Attribution);
 
-/// How a dispute ends whose time is over.
-pub(crate) enum Decision {
-    /// It was not contested.
-    Slash,
-    /// It was contested with this bond, and no quorum came of it.
-    Acquit { bond: Balance },
-}
-
 /// What the loser of a dispute has to pay.
 pub(crate) struct Penalty<'a> {
     pub(crate) loser: &'a AccountId,
     pub(crate) taken_from: HoldReason,
     pub(crate) amount: Balance,
     pub(crate) reason: RecoveryReason,
-    /// The verifiers that reported it.
+    /// The verifiers that found against the loser.
     pub(crate) voters: &'a Accounts,
     /// The state in which it was decided.
     pub(crate) state: FaultState,
@@ -129,9 +122,22 @@ impl<T: Config> Pallet<T> {
         }
     }
 
-    pub(crate) fn vote(voters: &mut Accounts, who: &AccountId) -> DispatchResult {
-        ensure!(!voters.contains(who), Error::<T>::AlreadyVoted);
-        voters.try_push(who.clone()).map_err(|_| Error::<T>::TooManyVerifiers)?;
+    /// A verifier's vote about a round. It was a verifier before the round was: nobody buys itself a
+    /// side in a dispute that is there already.
+    pub(crate) fn vote(
+        (run_id, run, round): (&RunId, &Run, Round),
+        votes: &mut Votes,
+        (who, finds): (&AccountId, Decision),
+    ) -> DispatchResult {
+        let verifier = Self::active_verifier(run_id, run, who)?;
+        Self::ensure_took_part(run_id, run, round, verifier.registered_at)?;
+        let voted = votes.guilty.contains(who) || votes.innocent.contains(who);
+        ensure!(!voted, Error::<T>::AlreadyVoted);
+        let side = match finds {
+            Decision::Slash => &mut votes.guilty,
+            Decision::Acquit => &mut votes.innocent,
+        };
+        side.try_push(who.clone()).map_err(|_| Error::<T>::TooManyVerifiers)?;
         Ok(())
     }
 
@@ -156,20 +162,20 @@ impl<T: Config> Pallet<T> {
     }
 
     /// How the dispute ends now, if its time is over.
-    pub(crate) fn decision(state: &FaultState) -> Result<Decision, DispatchError> {
-        match *state {
-            FaultState::Reported { executable_at } => {
-                ensure!(Self::now() >= executable_at, Error::<T>::WindowOpen);
-                Ok(Decision::Slash)
-            }
-            FaultState::Contested { bond, resolves_at, .. } => {
-                ensure!(Self::now() >= resolves_at, Error::<T>::WindowOpen);
-                Ok(Decision::Acquit { bond })
-            }
+    pub(crate) fn decision(
+        run: &Run,
+        state: &FaultState,
+        votes: &Votes,
+    ) -> Result<Decision, DispatchError> {
+        let (over_at, contested) = match *state {
+            FaultState::Reported { executable_at } => (executable_at, false),
+            FaultState::Contested { resolves_at, .. } => (resolves_at, true),
             FaultState::Executed { .. } | FaultState::Dismissed => {
-                Err(Error::<T>::FaultDecided.into())
+                return Err(Error::<T>::FaultDecided.into());
             }
-        }
+        };
+        ensure!(Self::now() >= over_at, Error::<T>::WindowOpen);
+        Ok(votes.at_the_end(contested, run.terms.fault_quorum))
     }
 
     /// Takes a penalty: the reporters' share of it goes to those who voted, the rest into the
@@ -207,17 +213,20 @@ impl<T: Config> Pallet<T> {
         Ok(paid)
     }
 
-    /// The contest stands: the accused gets its bond back and as much from whoever opened the
-    /// dispute, if that has it. Returns what the opener paid.
+    /// The accused is innocent: it gets its bond back, if it contested, and a contest's bond from whoever
+    /// opened the dispute, if that has it. Returns what the opener paid.
     pub(crate) fn indemnify(
         run_id: &RunId,
         run: &mut Run,
         accused: &AccountId,
         opener: Opener<'_>,
-        bond: Balance,
+        state: &FaultState,
     ) -> Result<Balance, DispatchError> {
         let (accuser, role) = opener;
-        Self::release(HoldReason::ContestBond, accused, bond)?;
+        if let FaultState::Contested { bond, .. } = state {
+            Self::release(HoldReason::ContestBond, accused, *bond)?;
+        }
+        let bond = run.terms.contest_bond;
         if role != Attribution::Verifier {
             let due = bond.min(run.bond);
             let penalty = Self::pay_from_hold(HoldReason::CoordinatorBond, accuser, accused, due)?;

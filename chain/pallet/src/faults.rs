@@ -1,13 +1,13 @@
 //! Faults: reports, contests and slashes.
 
-use frame_support::{BoundedVec, dispatch::DispatchResult, ensure, traits::Get};
+use frame_support::{dispatch::DispatchResult, ensure, traits::Get};
 use sp_runtime::DispatchError;
 
 use crate::{
-    AccountId, Attribution, Balance, Config, Digest, Error, Event, Fault, FaultKind, FaultState,
+    AccountId, Attribution, Config, Decision, Digest, Error, Event, Fault, FaultKind, FaultState,
     Faults, Forfeit, Forfeits, HoldReason, Pallet, RecoveryReason, Round, Run, RunId, RunState,
-    Runs, Suspension, Suspensions, Worker, Workers,
-    disputes::{Decision, Opener, Paid, Penalty},
+    Runs, Suspension, Suspensions, Votes, Worker, Workers,
+    disputes::{Opener, Paid, Penalty},
     money::subtract,
     rounds::count,
 };
@@ -56,9 +56,10 @@ impl<T: Config> Pallet<T> {
             }
         };
         if is_verifier {
-            Self::vote(&mut fault.verifiers, &reporter)?;
+            let about = (&run_id, &run, round);
+            Self::vote(about, &mut fault.votes, (&reporter, Decision::Slash))?;
         }
-        let votes = count(&fault.verifiers);
+        let votes = count(&fault.votes.guilty);
         Self::deposit_event(Event::FaultReported {
             run: run_id,
             worker: accusation.worker.clone(),
@@ -69,11 +70,62 @@ impl<T: Config> Pallet<T> {
             evidence_digest,
             votes,
         });
-        if votes >= run.terms.fault_quorum {
-            Self::slash(&mut run, &mut accused, &accusation, &mut fault)?;
-        }
+        Self::decide_fault_if_settled(&mut run, &mut accused, &accusation, &mut fault)?;
         Self::store(&accusation, run, accused, fault);
         Ok(())
+    }
+
+    pub(crate) fn do_defend_worker(
+        verifier: AccountId,
+        run_id: RunId,
+        worker: AccountId,
+        round: Round,
+    ) -> DispatchResult {
+        let mut run = Self::run(&run_id)?;
+        let mut accused = Self::worker(&worker)?;
+        let mut fault =
+            Faults::<T>::get(run_id, (&worker, round)).ok_or(Error::<T>::FaultUnknown)?;
+        ensure!(verifier != worker, Error::<T>::SelfReport);
+        Self::ensure_votable(&fault.state)?;
+        let about = (&run_id, &run, round);
+        Self::vote(about, &mut fault.votes, (&verifier, Decision::Acquit))?;
+        let votes = count(&fault.votes.innocent);
+        let accusation = Accusation { run_id, worker, round };
+        Self::deposit_event(Event::WorkerDefended {
+            run: run_id,
+            worker: accusation.worker.clone(),
+            round,
+            verifier,
+            votes,
+        });
+        Self::decide_fault_if_settled(&mut run, &mut accused, &accusation, &mut fault)?;
+        Self::store(&accusation, run, accused, fault);
+        Ok(())
+    }
+
+    /// Decides the fault once no vote to come could change it.
+    fn decide_fault_if_settled(
+        run: &mut Run,
+        accused: &mut Worker,
+        accusation: &Accusation,
+        fault: &mut Fault,
+    ) -> DispatchResult {
+        match fault.votes.settled(run.verifiers, run.terms.fault_quorum) {
+            Some(decision) => Self::decide_fault(run, accused, accusation, (fault, decision)),
+            None => Ok(()),
+        }
+    }
+
+    fn decide_fault(
+        run: &mut Run,
+        accused: &mut Worker,
+        accusation: &Accusation,
+        (fault, decision): (&mut Fault, Decision),
+    ) -> DispatchResult {
+        match decision {
+            Decision::Slash => Self::slash(run, accused, accusation, fault),
+            Decision::Acquit => Self::acquit(run, accused, accusation, fault),
+        }
     }
 
     fn store(accusation: &Accusation, run: Run, worker: Worker, fault: Fault) {
@@ -114,7 +166,7 @@ impl<T: Config> Pallet<T> {
             opened_by: opened_by.clone(),
             opened_as,
             deposit: T::RecordDeposit::get(),
-            verifiers: BoundedVec::new(),
+            votes: Votes::default(),
             reported_at: Self::now(),
             state,
         })
@@ -151,12 +203,8 @@ impl<T: Config> Pallet<T> {
         let mut accused = Self::worker(&accusation.worker)?;
         let mut fault = Faults::<T>::get(run_id, (&accusation.worker, round))
             .ok_or(Error::<T>::FaultUnknown)?;
-        match Self::decision(&fault.state)? {
-            Decision::Slash => Self::slash(&mut run, &mut accused, &accusation, &mut fault)?,
-            Decision::Acquit { bond } => {
-                Self::acquit(&mut run, &mut accused, &accusation, &mut fault, bond)?;
-            }
-        }
+        let decision = Self::decision(&run, &fault.state, &fault.votes)?;
+        Self::decide_fault(&mut run, &mut accused, &accusation, (&mut fault, decision))?;
         Self::store(&accusation, run, accused, fault);
         Ok(())
     }
@@ -174,7 +222,7 @@ impl<T: Config> Pallet<T> {
             taken_from: HoldReason::WorkerStake,
             amount: run.terms.slashes.of(fault.kind).min(worker.stake),
             reason: RecoveryReason::WorkerSlashed,
-            voters: &fault.verifiers,
+            voters: &fault.votes.guilty,
             state: fault.state,
         };
         let Paid { total, to_reporters, to_escrow } = Self::collect(run_id, run, &penalty)?;
@@ -194,22 +242,21 @@ impl<T: Config> Pallet<T> {
             amount: total,
             to_reporters,
             to_escrow,
-            votes: count(&fault.verifiers),
+            votes: count(&fault.votes.guilty),
         });
         Ok(())
     }
 
-    /// The contest stands: the worker gets its bond back and as much from whoever accused it.
+    /// The worker is paid a contest's bond by whoever accused it.
     fn acquit(
         run: &mut Run,
         worker: &mut Worker,
         accusation: &Accusation,
         fault: &mut Fault,
-        bond: Balance,
     ) -> DispatchResult {
         let Accusation { run_id, worker: who, round } = accusation;
         let opener = (&fault.opened_by, fault.opened_as);
-        let penalty = Self::indemnify(run_id, run, who, opener, bond)?;
+        let penalty = Self::indemnify(run_id, run, who, opener, &fault.state)?;
         fault.state = FaultState::Dismissed;
         Self::end_dispute(run, worker, accusation, fault);
         Self::deposit_event(Event::FaultDismissed {

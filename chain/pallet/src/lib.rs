@@ -26,12 +26,13 @@
 //! # Who decides
 //! Nobody is slashed without having joined: a worker's stake is exposed only to runs whose terms
 //! it accepted with [`Pallet::join_run`], and covers the minimum stakes of all of them together. A
-//! run's id names that run for ever, so that no promise made to it counts in another. A fault is
-//! executed when `fault_quorum` verifiers
-//! reported it, or when its worker let the contest window pass. A contested fault without a
-//! quorum is dismissed and whoever opened it pays. A verifier answers for what it says about a
-//! replay by the same rules, with its whole bond; the others of its run vote on it. Every state
-//! that waits for somebody has a call that anybody may make when the time is over.
+//! run's id names that run for ever, so that no promise made to it counts in another. Verifiers
+//! that were there before a round vote on what is said of it, for and against. A fault is executed
+//! when its worker lets the contest window pass and no quorum speaks for it, or when, contested, more
+//! find it guilty than innocent and they are a quorum; it is decided at once where no vote to come
+//! could change that. Otherwise it is dismissed and whoever opened it pays. A verifier answers for
+//! what it says about a replay by the same rules, with its whole bond; the others of its run vote on
+//! it. Every state that waits for somebody has a call that anybody may make when the time is over.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(
@@ -87,8 +88,8 @@ pub mod pallet {
 
     use super::{verdicts::Verdict, *};
 
-    /// 2: a verifier's record counts the faults that it is accused of.
-    pub(crate) const STORAGE_VERSION: StorageVersion = StorageVersion::new(2);
+    /// 2: a verifier's record counts the faults that it is accused of. 3: votes have two sides.
+    pub(crate) const STORAGE_VERSION: StorageVersion = StorageVersion::new(3);
 
     #[pallet::pallet]
     #[pallet::storage_version(STORAGE_VERSION)]
@@ -454,6 +455,14 @@ pub mod pallet {
             evidence_digest: Digest,
             votes: u32,
         },
+        /// A verifier found that the worker did what it says; `votes`: all that did.
+        WorkerDefended {
+            run: RunId,
+            worker: super::AccountId,
+            round: Round,
+            verifier: super::AccountId,
+            votes: u32,
+        },
         FaultContested {
             run: RunId,
             worker: super::AccountId,
@@ -487,6 +496,15 @@ pub mod pallet {
             reporter: super::AccountId,
             role: Attribution,
             evidence_digest: Digest,
+            votes: u32,
+        },
+        /// Another verifier found that the accused one is right; `votes`: all that did.
+        VerifierDefended {
+            run: RunId,
+            verifier: super::AccountId,
+            worker: super::AccountId,
+            round: Round,
+            by: super::AccountId,
             votes: u32,
         },
         VerifierFaultContested {
@@ -618,7 +636,7 @@ pub mod pallet {
         FaultKindMismatch,
         /// The round is neither committed nor anchored.
         RoundNotAnchored,
-        /// The worker joined, or the verifier registered, after the round was anchored.
+        /// The worker joined, or a verifier registered, after the round was anchored.
         JoinedLater,
         NotReporter,
         SelfReport,
@@ -914,8 +932,7 @@ pub mod pallet {
             Self::do_contest_fault(ensure_signed(origin)?, run, round, evidence_digest)
         }
 
-        /// Executes an uncontested fault, or dismisses a contested one, after its window. Anybody
-        /// may.
+        /// Decides a fault after its window, by what was voted. Anybody may.
         #[pallet::call_index(30)]
         #[pallet::weight(T::WeightInfo::execute_fault())]
         pub fn execute_fault(
@@ -959,8 +976,7 @@ pub mod pallet {
             Self::do_contest_verifier_fault(verdict, evidence_digest)
         }
 
-        /// Takes the bond of a verifier that did not contest, or dismisses what it contested,
-        /// after its window. Anybody may.
+        /// Decides what a verifier is accused of after its window, by what was voted. Anybody may.
         #[pallet::call_index(33)]
         #[pallet::weight(T::WeightInfo::execute_verifier_fault())]
         pub fn execute_verifier_fault(
@@ -972,6 +988,32 @@ pub mod pallet {
         ) -> DispatchResult {
             ensure_signed(origin)?;
             Self::do_execute_verifier_fault(Verdict { run_id: run, verifier, worker, round })
+        }
+
+        /// A verifier's vote that an accused worker did what it says.
+        #[pallet::call_index(34)]
+        #[pallet::weight(T::WeightInfo::defend_worker())]
+        pub fn defend_worker(
+            origin: OriginFor<T>,
+            run: RunId,
+            worker: super::AccountId,
+            round: Round,
+        ) -> DispatchResult {
+            Self::do_defend_worker(ensure_signed(origin)?, run, worker, round)
+        }
+
+        /// A verifier's vote that another, which is accused, is right.
+        #[pallet::call_index(35)]
+        #[pallet::weight(T::WeightInfo::defend_verifier())]
+        pub fn defend_verifier(
+            origin: OriginFor<T>,
+            run: RunId,
+            verifier: super::AccountId,
+            worker: super::AccountId,
+            round: Round,
+        ) -> DispatchResult {
+            let by = ensure_signed(origin)?;
+            Self::do_defend_verifier(by, Verdict { run_id: run, verifier, worker, round })
         }
     }
 

@@ -110,7 +110,7 @@ stored! {
         pub verifiers: Accounts,
         /// Verifiers that must attest a round before it can become final; may be 0.
         pub attestation_quorum: u32,
-        /// Verifiers that decide a fault or a challenge; at least 1.
+        /// Votes that a side needs to decide a fault or a challenge; at least 1.
         pub fault_quorum: u32,
         pub slashes: SlashTerms,
     }
@@ -410,10 +410,60 @@ stored! {
     pub enum FaultState {
         /// Can be contested before `executable_at` and executed from then on.
         Reported { executable_at: BlockNumber },
-        /// Needs the quorum before `resolves_at`.
+        /// Can be voted on before `resolves_at` and executed from then on.
         Contested { bond: Balance, evidence_digest: Digest, resolves_at: BlockNumber },
         Executed { slashed: Balance },
         Dismissed,
+    }
+}
+
+stored! {
+    /// How the verifiers of a run voted on what somebody is accused of. Nobody votes twice.
+    #[derive(Default)]
+    pub struct Votes {
+        pub guilty: Accounts,
+        pub innocent: Accounts,
+    }
+}
+
+stored! {
+    /// How what somebody is accused of ends.
+    #[derive(Copy)]
+    pub enum Decision {
+        Slash,
+        Acquit,
+    }
+}
+
+impl Votes {
+    /// What a run's verifiers decided, as soon as no vote that is still to come could change it.
+    ///
+    /// # Arguments
+    /// `jury`: verifiers of the run beside the accused. `quorum`: votes that a side needs.
+    pub fn settled(&self, jury: u32, quorum: u32) -> Option<Decision> {
+        let most = |side: &Accounts| {
+            let votes = side.len() as u64;
+            (votes >= u64::from(quorum)).then_some(votes.saturating_mul(2))
+        };
+        if most(&self.guilty).is_some_and(|twice| twice > u64::from(jury)) {
+            return Some(Decision::Slash);
+        }
+        most(&self.innocent)
+            .is_some_and(|twice| twice >= u64::from(jury))
+            .then_some(Decision::Acquit)
+    }
+
+    /// What they decided when the time for votes is over. Silence of the accused lets an accusation stand
+    /// unless a quorum speaks for it; who objects is to be found guilty by a quorum.
+    pub fn at_the_end(&self, contested: bool, quorum: u32) -> Decision {
+        let (guilty, innocent) = (self.guilty.len(), self.innocent.len());
+        let has_quorum = |votes: usize| votes as u64 >= u64::from(quorum);
+        let slash = if contested {
+            has_quorum(guilty) && guilty > innocent
+        } else {
+            !(has_quorum(innocent) && innocent >= guilty)
+        };
+        if slash { Decision::Slash } else { Decision::Acquit }
     }
 }
 
@@ -427,8 +477,8 @@ stored! {
         pub opened_as: Attribution,
         /// Planck of the opener held as storage deposit.
         pub deposit: Balance,
-        /// Verifiers that reported it; the coordinator's report opens a fault but is no vote.
-        pub verifiers: Accounts,
+        /// The coordinator's report opens a fault but is no vote.
+        pub votes: Votes,
         pub reported_at: BlockNumber,
         pub state: FaultState,
     }
@@ -444,8 +494,8 @@ stored! {
         pub opened_as: Attribution,
         /// Planck of the opener held as storage deposit.
         pub deposit: Balance,
-        /// Verifiers that reported it; the coordinator's report opens a fault but is no vote.
-        pub voters: Accounts,
+        /// The coordinator's report opens a fault but is no vote.
+        pub votes: Votes,
         pub reported_at: BlockNumber,
         pub state: FaultState,
     }

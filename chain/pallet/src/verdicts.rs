@@ -1,12 +1,13 @@
 //! Verdicts: a verifier answers with its whole bond for what it says about a replay.
 
-use frame_support::{BoundedVec, dispatch::DispatchResult, ensure, traits::Get};
+use frame_support::{dispatch::DispatchResult, ensure, traits::Get};
 use sp_runtime::DispatchError;
 
 use crate::{
-    AccountId, Attribution, Balance, Config, Digest, Error, Event, FaultState, HoldReason, Pallet,
+    AccountId, Attribution, Config, Decision, Digest, Error, Event, FaultState, HoldReason, Pallet,
     RecoveryReason, Round, Run, RunId, Runs, Verifier, VerifierFault, VerifierFaults, Verifiers,
-    disputes::{Decision, Opener, Paid, Penalty},
+    Votes,
+    disputes::{Opener, Paid, Penalty},
     money::subtract,
     rounds::count,
 };
@@ -74,9 +75,10 @@ impl<T: Config> Pallet<T> {
             }
         };
         if is_verifier {
-            Self::vote(&mut fault.voters, &reporter)?;
+            let about = (&run_id, &run, verdict.round);
+            Self::vote(about, &mut fault.votes, (&reporter, Decision::Slash))?;
         }
-        let votes = count(&fault.voters);
+        let votes = count(&fault.votes.guilty);
         Self::deposit_event(Event::VerifierReported {
             run: run_id,
             verifier: verdict.verifier.clone(),
@@ -87,11 +89,58 @@ impl<T: Config> Pallet<T> {
             evidence_digest,
             votes,
         });
-        if votes >= run.terms.fault_quorum {
-            Self::slash_verifier(&mut run, &mut accused, &verdict, &mut fault)?;
-        }
+        Self::decide_verdict_if_settled(&mut run, &mut accused, &verdict, &mut fault)?;
         Self::store_verdict(&verdict, run, accused, fault);
         Ok(())
+    }
+
+    pub(crate) fn do_defend_verifier(by: AccountId, verdict: Verdict) -> DispatchResult {
+        let run_id = verdict.run_id;
+        let mut run = Self::run(&run_id)?;
+        let mut fault = Self::verifier_fault(&verdict)?;
+        let mut accused = Self::accused_verifier(&verdict)?;
+        ensure!(by != verdict.verifier, Error::<T>::SelfReport);
+        Self::ensure_votable(&fault.state)?;
+        let about = (&run_id, &run, verdict.round);
+        Self::vote(about, &mut fault.votes, (&by, Decision::Acquit))?;
+        Self::deposit_event(Event::VerifierDefended {
+            run: run_id,
+            verifier: verdict.verifier.clone(),
+            worker: verdict.worker.clone(),
+            round: verdict.round,
+            by,
+            votes: count(&fault.votes.innocent),
+        });
+        Self::decide_verdict_if_settled(&mut run, &mut accused, &verdict, &mut fault)?;
+        Self::store_verdict(&verdict, run, accused, fault);
+        Ok(())
+    }
+
+    /// Decides the fault once no vote to come could change it.
+    fn decide_verdict_if_settled(
+        run: &mut Run,
+        accused: &mut Verifier,
+        verdict: &Verdict,
+        fault: &mut VerifierFault,
+    ) -> DispatchResult {
+        // The accused has no vote on itself.
+        let jury = run.verifiers.saturating_sub(1);
+        match fault.votes.settled(jury, run.terms.fault_quorum) {
+            Some(decision) => Self::decide_verdict(run, accused, verdict, (fault, decision)),
+            None => Ok(()),
+        }
+    }
+
+    fn decide_verdict(
+        run: &mut Run,
+        accused: &mut Verifier,
+        verdict: &Verdict,
+        (fault, decision): (&mut VerifierFault, Decision),
+    ) -> DispatchResult {
+        match decision {
+            Decision::Slash => Self::slash_verifier(run, accused, verdict, fault),
+            Decision::Acquit => Self::acquit_verifier(run, accused, verdict, fault),
+        }
     }
 
     /// Ensures that the verifier was one in that round, and that its bond can still be reached.
@@ -117,7 +166,7 @@ impl<T: Config> Pallet<T> {
             opened_by: opened_by.clone(),
             opened_as,
             deposit: T::RecordDeposit::get(),
-            voters: BoundedVec::new(),
+            votes: Votes::default(),
             reported_at: Self::now(),
             state,
         })
@@ -147,14 +196,8 @@ impl<T: Config> Pallet<T> {
         let mut run = Self::run(&verdict.run_id)?;
         let mut accused = Self::accused_verifier(&verdict)?;
         let mut fault = Self::verifier_fault(&verdict)?;
-        match Self::decision(&fault.state)? {
-            Decision::Slash => {
-                Self::slash_verifier(&mut run, &mut accused, &verdict, &mut fault)?;
-            }
-            Decision::Acquit { bond } => {
-                Self::acquit_verifier(&mut run, &mut accused, &verdict, &mut fault, bond)?;
-            }
-        }
+        let decision = Self::decision(&run, &fault.state, &fault.votes)?;
+        Self::decide_verdict(&mut run, &mut accused, &verdict, (&mut fault, decision))?;
         Self::store_verdict(&verdict, run, accused, fault);
         Ok(())
     }
@@ -173,7 +216,7 @@ impl<T: Config> Pallet<T> {
             taken_from: HoldReason::VerifierBond,
             amount: accused.bond,
             reason: RecoveryReason::VerifierSlashed,
-            voters: &fault.voters,
+            voters: &fault.votes.guilty,
             state: fault.state,
         };
         let Paid { total, to_reporters, to_escrow } = Self::collect(run_id, run, &penalty)?;
@@ -188,22 +231,21 @@ impl<T: Config> Pallet<T> {
             amount: total,
             to_reporters,
             to_escrow,
-            votes: count(&fault.voters),
+            votes: count(&fault.votes.guilty),
         });
         Ok(())
     }
 
-    /// The contest stands: the verifier gets its bond back and as much from whoever accused it.
+    /// The verifier is paid a contest's bond by whoever accused it.
     fn acquit_verifier(
         run: &mut Run,
         accused: &mut Verifier,
         verdict: &Verdict,
         fault: &mut VerifierFault,
-        bond: Balance,
     ) -> DispatchResult {
         let Verdict { run_id, verifier, worker, round } = verdict;
         let opener = (&fault.opened_by, fault.opened_as);
-        let penalty = Self::indemnify(run_id, run, verifier, opener, bond)?;
+        let penalty = Self::indemnify(run_id, run, verifier, opener, &fault.state)?;
         fault.state = FaultState::Dismissed;
         Self::end_verifier_dispute(run, accused, verdict, fault);
         Self::deposit_event(Event::VerifierFaultDismissed {

@@ -44,6 +44,8 @@ pub trait WeightInfo {
     fn report_verifier() -> Weight;
     fn contest_verifier_fault() -> Weight;
     fn execute_verifier_fault() -> Weight;
+    fn defend_worker() -> Weight;
+    fn defend_verifier() -> Weight;
     /// `limit`: records removed.
     fn prune_run(limit: u32) -> Weight;
     /// `siblings`: hashes of the leaf's proof.
@@ -178,7 +180,7 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
 
     fn report_fault() -> Weight {
         // The deciding vote pays up to 32 reporters.
-        Self::storage(76, 76)
+        Self::storage(78, 76)
     }
 
     fn contest_fault() -> Weight {
@@ -192,7 +194,7 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
 
     fn report_verifier() -> Weight {
         // The deciding vote pays up to 31 reporters: all verifiers but the accused.
-        Self::storage(74, 72)
+        Self::storage(76, 72)
     }
 
     fn contest_verifier_fault() -> Weight {
@@ -202,6 +204,16 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
     fn execute_verifier_fault() -> Weight {
         // Pays up to 31 reporters.
         Self::storage(70, 70)
+    }
+
+    fn defend_worker() -> Weight {
+        // The deciding vote makes the opener pay the accused.
+        Self::storage(14, 12)
+    }
+
+    fn defend_verifier() -> Weight {
+        // The deciding vote makes the opener pay the accused.
+        Self::storage(13, 11)
     }
 
     fn prune_run(limit: u32) -> Weight {

@@ -11,10 +11,9 @@ use manyhands_chain_client::types::{
 };
 use manyhands_chain_client::{ChainClient, ChainState, ProvenLeaf, TrainingEvent};
 use manyhands_coordinator::{read_record, reward_leaves};
-use manyhands_network::invitation::Invitation;
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::leaf::{RewardLeaf, merkle_proof};
-use manyhands_proto::{Balance, Digest, NodeId, Round, RunId};
+use manyhands_proto::{Balance, NodeId, Round, RunId};
 use manyhands_rules::record::RoundRecord;
 use serde::Serialize;
 
@@ -85,7 +84,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
     let key = folder::existing_key(&folder)?;
     let reference = run_reference::parse(&args.run)?;
     let run = reference.invitation.run;
-    let chain = connect(&reference.invitation, args.chain.chain).await?;
+    let chain = args.chain.connect(&reference.invitation).await?;
     let claimed = claim(&chain, &key, reference).await;
     if !args.leave {
         let claimed = claimed?;
@@ -150,23 +149,6 @@ impl Parting {
         lines.extend(self.leaving.words());
         lines.join("\n")
     }
-}
-
-/// The run's chain.
-async fn connect(invitation: &Invitation, url: Option<String>) -> Result<ChainClient, Failure> {
-    const REMEDY: &str = "name a node of the run's chain with --chain";
-    let Some(url) = url.or_else(|| invitation.chain_url.clone()) else {
-        let reason = "the invitation names no node of the run's chain";
-        return Err(Failure::new("no_chain", reason, "name one with --chain"));
-    };
-    let chain = ChainClient::connect(&url).await?;
-    let genesis = Digest::new(invitation.chain_genesis);
-    if chain.genesis_hash() != genesis {
-        let reason =
-            format!("the chain at {url} is {}, the run is on {genesis}", chain.genesis_hash());
-        return Err(Failure::new("wrong_chain", reason, REMEDY));
-    }
-    Ok(chain)
 }
 
 /// Claims everything that has vested for the key's account.
@@ -349,6 +331,8 @@ fn proven(leaves: &[RewardLeaf], account: NodeId, round: Round) -> Result<Proven
 mod tests {
     use manyhands_chain_client::types::Totals;
     use manyhands_proto::WorkUnits;
+
+    use manyhands_proto::Digest;
 
     use super::*;
 

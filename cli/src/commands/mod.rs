@@ -5,6 +5,7 @@ mod audit;
 mod calibrate;
 #[cfg(feature = "coordinator")]
 mod claim;
+mod contest;
 #[cfg(feature = "devnet")]
 mod devnet;
 mod doctor;
@@ -25,6 +26,9 @@ mod work;
 use std::future::Future;
 
 use clap::Subcommand;
+use manyhands_chain_client::ChainClient;
+use manyhands_network::invitation::Invitation;
+use manyhands_proto::Digest;
 
 use crate::Globals;
 use crate::failure::{Explain, Failure};
@@ -83,6 +87,11 @@ pub(crate) enum Command {
     /// Withdraw what was earned in a run
     #[cfg(feature = "coordinator")]
     Claim(claim::Args),
+    /// Object to what this node is accused of in a run
+    ///
+    /// Puts down the run's contest bond. Verifiers vote; without most of them against it, the bond comes back with as much
+    /// from whoever accused it. What a verifier says and the run does not, a node objects to by itself.
+    Contest(contest::Args),
     /// Write a run's model as a folder that Hugging Face transformers opens
     ///
     /// A run that is named by its folder is read from there; otherwise the coordinator is asked. Either way the
@@ -127,6 +136,7 @@ pub(crate) fn run(command: Command, globals: &Globals, output: Output) -> Result
         Command::Audit(args) => wait(audit::run(args, output)),
         #[cfg(feature = "coordinator")]
         Command::Claim(args) => wait(claim::run(args, output)),
+        Command::Contest(args) => wait(contest::run(args, output)),
         #[cfg(feature = "worker")]
         Command::Export(args) => wait(export::run(args, output)),
         #[cfg(feature = "worker")]
@@ -169,6 +179,25 @@ pub(crate) struct RunChainArg {
     /// A node of the run's chain [default: the one that its launch named].
     #[arg(long, value_name = "URL", env = "MANYHANDS_CHAIN")]
     pub(crate) chain: Option<String>,
+}
+
+impl RunChainArg {
+    /// A connection to the chain that the run is on.
+    pub(crate) async fn connect(self, invitation: &Invitation) -> Result<ChainClient, Failure> {
+        let Some(url) = self.chain.or_else(|| invitation.chain_url.clone()) else {
+            let reason = "the invitation names no node of the run's chain";
+            return Err(Failure::new("no_chain", reason, "name one with --chain"));
+        };
+        let chain = ChainClient::connect(&url).await?;
+        let genesis = Digest::new(invitation.chain_genesis);
+        if chain.genesis_hash() != genesis {
+            let reason =
+                format!("the chain at {url} is {}, the run is on {genesis}", chain.genesis_hash());
+            let remedy = "name a node of the run's chain with --chain";
+            return Err(Failure::new("wrong_chain", reason, remedy));
+        }
+        Ok(chain)
+    }
 }
 
 /// Where `manyhands devnet` listens.

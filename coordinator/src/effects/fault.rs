@@ -32,7 +32,7 @@ const OUT_OF_REACH: [&str; 7] = [
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Accusation {
     Worker { round: Round, worker: NodeId, kind: FaultKind, evidence: Digest },
-    Verifier(FalseEnd),
+    Verifier { end: FalseEnd, evidence: Digest },
 }
 
 impl Accusation {
@@ -41,7 +41,7 @@ impl Accusation {
             Self::Worker { round, worker, .. } => {
                 format!("the fault of {} in round {round}", worker.short())
             }
-            Self::Verifier(FalseEnd { round, verifier, .. }) => {
+            Self::Verifier { end: FalseEnd { round, verifier, .. }, .. } => {
                 format!("what verifier {} said of round {round}", verifier.short())
             }
         }
@@ -56,7 +56,7 @@ impl Accusation {
             Self::Worker { round, worker, .. } => {
                 Ok(state.fault(run, worker, *round).await?.map(|fault| fault.state))
             }
-            Self::Verifier(FalseEnd { round, worker, verifier }) => {
+            Self::Verifier { end: FalseEnd { round, worker, verifier }, .. } => {
                 let fault = state.verifier_fault(run, verifier, worker, *round).await?;
                 Ok(fault.map(|fault| fault.state))
             }
@@ -71,10 +71,8 @@ impl Accusation {
                 let report = FaultReport { run, worker, round, kind, evidence_digest };
                 chain.report_fault(key, report).await?;
             }
-            Self::Verifier(end) => {
+            Self::Verifier { end, evidence: evidence_digest } => {
                 let FalseEnd { round, worker, verifier } = end;
-                let evidence = serde_json::to_vec(&(run, end)).expect("ids and a round serialise");
-                let evidence_digest = Digest::of(&evidence);
                 let report = VerifierReport { run, verifier, worker, round, evidence_digest };
                 chain.report_verifier(key, report).await?;
             }
@@ -88,7 +86,7 @@ impl Accusation {
             Self::Worker { round, worker, .. } => {
                 chain.execute_fault(key, run, worker, *round).await?;
             }
-            Self::Verifier(FalseEnd { round, worker, verifier }) => {
+            Self::Verifier { end: FalseEnd { round, worker, verifier }, .. } => {
                 chain.execute_verifier_fault(key, run, verifier, (worker, *round)).await?;
             }
         }

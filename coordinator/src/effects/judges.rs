@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use manyhands_network::data::Access;
 use manyhands_proto::message::ReplayEvidence;
 use manyhands_rules::coordinator::Input;
 use manyhands_rules::evidence::false_ends;
@@ -10,6 +11,7 @@ use manyhands_rules::panel::Contradiction;
 
 use super::{Done, EffectError, blocking};
 use crate::context::Context;
+use crate::journal::{BlobKind, BlobNote};
 use crate::store::ReadBlobError;
 
 pub(super) async fn compare(
@@ -33,7 +35,13 @@ pub(super) async fn compare(
         let terms = &context.spec.verification;
         let liars = false_ends(&contradiction, &evidence, &context.layout, terms);
         let commitment = contradiction.commitment.digest();
-        Ok(Input::JudgesCompared { commitment, liars }.into())
+        let mut blobs = Vec::new();
+        if !liars.is_empty() {
+            let digest = context.store.insert(&contradiction.canonical_bytes(), Access::Nobody)?;
+            let round = contradiction.commitment.commitment.round;
+            blobs.push(BlobNote { digest, kind: BlobKind::Evidence, round });
+        }
+        Ok(Done { input: Input::JudgesCompared { commitment, liars }, blobs })
     })
     .await?
 }

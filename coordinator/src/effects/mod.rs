@@ -64,7 +64,7 @@ pub(crate) fn peers(effect: &Effect) -> Vec<NodeId> {
         Effect::Compare(order) => vec![order.commitment.worker, order.replay.verifier],
         Effect::CheckPossession { .. }
         | Effect::CompareJudges(_)
-        | Effect::ReportVerifier(_)
+        | Effect::ReportVerifier { .. }
         | Effect::Merge(_)
         | Effect::CheckStakes { .. }
         | Effect::Anchor { .. }
@@ -82,7 +82,7 @@ pub(crate) const fn name(effect: &Effect) -> &'static str {
         Effect::CheckPossession { .. } => "check_possession",
         Effect::Compare(_) => "compare",
         Effect::CompareJudges(_) => "compare_judges",
-        Effect::ReportVerifier(_) => "report_verifier",
+        Effect::ReportVerifier { .. } => "report_verifier",
         Effect::Merge(_) => "merge",
         Effect::CheckStakes { .. } => "check_stakes",
         Effect::Anchor { .. } => "anchor",
@@ -118,8 +118,8 @@ pub(crate) async fn perform(context: Arc<Context>, effect: Effect) -> Result<Don
             Ok(Input::FaultSettled { round, worker, slashed }.into())
         }
         Effect::CompareJudges(contradiction) => judges::compare(&context, contradiction).await,
-        Effect::ReportVerifier(end) => {
-            let accusation = fault::Accusation::Verifier(end);
+        Effect::ReportVerifier { end, evidence } => {
+            let accusation = fault::Accusation::Verifier { end, evidence };
             let slashed = fault::carry_through(&context, accusation).await;
             Ok(Input::VerifierSettled { end, slashed }.into())
         }

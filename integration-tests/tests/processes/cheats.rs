@@ -108,11 +108,13 @@ fn verify_with_a_liar(how: &str) {
     let text = RUN_FILE
         .replace("ROUNDS", "3")
         .replace("verifiers_min = 1", "verifiers_min = 3")
-        .replace("probation_checks = 1", "probation_checks = 3");
+        .replace("probation_checks = 1", "probation_checks = 3")
+        // Silence takes longer than the votes of the two others.
+        .replace("contest_window_blocks = 4", "contest_window_blocks = 400");
     let bench = Bench::with(&text);
     let (coordinator, launched) = bench.launch();
     let invitation = text_of(&launched, "invitation");
-    let _honest = ["one", "two"].map(|name| bench.node("verify", name, &invitation));
+    let honest = ["one", "two"].map(|name| bench.node("verify", name, &invitation));
     let _liar = bench.cheat("liar", &invitation, &["--role", "verifier", "--cheat", how]);
     let _workers = ["first", "second"].map(|name| bench.node("join", name, &invitation));
     coordinator.wait_for("final");
@@ -122,7 +124,13 @@ fn verify_with_a_liar(how: &str) {
     }
     let slashes = coordinator.heard("slashed");
     assert_eq!(slashes.len(), 1, "nobody else: {slashes:?}");
-    assert_eq!(text_of(&slashes[0], "worker"), bench.node_of("liar"));
+    let liar = bench.node_of("liar");
+    assert_eq!(text_of(&slashes[0], "worker"), liar);
+    for verifier in honest {
+        let judged = verifier.heard("judged");
+        assert!(judged.iter().all(|it| it["guilty"] == true && it["accused"] == liar.as_str()));
+        assert_eq!(judged.len(), 1, "each votes from the evidence: {judged:?}");
+    }
     assert!(slashes[0]["amount"].as_u64().is_some_and(|amount| amount > 0), "{slashes:?}");
     bench.audit(&invitation);
 }

@@ -1,6 +1,7 @@
 //! Whole runs, each part a process of its own, as people start them by hand.
 
 mod cheats;
+mod disputes;
 mod program;
 mod refusals;
 

@@ -344,7 +344,7 @@ pub struct Chain {
     pub challenge_window_blocks: u32,
     #[serde(default = "default::window_blocks")]
     pub contest_window_blocks: u32,
-    /// Verifiers whose reports slash at once; with fewer the contest window has to pass.
+    /// Votes of verifiers that a side needs to decide about an accusation.
     #[serde(default = "default::fault_quorum")]
     pub fault_quorum: u32,
 }

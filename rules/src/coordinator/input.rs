@@ -154,10 +154,14 @@ pub enum Effect {
     },
     /// Answered by [`Input::Compared`], in a time that the shell bounds.
     Compare(Comparison),
-    /// Answered by [`Input::JudgesCompared`].
+    /// Answered by [`Input::JudgesCompared`]; if somebody lied, [`Contradiction::canonical_bytes`] are kept as evidence.
     CompareJudges(Contradiction),
     /// Answered by [`Input::VerifierSettled`].
-    ReportVerifier(FalseEnd),
+    ReportVerifier {
+        end: FalseEnd,
+        /// Of the contradiction that it follows from.
+        evidence: Digest,
+    },
     Merge(MergeOrder),
     /// Look up on chain whether these still have what they put down.
     CheckStakes {

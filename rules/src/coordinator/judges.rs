@@ -14,8 +14,8 @@ use crate::record::FalseEnd;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Judges {
     contradictions: Vec<Contradiction>,
-    /// What the chain has not dealt with yet.
-    undecided: Vec<FalseEnd>,
+    /// What the chain has not dealt with yet, with what shows it.
+    undecided: Vec<(FalseEnd, Digest)>,
     /// For the next record.
     pub(super) found: Vec<FalseEnd>,
 }
@@ -27,12 +27,13 @@ impl Judges {
 
     pub(super) fn wanted(&self) -> impl Iterator<Item = Effect> {
         let compare = self.contradictions.iter().cloned().map(Effect::CompareJudges);
-        compare.chain(self.undecided.iter().copied().map(Effect::ReportVerifier))
+        let report = |&(end, evidence)| Effect::ReportVerifier { end, evidence };
+        compare.chain(self.undecided.iter().map(report))
     }
 
     /// Whether what a verifier did is still before the chain: it may not come back meanwhile.
     pub(super) fn undecided_of(&self, verifier: NodeId) -> Option<FalseEnd> {
-        self.undecided.iter().find(|it| it.verifier == verifier).copied()
+        self.undecided.iter().map(|(end, _)| *end).find(|it| it.verifier == verifier)
     }
 }
 
@@ -63,8 +64,13 @@ impl Coordinator {
         let Some(at) = waiting.iter().position(|it| it.commitment.digest() == commitment) else {
             return;
         };
-        let Contradiction { commitment, .. } = waiting.remove(at);
+        let contradiction = waiting.remove(at);
+        let Contradiction { commitment, .. } = &contradiction;
         let (round, worker) = (commitment.commitment.round, commitment.worker);
+        let evidence = contradiction.digest();
+        if !liars.is_empty() {
+            self.evidence.push((round, evidence));
+        }
         for verifier in liars {
             let what = format!("its replay of round {round} of {} is made up", worker.short());
             if let Some(member) = self.membership.get_mut(verifier) {
@@ -76,12 +82,12 @@ impl Coordinator {
             self.history.note_fault(round, verifier, what);
             let end = FalseEnd { round, worker, verifier };
             self.judges.found.push(end);
-            self.judges.undecided.push(end);
+            self.judges.undecided.push((end, evidence));
         }
     }
 
     pub(super) fn handle_verifier_settled(&mut self, now: Tick, end: FalseEnd, slashed: Balance) {
-        self.judges.undecided.retain(|it| *it != end);
+        self.judges.undecided.retain(|(it, _)| *it != end);
         self.history.note_slash(now, end.round, end.verifier, slashed);
     }
 }

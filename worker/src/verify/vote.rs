@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use manyhands_chain_client::types::FaultKind;
 use manyhands_chain_client::{FaultReport, SubmitError};
-use manyhands_network::data::FetchRequest;
-use manyhands_proto::ChunkIndex;
+use manyhands_gradient::Layout;
+use manyhands_network::data::{FetchError, FetchRequest};
 use manyhands_proto::message::{Distances, ReplayEvidence, Vote};
+use manyhands_proto::run_file::RunSpec;
+use manyhands_proto::{ChunkIndex, Digest, NodeId, Round};
 use manyhands_rules::evidence::{Subject, bytes_max, distances};
 use manyhands_rules::panel::{Pair, within};
 use manyhands_rules::reward::layout;
@@ -55,27 +57,54 @@ pub(crate) async fn vote(context: Arc<Context>, vote: &Vote) -> Result<(), Strin
 
 /// The distances that the evidence shows, if they are beyond the run's thresholds; else what is wrong with it.
 async fn judged(context: &Context, vote: &Vote) -> Result<Result<Distances, String>, String> {
-    let layout = layout(&context.spec.model);
-    let terms = &context.spec.verification;
-    let drawn = (terms.replay_chunks as usize).min(layout.chunk_count());
-    let bytes_max = bytes_max(&layout, drawn);
-    let request = FetchRequest::new(vote.evidence, context.sources(&[]), bytes_max);
-    let (bytes, _) = context
-        .data
-        .fetch_to_memory(request)
+    let bytes = fetch_evidence(context, vote.evidence)
         .await
         .map_err(|error| format!("evidence: {error}"))?;
-    Ok(judge(context, vote, &bytes, drawn))
+    let (by, found) = match judge(context, (vote.round, vote.worker), &bytes) {
+        Ok(judged) => judged,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    if by != context.key.node_id() {
+        return Ok(Err("the evidence is of another verifier".to_owned()));
+    }
+    let pair = Pair { worker: &vote.class, verifier: &context.class };
+    if within(&found, &context.spec.verification, pair) {
+        return Ok(Err(format!("the distance of Δ is {:.1e}, which is none", found.delta)));
+    }
+    Ok(Ok(found))
 }
 
-fn judge(context: &Context, vote: &Vote, bytes: &[u8], drawn: usize) -> Result<Distances, String> {
+/// Fetches what somebody is accused by; it is the coordinator's to show.
+pub(crate) async fn fetch_evidence(
+    context: &Context,
+    digest: Digest,
+) -> Result<Vec<u8>, FetchError> {
+    let layout = layout(&context.spec.model);
+    let bytes_max = bytes_max(&layout, replay_chunks(&context.spec, &layout));
+    let request = FetchRequest::new(digest, context.sources(&[]), bytes_max);
+    Ok(context.data.fetch_to_memory(request).await?.0.into())
+}
+
+fn replay_chunks(spec: &RunSpec, layout: &Layout) -> usize {
+    (spec.verification.replay_chunks as usize).min(layout.chunk_count())
+}
+
+/// Whose replay of that round and worker the evidence shows, and how far it ended from the worker's.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub(crate) fn judge(
+    context: &Context,
+    (round, worker): (Round, NodeId),
+    bytes: &[u8],
+) -> Result<(NodeId, Distances), String> {
     let evidence = ReplayEvidence::parse(bytes).map_err(|error| error.to_string())?;
     let (replay, commitment) = (&evidence.replay, &evidence.commitment);
     let about = (replay.run, replay.replayed.round, replay.replayed.worker);
-    if replay.verifier != context.key.node_id() || about != (context.run, vote.round, vote.worker) {
+    if about != (context.run, round, worker) {
         return Err("the evidence is of another replay".to_owned());
     }
-    if (commitment.run, commitment.worker) != (context.run, vote.worker) {
+    if (commitment.run, commitment.worker) != (context.run, worker) {
         return Err("the evidence is of another worker".to_owned());
     }
     // Fewer could have been picked.
@@ -85,15 +114,12 @@ fn judge(context: &Context, vote: &Vote, bytes: &[u8], drawn: usize) -> Result<D
         .flatten()
         .filter_map(|group| u32::try_from(group.opening.group).ok().map(ChunkIndex))
         .collect();
+    let layout = layout(&context.spec.model);
+    let drawn = replay_chunks(&context.spec, &layout);
     if opened.is_some() && (chunks.len() != drawn || !chunks.is_sorted_by(|a, b| a < b)) {
         return Err(format!("expected {drawn} chunks, got {}", chunks.len()));
     }
-    let layout = layout(&context.spec.model);
     let subject = Subject { layout: &layout, start: replay.replayed.start, chunks: &chunks };
     let found = distances(&evidence, subject).map_err(|error| error.to_string())?;
-    let pair = Pair { worker: &vote.class, verifier: &context.class };
-    if within(&found, &context.spec.verification, pair) {
-        return Err(format!("the distance of Δ is {:.1e}, which is none", found.delta));
-    }
-    Ok(found)
+    Ok((replay.verifier, found))
 }

@@ -1,8 +1,8 @@
 use frame_support::{assert_noop, assert_ok};
 
 use crate::{
-    Attribution, Error, Event, FaultKind, FaultState, Faults, Forfeits, Runs, Suspensions,
-    Verifiers, Workers, mock::*,
+    AccountId, Attribution, Decision, Error, Event, FaultKind, FaultState, Faults, Forfeits, Runs,
+    Suspensions, Verifiers, Votes, Workers, mock::*,
 };
 
 fn fault_state(worker: &crate::AccountId, round: u32) -> FaultState {
@@ -18,7 +18,7 @@ fn contest(worker: &crate::AccountId, round: u32) -> frame_support::dispatch::Di
 }
 
 #[test]
-fn two_of_three_verifiers_slash_a_cheat_at_once() {
+fn two_of_all_three_verifiers_slash_a_cheat_at_once() {
     on_running_chain(terms(), || {
         anchor(0);
         assert_ok!(report(&verifier(0), &bob(), 0));
@@ -51,6 +51,136 @@ fn two_of_three_verifiers_slash_a_cheat_at_once() {
         assert_noop!(execute(&bob(), 0), Error::<Test>::FaultDecided);
         assert_noop!(contest(&bob(), 0), Error::<Test>::NotContestable);
     });
+}
+
+fn defend(
+    by: &AccountId,
+    worker: &AccountId,
+    round: u32,
+) -> frame_support::dispatch::DispatchResult {
+    Training::defend_worker(signed(by), RUN, worker.clone(), round)
+}
+
+/// A run that anybody may verify, with two more verifiers than the three that are always there.
+fn with_two_strangers(story: impl FnOnce([AccountId; 2])) {
+    let mut open = terms();
+    open.verifiers = Default::default();
+    on_running_chain(open, || {
+        let strangers = [account(8), account(9)];
+        for stranger in &strangers {
+            assert_ok!(Training::register_verifier(signed(stranger), RUN));
+        }
+        story(strangers);
+    });
+}
+
+#[test]
+fn two_bonded_names_take_no_stake_that_the_others_defend() {
+    with_two_strangers(|strangers| {
+        anchor(0);
+        for stranger in &strangers {
+            assert_ok!(report(stranger, &bob(), 0));
+        }
+        // They are a quorum, and not most of the five.
+        assert!(matches!(fault_state(&bob(), 0), FaultState::Reported { .. }));
+        assert_noop!(execute(&bob(), 0), Error::<Test>::WindowOpen);
+        assert_noop!(defend(&strangers[0], &bob(), 0), Error::<Test>::AlreadyVoted);
+        let before = free(&bob());
+        assert_ok!(contest(&bob(), 0));
+        for index in 0..2 {
+            assert_ok!(defend(&verifier(index), &bob(), 0));
+        }
+        assert_eq!(
+            last_events(1),
+            vec![Event::WorkerDefended {
+                run: RUN,
+                worker: bob(),
+                round: 0,
+                verifier: verifier(1),
+                votes: 2,
+            }]
+        );
+        check_invariants();
+        assert_ok!(defend(&verifier(2), &bob(), 0));
+        assert_eq!(fault_state(&bob(), 0), FaultState::Dismissed);
+        assert_eq!(free(&bob()), before + 100);
+        assert_eq!(Workers::<Test>::get(bob()).expect("registered").stake, STAKE);
+        // Who opened it pays.
+        assert_eq!(Verifiers::<Test>::get(RUN, &strangers[0]).expect("registered").bond, 200);
+        assert_eq!(Verifiers::<Test>::get(RUN, &strangers[1]).expect("registered").bond, 300);
+        assert_noop!(defend(&verifier(2), &bob(), 0), Error::<Test>::FaultDecided);
+    });
+}
+
+#[test]
+fn who_does_not_object_is_saved_by_a_quorum_alone() {
+    with_two_strangers(|strangers| {
+        for round in 0..2 {
+            anchor(round);
+            assert_ok!(report(&strangers[0], &bob(), round));
+            assert_ok!(defend(&verifier(0), &bob(), round));
+        }
+        assert_ok!(defend(&verifier(1), &bob(), 1));
+        advance(4);
+        let before = free(&bob());
+        assert_ok!(execute(&bob(), 0));
+        assert_ok!(execute(&bob(), 1));
+        assert_eq!(fault_state(&bob(), 0), FaultState::Executed { slashed: 400 });
+        assert_eq!(fault_state(&bob(), 1), FaultState::Dismissed);
+        // Wrongly accused, it is paid without having put anything down.
+        assert_eq!(free(&bob()), before + 100);
+    });
+}
+
+#[test]
+fn who_became_a_verifier_after_a_round_has_no_vote_on_it() {
+    let mut open = terms();
+    open.verifiers = Default::default();
+    on_running_chain(open, || {
+        anchor(0);
+        advance(1);
+        let late = account(8);
+        assert_ok!(Training::register_verifier(signed(&late), RUN));
+        assert_noop!(report(&late, &bob(), 0), Error::<Test>::JoinedLater);
+        assert_ok!(report(&coordinator(), &bob(), 0));
+        assert_noop!(report(&late, &bob(), 0), Error::<Test>::JoinedLater);
+        assert_noop!(defend(&late, &bob(), 0), Error::<Test>::JoinedLater);
+        anchor(1);
+        assert_ok!(report(&late, &bob(), 1));
+    });
+}
+
+#[test]
+fn votes_decide_as_soon_as_no_vote_to_come_could_change_it() {
+    let side = |votes: u8| crate::Accounts::truncate_from((0..votes).map(verifier).collect());
+    let votes = |guilty, innocent| Votes { guilty: side(guilty), innocent: side(innocent) };
+    let settled = |(guilty, innocent), jury| votes(guilty, innocent).settled(jury, 2);
+    assert_eq!(settled((1, 0), 1), None);
+    assert_eq!(settled((2, 0), 2), Some(Decision::Slash));
+    assert_eq!(settled((2, 1), 4), None);
+    assert_eq!(settled((3, 1), 5), Some(Decision::Slash));
+    assert_eq!(settled((0, 1), 2), None);
+    // The rest could only draw level with it, and that acquits.
+    assert_eq!(settled((1, 2), 4), Some(Decision::Acquit));
+    assert_eq!(settled((0, 2), 5), None);
+    // What is settled is what it would have come to.
+    for (jury, quorum) in [(1_u8, 1), (2, 1), (3, 2), (5, 2), (6, 3)] {
+        for guilty in 0..=jury {
+            for innocent in 0..=jury - guilty {
+                let Some(decision) = votes(guilty, innocent).settled(jury.into(), quorum) else {
+                    continue;
+                };
+                for more in 0..=jury - guilty - innocent {
+                    let rest = jury - guilty - innocent - more;
+                    for contested in [true, false] {
+                        let end = votes(guilty + more, innocent + rest);
+                        let end = end.at_the_end(contested, quorum);
+                        assert_eq!(end, decision, "{guilty} to {innocent} of {jury}, {contested}");
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -3,7 +3,10 @@ use frame_support::{
     traits::{Hooks, StorageVersion},
 };
 
-use crate::{Verifier, Verifiers, mock::*};
+use crate::{
+    Accounts, Attribution, FaultKind, FaultState, Faults, Verifier, VerifierFaults, Verifiers,
+    mock::*,
+};
 
 #[test]
 fn a_verifier_of_an_older_runtime_keeps_its_bond_and_is_accused_of_nothing() {
@@ -24,8 +27,34 @@ fn a_verifier_of_an_older_runtime_keeps_its_bond_and_is_accused_of_nothing() {
             open_faults: 0,
         };
         assert_eq!(Verifiers::<Test>::get(RUN, verifier(1)), Some(migrated.clone()));
-        assert_eq!(StorageVersion::get::<Training>(), 2);
+        assert_eq!(StorageVersion::get::<Training>(), 3);
         Training::on_runtime_upgrade();
         assert_eq!(Verifiers::<Test>::get(RUN, verifier(1)), Some(migrated));
+    });
+}
+
+#[test]
+fn whoever_reported_a_fault_of_an_older_runtime_found_its_accused_guilty() {
+    on_running_chain(terms(), || {
+        anchor(0);
+        frame_support::assert_ok!(report(&verifier(0), &bob(), 0));
+        let (guilty, evidence) = (Accounts::truncate_from(vec![verifier(0)]), [5_u8; 32]);
+        let (role, state) = (Attribution::Verifier, FaultState::Reported { executable_at: 5 });
+        let of_verifier =
+            (evidence, verifier(0), role, RECORD_DEPOSIT, guilty.clone(), 1_u32, state);
+        let key = (verifier(2), bob(), 0);
+        unhashed::put(&VerifierFaults::<Test>::hashed_key_for(RUN, &key), &of_verifier);
+        let of_worker = (FaultKind::Replay, of_verifier);
+        unhashed::put(&Faults::<Test>::hashed_key_for(RUN, (bob(), 0)), &of_worker);
+        StorageVersion::new(2).put::<Training>();
+        Training::on_runtime_upgrade();
+        let migrated = Faults::<Test>::get(RUN, (bob(), 0)).expect("still there");
+        assert_eq!((migrated.votes.guilty, migrated.state), (guilty.clone(), state));
+        assert!(migrated.votes.innocent.is_empty());
+        assert_eq!((migrated.evidence_digest, migrated.opened_by), (evidence, verifier(0)));
+        let migrated = VerifierFaults::<Test>::get(RUN, &key).expect("still there");
+        assert_eq!((migrated.votes.guilty, migrated.reported_at), (guilty, 1));
+        // Nobody counted it when it was written past the pallet.
+        VerifierFaults::<Test>::remove(RUN, &key);
     });
 }

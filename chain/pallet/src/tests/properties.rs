@@ -41,9 +41,11 @@ enum Action {
     Report(u8, u8, u32),
     Contest(u8, u32),
     Execute(u8, u32),
+    Defend { by: u8, worker: u8, round: u32 },
     ReportVerifier { by: u8, verifier: u8, round: u32 },
     ContestVerifier { verifier: u8, round: u32 },
     ExecuteVerifier { verifier: u8, round: u32 },
+    DefendVerifier { by: u8, verifier: u8, round: u32 },
     Refund(u8),
     Settle,
     Prune(u32),
@@ -86,7 +88,12 @@ fn action() -> impl Strategy<Value = Action> {
         5 => (reporter.clone(), worker.clone(), accused.clone())
             .prop_map(|(who, worker, round)| Action::Report(who, worker, round)),
         4 => (worker.clone(), accused.clone()).prop_map(|(who, round)| Action::Contest(who, round)),
-        3 => (worker, accused.clone()).prop_map(|(who, round)| Action::Execute(who, round)),
+        3 => (worker.clone(), accused.clone())
+            .prop_map(|(who, round)| Action::Execute(who, round)),
+        3 => (verifier.clone(), worker, accused.clone())
+            .prop_map(|(by, worker, round)| Action::Defend { by, worker, round }),
+        3 => (verifier.clone(), verifier.clone(), accused.clone())
+            .prop_map(|(by, verifier, round)| Action::DefendVerifier { by, verifier, round }),
         5 => (reporter, verifier.clone(), accused.clone())
             .prop_map(|(by, verifier, round)| Action::ReportVerifier { by, verifier, round }),
         6 => (verifier.clone(), accused.clone())
@@ -174,6 +181,12 @@ fn perform(action: &Action, book: &mut Book) -> Option<bool> {
         ),
         Action::Contest(who, round) => Training::contest_fault(by(who), RUN, *round, [0; 32]),
         Action::Execute(who, round) => Training::execute_fault(keeper, RUN, account(*who), *round),
+        Action::Defend { by: who, worker, round } => {
+            Training::defend_worker(by(who), RUN, account(*worker), *round)
+        }
+        Action::DefendVerifier { by: who, verifier, round } => {
+            Training::defend_verifier(by(who), RUN, account(*verifier), bob(), *round)
+        }
         Action::ReportVerifier { by: who, verifier, round } => {
             Training::report_verifier(by(who), RUN, account(*verifier), bob(), *round, [0; 32])
         }
@@ -274,7 +287,7 @@ fn name(action: &Action) -> String {
 }
 
 /// Every call of the table above, as [`name`] gives it.
-const CALLS: [&str; 32] = [
+const CALLS: [&str; 34] = [
     "Advance",
     "Register",
     "Join",
@@ -304,6 +317,8 @@ const CALLS: [&str; 32] = [
     "ReportVerifier",
     "ContestVerifier",
     "ExecuteVerifier",
+    "Defend",
+    "DefendVerifier",
     "Refund",
     "Settle",
     "Prune",

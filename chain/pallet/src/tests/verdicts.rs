@@ -31,7 +31,7 @@ fn recovered() -> u128 {
 }
 
 #[test]
-fn two_of_three_verifiers_take_the_bond_of_the_third_at_once() {
+fn the_two_others_take_a_verifiers_bond_at_once() {
     let mut odd = terms();
     odd.verifier_bond = 303;
     on_running_chain(odd, || {
@@ -102,7 +102,7 @@ fn nobody_but_active_verifiers_and_the_owner_accuses_a_verifier() {
         assert_noop!(contest(&verifier(2), 0), Error::<Test>::FaultUnknown);
         assert_ok!(accuse(&coordinator(), &verifier(2), 0));
         assert_noop!(accuse(&coordinator(), &verifier(2), 0), Error::<Test>::AlreadyVoted);
-        assert_eq!(fault(&verifier(2), 0).voters.len(), 0);
+        assert_eq!(fault(&verifier(2), 0).votes.guilty.len(), 0);
         // A round that was committed without an anchor can be reported too, and so can one that
         // has retired, for as long as its bond is exposed.
         commit_and_finalize(0, &[(alice(), 1)]);
@@ -120,7 +120,7 @@ fn the_accused_has_no_vote_on_itself() {
         assert_ok!(accuse(&verifier(0), &verifier(2), 0));
         assert_noop!(accuse(&verifier(2), &verifier(2), 0), Error::<Test>::SelfReport);
         // The owner's report and one vote are no quorum of two.
-        assert_eq!(fault(&verifier(2), 0).voters.to_vec(), [verifier(0)]);
+        assert_eq!(fault(&verifier(2), 0).votes.guilty.to_vec(), [verifier(0)]);
         assert_eq!(record(&verifier(2)).bond, 300);
         // Meanwhile it may accuse another, even the one that accuses it.
         assert_ok!(accuse(&verifier(2), &verifier(0), 0));
@@ -201,6 +201,42 @@ fn an_owner_that_accuses_wrongly_pays_from_its_bond() {
         assert_ok!(execute(&verifier(2), 0));
         assert_eq!(free(&verifier(2)), before + 200);
         assert_eq!(Runs::<Test>::get(RUN).expect("exists").bond, 300);
+    });
+}
+
+#[test]
+fn who_is_defended_by_half_of_the_others_keeps_its_bond() {
+    on_running_chain(terms(), || {
+        let defend =
+            |by: &AccountId| Training::defend_verifier(signed(by), RUN, verifier(2), bob(), 0);
+        anchor(0);
+        assert_noop!(defend(&verifier(0)), Error::<Test>::FaultUnknown);
+        let registered = || Training::register_verifier(signed(&sponsor()), RUN);
+        assert_noop!(registered(), Error::<Test>::NotInvited);
+        assert_ok!(accuse(&verifier(0), &verifier(2), 0));
+        assert_noop!(defend(&verifier(2)), Error::<Test>::SelfReport);
+        assert_noop!(defend(&verifier(0)), Error::<Test>::AlreadyVoted);
+        assert_noop!(defend(&sponsor()), Error::<Test>::VerifierUnknown);
+        assert_ok!(defend(&verifier(1)));
+        assert_eq!(
+            last_events(1),
+            vec![Event::VerifierDefended {
+                run: RUN,
+                verifier: verifier(2),
+                worker: bob(),
+                round: 0,
+                by: verifier(1),
+                votes: 1,
+            }]
+        );
+        // One for and one against it are no quorum of two: it is to object.
+        assert_ok!(contest(&verifier(2), 0));
+        advance(6);
+        assert_noop!(defend(&verifier(1)), Error::<Test>::WindowOver);
+        assert_ok!(execute(&verifier(2), 0));
+        assert_eq!(record(&verifier(2)).bond, 300);
+        assert_eq!(record(&verifier(0)).bond, 200);
+        assert_noop!(defend(&verifier(1)), Error::<Test>::FaultDecided);
     });
 }
 

@@ -49,6 +49,8 @@ impl Screen {
             | WorkerEvent::Committed { .. }
             | WorkerEvent::Replayed { .. }
             | WorkerEvent::Voted { .. }
+            | WorkerEvent::Objected { .. }
+            | WorkerEvent::Judged { .. }
             | WorkerEvent::Evaluated { .. }
             | WorkerEvent::Weighed { .. }
             | WorkerEvent::Trouble { .. } => {
@@ -130,6 +132,15 @@ fn line(event: &WorkerEvent, role: Role) -> Option<String> {
         WorkerEvent::Voted { round, worker, delta } => format!(
             "round {round}: the replay of {} DOES NOT AGREE (distance {delta:.1e}), and the chain was told",
             worker.short()
+        ),
+        WorkerEvent::Objected { round, by } => format!(
+            "round {round}: verifier {} accuses this node on the chain, and this node has OBJECTED",
+            by.short()
+        ),
+        WorkerEvent::Judged { round, accused, guilty, reason } => format!(
+            "round {round}: {} is accused on the chain; this verifier finds it {}: {reason}",
+            accused.short(),
+            if *guilty { "GUILTY" } else { "innocent" }
         ),
         WorkerEvent::Evaluated { round, loss } => {
             format!("θ of round {round}: held-out loss {loss:.4}")

@@ -228,7 +228,9 @@ impl World {
                 let commitment = contradiction.commitment.digest();
                 Input::JudgesCompared { commitment, liars: self.liars.clone() }
             }
-            Effect::ReportVerifier(end) => Input::VerifierSettled { end, slashed: Balance(9) },
+            Effect::ReportVerifier { end, .. } => {
+                Input::VerifierSettled { end, slashed: Balance(9) }
+            }
             Effect::Merge(order) => {
                 let round = order.round;
                 let theta = Digest::of(&serde_json::to_vec(&order).expect("serialises"));
