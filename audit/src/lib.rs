@@ -232,7 +232,7 @@ impl Audit {
             Some((chain, on_chain)) => {
                 records::check_anchors(&records, on_chain, &mut self.findings);
                 entropy::check(&records, on_chain, chain, &mut self.findings).await?;
-                self.settlement(run, &records, on_chain);
+                self.settlement(&spec, run, &records, on_chain);
             }
             None => entropy::without_chain(&spec, &records, &mut self.findings),
         }
@@ -324,12 +324,13 @@ impl Audit {
         }
     }
 
-    fn settlement(&mut self, run: RunId, records: &Records, on_chain: &OnChain) {
+    fn settlement(&mut self, spec: &RunSpec, run: RunId, records: &Records, on_chain: &OnChain) {
         let findings = &mut self.findings;
+        let cases = verdicts::case_digests(spec, records);
         self.found.settled = settlement::check_commits(run, records, on_chain, findings);
         settlement::check_money(&self.found.settled, on_chain, findings);
-        self.found.slashes = settlement::check_slashes(run, records, on_chain, findings);
-        settlement::check_bonds(records, on_chain, findings);
+        self.found.slashes = settlement::check_slashes(run, records, &cases, on_chain, findings);
+        settlement::check_bonds(records, &cases, on_chain, findings);
     }
 }
 

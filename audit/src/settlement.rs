@@ -4,14 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use manyhands_chain_client::types::{
-    Attribution, CloseReason, FaultKind, FaultState, RoundRecord as Commit, RoundState, Run,
-    RunState,
+    CloseReason, FaultKind, FaultState, RoundRecord as Commit, RoundState, Run, RunState,
 };
 use manyhands_chain_client::{RunMismatch, TermDifference};
 use manyhands_proto::leaf::{RewardLeaf, merkle_root};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, WorkUnits};
-use manyhands_rules::record::{self, FalseEnd, Outcome, RoundRecord};
+use manyhands_rules::record::{self, FalseEnd, Finding, Outcome, RoundRecord};
 use manyhands_rules::run_id::run_id;
 
 use crate::on_chain::OnChain;
@@ -209,11 +208,15 @@ pub(crate) fn check_money(settled: &Settled, on_chain: &OnChain, findings: &mut 
     }
 }
 
+/// What verifiers found, and the digest of what it follows from, by worker and round.
+type Cases = BTreeMap<(NodeId, Round), (Finding, Digest)>;
+
 /// Every fault on chain has a verdict on record, and costs no more than its terms. Returns how many
 /// were slashed.
 pub(crate) fn check_slashes(
     run: RunId,
     records: &Records,
+    cases: &Cases,
     on_chain: &OnChain,
     findings: &mut Findings,
 ) -> u32 {
@@ -250,9 +253,10 @@ pub(crate) fn check_slashes(
             }
             (None, None) => findings.unchecked(at, "a verdict", "reported, and not on record yet"),
         }
-        // A verifier names its own replay as evidence, the coordinator what it recorded.
-        if let Some(outcome) = verdict.filter(|_| fault.opened_as == Attribution::Coordinator) {
-            let evidence = Digest::of(&evidence_bytes(run, round, worker, outcome));
+        if let Some(outcome) = verdict {
+            let own = || Digest::of(&evidence_bytes(run, round, worker, outcome));
+            let found = cases.get(&(worker, round)).filter(|(found, _)| says(found, outcome));
+            let evidence = found.map_or_else(own, |(_, digest)| *digest);
             findings.same(at, "evidence", (fault.evidence_digest, evidence));
         }
         if let Some(slashed) = slashed {
@@ -279,7 +283,12 @@ pub(crate) fn check_slashes(
 }
 
 /// No verifier lost its bond but for a replay that is on record as made up: whether it is, the evidence tells.
-pub(crate) fn check_bonds(records: &Records, on_chain: &OnChain, findings: &mut Findings) {
+pub(crate) fn check_bonds(
+    records: &Records,
+    cases: &Cases,
+    on_chain: &OnChain,
+    findings: &mut Findings,
+) {
     let recorded: BTreeSet<FalseEnd> =
         records.all.iter().flat_map(|record| &record.false_ends).copied().collect();
     for (end, fault) in &on_chain.verifier_faults {
@@ -289,7 +298,11 @@ pub(crate) fn check_bonds(records: &Records, on_chain: &OnChain, findings: &mut 
                 let why = "dismissed on chain, though the record holds on to it";
                 findings.unchecked(at, "the bond of a verifier that made its replay up", why);
             }
-            (true, _) => findings.passed(at),
+            (true, _) => {
+                if let Some((_, digest)) = cases.get(&(end.worker, end.round)) {
+                    findings.same(at, "evidence", (fault.evidence_digest, *digest));
+                }
+            }
             (false, FaultState::Executed { .. }) => {
                 findings.failed(at, "a replay on record as made up", "none");
             }
@@ -305,6 +318,23 @@ pub(crate) fn check_bonds(records: &Records, on_chain: &OnChain, findings: &mut 
     }
 }
 
+/// Whether an outcome is what verifiers found.
+fn says(finding: &Finding, outcome: &Outcome) -> bool {
+    match (finding, outcome) {
+        (Finding::ReplayFault(found), Outcome::ReplayFault(recorded)) => found == recorded,
+        (Finding::Withheld(found), Outcome::Withheld(recorded)) => found == recorded,
+        (
+            Finding::ReplayFault(_)
+            | Finding::Withheld(_)
+            | Finding::ReplayPassed(_)
+            | Finding::CodecPassed
+            | Finding::CodecFault(_)
+            | Finding::Undecided,
+            _,
+        ) => false,
+    }
+}
+
 /// On chain a payload that does not parse counts as one that the codec cannot have written.
 fn kind_of(outcome: &Outcome) -> Option<FaultKind> {
     outcome.fault().map(|kind| match kind {
@@ -314,7 +344,7 @@ fn kind_of(outcome: &Outcome) -> Option<FaultKind> {
     })
 }
 
-/// As the coordinator's machine writes it down when it reports a fault.
+/// As the coordinator's machine writes it down when it reports a fault that it found itself.
 fn evidence_bytes(run: RunId, round: Round, worker: NodeId, outcome: &Outcome) -> Vec<u8> {
     serde_json::to_vec(&(run, round, worker, outcome)).expect("ids and an outcome serialise")
 }

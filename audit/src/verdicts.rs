@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use manyhands_gradient::Layout;
 use manyhands_proto::message::{
-    Commitment, Distances, EndState, ReplayEnd, ReplayEvidence, Replayed, SignedCommitment,
-    SignedReplay, Start,
+    Commitment, Distances, EndState, NumericClass, ReplayEnd, ReplayEvidence, Replayed,
+    SignedCommitment, SignedReplay, Start,
 };
 use manyhands_proto::run_file::{RunSpec, Verification};
 use manyhands_proto::{ChunkIndex, Digest, NodeId, Round};
@@ -14,7 +14,7 @@ use manyhands_rules::coordinator::late_beacon;
 use manyhands_rules::draw::Beacon;
 use manyhands_rules::evidence::{Subject, bytes_max, distances, false_ends};
 use manyhands_rules::panel::{
-    Contradiction, JUDGES_MAX, Judged, Judgement, Pair, all_is_looked_over, decide, panel, within,
+    Case, JUDGES_MAX, Judged, Judgement, Pair, all_is_looked_over, decide, panel, within,
 };
 use manyhands_rules::record::{Check, FalseEnd, Finding, Outcome, RoundRecord};
 use manyhands_rules::reward::layout;
@@ -288,14 +288,16 @@ pub(crate) async fn recompute<E: Evidence>(
     let (mut shown, mut gone) = (BTreeSet::new(), BTreeSet::new());
     for record in &records.all {
         for check in record.checks.iter().filter(|check| !check.is_of_codec()) {
-            let Some(case) = Case::of(spec, records, record, check, &layout) else { continue };
-            let blobs = case.fetch(evidence, findings).await?;
-            case.check_distances(&blobs, findings);
+            let Some(decided) = Decided::of(spec, records, record, check, &layout) else {
+                continue;
+            };
+            let blobs = decided.fetch(evidence, findings).await?;
+            decided.check_distances(&blobs, findings);
             let wanted = check.judgements.iter().filter(|judgement| judgement.evidence.is_some());
             if blobs.len() < wanted.count() {
                 gone.insert((check.round, check.worker));
             }
-            let ends = false_ends(&case.contradiction(), &blobs, &layout, &spec.verification);
+            let ends = false_ends(&decided.case(), &blobs, &layout, &spec.verification);
             shown.extend(ends.into_iter().map(|verifier| {
                 let (round, worker) = (check.round, check.worker);
                 FalseEnd { round, worker, verifier }
@@ -325,17 +327,41 @@ pub(crate) async fn recompute<E: Evidence>(
     Ok(())
 }
 
+/// Of worker-rounds that a verifier found against, the digest of what they found and what it follows from: what the chain
+/// is told.
+pub(crate) fn case_digests(
+    spec: &RunSpec,
+    records: &Records,
+) -> BTreeMap<(NodeId, Round), (Finding, Digest)> {
+    let layout = layout(&spec.model);
+    let mut digests = BTreeMap::new();
+    for record in &records.all {
+        for check in &record.checks {
+            if !check.judgements.iter().any(|judgement| judgement.verdict.accuses()) {
+                continue;
+            }
+            if let Some(decided) = Decided::of(spec, records, record, check, &layout) {
+                let digest = decided.case().digest();
+                digests.insert((check.worker, check.round), (check.finding.clone(), digest));
+            }
+        }
+    }
+    digests
+}
+
 /// A decision, and what it follows from.
-struct Case<'a> {
+struct Decided<'a> {
     spec: &'a RunSpec,
     layout: &'a Layout,
     of: &'a RoundRecord,
     check: &'a Check,
     signed: &'a SignedCommitment,
+    /// The worker's machine.
+    class: &'a NumericClass,
     chunks: Vec<ChunkIndex>,
 }
 
-impl<'a> Case<'a> {
+impl<'a> Decided<'a> {
     fn of(
         spec: &'a RunSpec,
         records: &'a Records,
@@ -345,10 +371,11 @@ impl<'a> Case<'a> {
     ) -> Option<Self> {
         let of = records.get(check.round)?;
         let signed = records.commitment(check.round, check.worker)?;
+        let candidate = of.candidates.iter().find(|it| it.worker == check.worker)?;
         let beacon = beacon_of(records, record, of, check)?;
         let (count, of_all) = (spec.verification.replay_chunks, layout.chunk_count() as u32);
         let chunks = beacon.replay_chunks(check.worker, count, of_all);
-        Some(Self { spec, layout, of, check, signed, chunks })
+        Some(Self { spec, layout, of, check, signed, class: &candidate.class, chunks })
     }
 
     fn at(&self) -> At {
@@ -408,13 +435,15 @@ impl<'a> Case<'a> {
         Ok(Judged::by(distances, &self.spec.verification, pair))
     }
 
-    fn contradiction(&self) -> Contradiction {
-        Contradiction {
+    /// As whoever is accused by it, or votes on that, is shown it.
+    fn case(&self) -> Case {
+        Case {
             commitment: self.signed.clone(),
+            class: self.class.clone(),
             start: self.of.theta,
             chunks: self.chunks.clone(),
             judgements: self.check.judgements.clone(),
-            classes: self.of.attending.clone(),
+            attending: self.of.attending.clone(),
         }
     }
 }

@@ -53,7 +53,8 @@ pub(crate) struct TestChain {
     pub(crate) anchors: BTreeMap<(u32, Stage), (Digest, u32)>,
     pub(crate) commits: BTreeMap<u32, Commit>,
     pub(crate) faults: BTreeMap<(NodeId, u32), Fault>,
-    pub(crate) slashed_verifiers: Vec<FalseEnd>,
+    /// With the evidence.
+    pub(crate) slashed_verifiers: Vec<(FalseEnd, Digest)>,
     pub(crate) claims: BTreeMap<NodeId, u128>,
     pub(crate) escrow: u128,
     pub(crate) funded: u128,
@@ -138,8 +139,7 @@ impl TestChain {
         }
         let votes = (Vec::<[u8; 32]>::new(), Vec::<[u8; 32]>::new());
         for ((worker, round), fault) in &self.faults {
-            let opened =
-                (fault.kind, fault.evidence.as_bytes(), self.owner.as_bytes(), 3_u8, 1_u128);
+            let opened = (fault.kind, fault.evidence.as_bytes(), 1_u128, 3_u32);
             let state = match fault.slashed {
                 Some(slashed) => (2_u8, slashed).encode(),
                 None => 3_u8.encode(),
@@ -149,10 +149,8 @@ impl TestChain {
             let key = StorageKey::fault(run, worker, Round(*round));
             entries.insert(key.0, bytes);
         }
-        for end in &self.slashed_verifiers {
-            let evidence = Digest::of(b"evidence");
-            let opened = (evidence.as_bytes(), self.owner.as_bytes(), 3_u8, 1_u128);
-            let mut bytes = (opened, &votes, 1_u32).encode();
+        for (end, evidence) in &self.slashed_verifiers {
+            let mut bytes = ((evidence.as_bytes(), 1_u128, 2_u32), &votes, 1_u32).encode();
             bytes.extend((2_u8, 100_u128).encode());
             let key = StorageKey::verifier_fault(run, &end.verifier, &end.worker, end.round);
             entries.insert(key.0, bytes);
@@ -245,7 +243,7 @@ impl ChainView for TestChain {
     }
 
     async fn accused_verifiers(&self, _: &RunId, _: &Digest) -> Result<Vec<FalseEnd>, ReadError> {
-        Ok(self.slashed_verifiers.clone())
+        Ok(self.slashed_verifiers.iter().map(|(end, _)| *end).collect())
     }
 
     async fn paid(&self, _: &RunId, _: &Digest) -> Result<Vec<NodeId>, ReadError> {

@@ -12,7 +12,7 @@ use manyhands_rules::record::{
     Check, Earning, FalseEnd, Finding, Outcome, Revocation, RoundRecord, Weighed, WorkerResult,
 };
 
-use crate::stories::{NO_SECOND_LOOKS, gated, honest, looked_over, with_a_late_fault};
+use crate::stories::{NO_SECOND_LOOKS, VERIFIED, gated, honest, looked_over, with_a_late_fault};
 use crate::world::{Report, World, block_on, key, node, spec};
 
 fn other(digest: Digest) -> Digest {
@@ -401,7 +401,8 @@ fn what_the_chain_holds_is_compared_and_proven() {
         }),
         (Link::Slashes, Some(1), |w| {
             let (round, worker, verifier) = (Round(1), node(1), node(9));
-            w.chain.slashed_verifiers.push(FalseEnd { round, worker, verifier });
+            let end = FalseEnd { round, worker, verifier };
+            w.chain.slashed_verifiers.push((end, Digest::of(b"nothing")));
         }),
         (Link::StorageProof, None, |w| w.chain.forged_proof = true),
         (Link::Finality, None, |w| w.chain.other_head = true),
@@ -436,6 +437,17 @@ fn a_slash_costs_what_the_terms_say_and_rests_on_the_recorded_evidence() {
     let mut changed = clone(&world);
     changed.chain.faults.get_mut(&accused).expect("it").evidence = Digest::of(b"another");
     assert_broken(&changed.audit(), Link::Slashes, Some(accused.1));
+}
+
+#[test]
+fn a_bond_that_was_taken_rests_on_the_recorded_evidence() {
+    let mut world = World::new(spec(VERIFIED));
+    world.liars.insert(8);
+    world.run_with_three_verifiers();
+    assert!(world.audit().ok());
+    let (end, _) = world.chain.slashed_verifiers[0];
+    world.chain.slashed_verifiers[0].1 = Digest::of(b"another");
+    assert_broken(&world.audit(), Link::Slashes, Some(end.round.0));
 }
 
 #[test]

@@ -29,7 +29,7 @@ use manyhands_rules::coordinator::{
     MergeOrder, MergeResult, Phase, Stage,
 };
 use manyhands_rules::evidence::{self, moments_groups, theta_groups};
-use manyhands_rules::panel::Contradiction;
+use manyhands_rules::panel::Case;
 use manyhands_rules::record::{Entropy, FaultKind, RoundRecord};
 use manyhands_rules::run_id::run_id;
 
@@ -377,16 +377,16 @@ impl World {
         Input::Compared { id, verifier, result: Compared::Distances { distances, evidence } }
     }
 
-    fn compare_judges(&self, contradiction: &Contradiction) -> Input {
-        let digests = contradiction.judgements.iter().filter_map(|judgement| judgement.evidence);
+    fn compare_judges(&self, case: &Case) -> Input {
+        let digests = case.judgements.iter().filter_map(|judgement| judgement.evidence);
         let blob = |digest: Digest| {
             let parsed = ReplayEvidence::parse(&self.evidence.0[&digest]);
             (digest, parsed.expect("it was made here"))
         };
         let blobs = digests.map(blob).collect();
         let terms = &self.spec.verification;
-        let liars = evidence::false_ends(contradiction, &blobs, &self.layout, terms);
-        Input::JudgesCompared { commitment: contradiction.commitment.digest(), liars }
+        let liars = evidence::false_ends(case, &blobs, &self.layout, terms);
+        Input::JudgesCompared { commitment: case.commitment.digest(), liars }
     }
 
     /// Noise that depends on worker and round, encoded as an update.
@@ -445,9 +445,9 @@ impl World {
                 Input::PossessionChecked { round, worker, proof, holds: true }
             }
             Effect::Compare(order) => self.compare(order),
-            Effect::CompareJudges(contradiction) => self.compare_judges(&contradiction),
-            Effect::ReportVerifier { end, .. } => {
-                self.chain.slashed_verifiers.push(end);
+            Effect::CompareJudges(case) => self.compare_judges(&case),
+            Effect::ReportVerifier { end, case } => {
+                self.chain.slashed_verifiers.push((end, case.digest()));
                 Input::VerifierSettled { end, slashed: Balance(100) }
             }
             Effect::Merge(order) => self.merge(&order),
@@ -462,7 +462,7 @@ impl World {
                 self.settle();
                 Input::Settled { round }
             }
-            Effect::ReportFault { round, worker, kind, evidence } => {
+            Effect::ReportFault { round, worker, kind, evidence, .. } => {
                 let kind = match kind {
                     FaultKind::Replay => 0,
                     FaultKind::Malformed | FaultKind::Codec => 1,

@@ -9,13 +9,9 @@ use subxt::transactions::Payload;
 
 use crate::chain;
 use crate::client::{ChainClient, ReadError};
-use crate::signer::account;
 use crate::state::ChainState;
 use crate::submit::{Submission, SubmitError};
-use crate::types::{
-    CloseReason, Convert, FaultKind, FaultState, RoundCommitment, RoundState, RunState, RunTerms,
-    Stage,
-};
+use crate::types::{CloseReason, Convert, RoundCommitment, RoundState, RunState, RunTerms, Stage};
 
 /// What a worker tells about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,28 +19,6 @@ pub struct WorkerCard {
     /// At most 64 bytes.
     pub peer_id: Vec<u8>,
     pub capability_digest: Digest,
-}
-
-/// A worker-round that is said to be bad.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FaultReport {
-    pub run: RunId,
-    pub worker: NodeId,
-    pub round: Round,
-    pub kind: FaultKind,
-    pub evidence_digest: Digest,
-}
-
-/// A verifier's replay of a worker's round that is said not to have ended where it says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct VerifierReport {
-    pub run: RunId,
-    /// The accused.
-    pub verifier: NodeId,
-    /// Whose round it replayed.
-    pub worker: NodeId,
-    pub round: Round,
-    pub evidence_digest: Digest,
 }
 
 /// A leaf with its place in a committed tree.
@@ -56,7 +30,7 @@ pub struct ProvenLeaf {
     pub siblings: Vec<LeafHash>,
 }
 
-fn call() -> chain::training::calls::api::TransactionApi {
+pub(crate) fn call() -> chain::training::calls::api::TransactionApi {
     chain::transactions().training()
 }
 
@@ -303,209 +277,9 @@ impl ChainClient {
     }
 }
 
-/// Faults.
-impl ChainClient {
-    /// Says that a worker cheated in a round: a verifier's vote, or the coordinator's report.
-    pub async fn report_fault(
-        &self,
-        key: &NodeKey,
-        report: FaultReport,
-    ) -> Result<Submission, SubmitError> {
-        let me = key.node_id();
-        let FaultReport { run, worker, round, kind, evidence_digest } = report;
-        let reported = async |state: &ChainState| {
-            Ok(state.fault(&run, &worker, round).await?.is_some_and(|fault| {
-                fault.kind == kind && (fault.opened_by == me || fault.votes.has(&me))
-            }))
-        };
-        let report = call().report_fault(
-            *run.as_bytes(),
-            account(&worker),
-            round.0,
-            Convert::convert(kind),
-            Convert::convert(evidence_digest),
-        );
-        self.submit_unless(key, &report, reported).await
-    }
-
-    /// The accused worker objects, and has the run's contest bond held: it comes back, with as much from
-    /// whoever opened the fault, unless a quorum of verifiers and most of those who vote find it guilty.
-    ///
-    /// # Errors
-    /// What the chain refuses ([`SubmitError::Failed`], by name): `FaultUnknown`; `NotContestable`
-    /// where it was contested or decided; `WindowOver` after the contest window; and an account that has
-    /// less than the contest bond. Or a node that does not answer.
-    pub async fn contest_fault(
-        &self,
-        key: &NodeKey,
-        run: &RunId,
-        round: Round,
-        evidence_digest: Digest,
-    ) -> Result<Submission, SubmitError> {
-        let me = key.node_id();
-        let contested = async |state: &ChainState| {
-            let fault = state.fault(run, &me, round).await?;
-            Ok(fault.is_some_and(|fault| matches!(fault.state, FaultState::Contested { .. })))
-        };
-        let evidence = Convert::convert(evidence_digest);
-        let contest = call().contest_fault(*run.as_bytes(), round.0, evidence);
-        self.submit_unless(key, &contest, contested).await
-    }
-
-    /// A verifier's vote that an accused worker did what it says.
-    ///
-    /// # Errors
-    /// What the chain refuses ([`SubmitError::Failed`], by name): `FaultUnknown`; `VerifierUnknown` and
-    /// `VerifierInactive`; `JoinedLater` of a verifier that was none before the round; `SelfReport`;
-    /// `FaultDecided`; and `WindowOver` for a vote that comes too late. Or a node that does not answer.
-    pub async fn defend_worker(
-        &self,
-        key: &NodeKey,
-        run: &RunId,
-        worker: &NodeId,
-        round: Round,
-    ) -> Result<Submission, SubmitError> {
-        let me = key.node_id();
-        let voted = async |state: &ChainState| {
-            let fault = state.fault(run, worker, round).await?;
-            Ok(fault.is_some_and(|fault| fault.votes.has(&me)))
-        };
-        let vote = call().defend_worker(*run.as_bytes(), account(worker), round.0);
-        self.submit_unless(key, &vote, voted).await
-    }
-
-    /// Decides a fault after its window, by what was voted. Anybody may.
-    pub async fn execute_fault(
-        &self,
-        key: &NodeKey,
-        run: &RunId,
-        worker: &NodeId,
-        round: Round,
-    ) -> Result<Submission, SubmitError> {
-        let decided = async |state: &ChainState| {
-            Ok(state.fault(run, worker, round).await?.is_some_and(|fault| {
-                matches!(fault.state, FaultState::Executed { .. } | FaultState::Dismissed)
-            }))
-        };
-        let execute = call().execute_fault(*run.as_bytes(), account(worker), round.0);
-        self.submit_unless(key, &execute, decided).await
-    }
-}
-
-/// Faults of verifiers.
-impl ChainClient {
-    /// Says that a verifier's replay did not end where that verifier says: another verifier's vote,
-    /// or the coordinator's report. Whoever opens the fault has the deposit of a record held until
-    /// the run is pruned. It costs the whole bond; votes that no other could outweigh take it at once.
-    ///
-    /// # Errors
-    /// What the chain refuses ([`SubmitError::Failed`], by name): `SelfReport`; `NotReporter` of
-    /// who is neither an active verifier nor the run's owner; `VerifierUnknown`;
-    /// `VerifierUnreachable` of an accused without a bond, or that left too long ago; `JoinedLater`
-    /// or `RoundNotAnchored` of a round that it cannot have replayed; `RunOver`; `FaultDecided`; and
-    /// `WindowOver` for a vote that comes too late. Or a node that does not answer.
-    pub async fn report_verifier(
-        &self,
-        key: &NodeKey,
-        report: VerifierReport,
-    ) -> Result<Submission, SubmitError> {
-        let me = key.node_id();
-        let VerifierReport { run, verifier, worker, round, evidence_digest } = report;
-        let reported = async |state: &ChainState| {
-            let fault = state.verifier_fault(&run, &verifier, &worker, round).await?;
-            Ok(fault.is_some_and(|fault| fault.opened_by == me || fault.votes.has(&me)))
-        };
-        let report = call().report_verifier(
-            *run.as_bytes(),
-            account(&verifier),
-            account(&worker),
-            round.0,
-            Convert::convert(evidence_digest),
-        );
-        self.submit_unless(key, &report, reported).await
-    }
-
-    /// The accused verifier objects, and has the run's contest bond held: it comes back, with as much
-    /// from whoever opened the fault, unless a quorum of the others and most of those who vote find it
-    /// guilty.
-    ///
-    /// # Errors
-    /// What the chain refuses ([`SubmitError::Failed`], by name): `FaultUnknown`; `NotContestable`
-    /// where it was decided; `WindowOver` after the contest window; and an account that has less
-    /// than the contest bond. Or a node that does not answer.
-    pub async fn contest_verifier_fault(
-        &self,
-        key: &NodeKey,
-        run: &RunId,
-        (worker, round): (&NodeId, Round),
-        evidence_digest: Digest,
-    ) -> Result<Submission, SubmitError> {
-        let me = key.node_id();
-        let contested = async |state: &ChainState| {
-            let fault = state.verifier_fault(run, &me, worker, round).await?;
-            Ok(fault.is_some_and(|fault| matches!(fault.state, FaultState::Contested { .. })))
-        };
-        let contest = call().contest_verifier_fault(
-            *run.as_bytes(),
-            account(worker),
-            round.0,
-            Convert::convert(evidence_digest),
-        );
-        self.submit_unless(key, &contest, contested).await
-    }
-
-    /// A verifier's vote that another one, which is accused, is right.
-    ///
-    /// # Errors
-    /// As for [`ChainClient::defend_worker`].
-    pub async fn defend_verifier(
-        &self,
-        key: &NodeKey,
-        run: &RunId,
-        verifier: &NodeId,
-        (worker, round): (&NodeId, Round),
-    ) -> Result<Submission, SubmitError> {
-        let me = key.node_id();
-        let voted = async |state: &ChainState| {
-            let fault = state.verifier_fault(run, verifier, worker, round).await?;
-            Ok(fault.is_some_and(|fault| fault.votes.has(&me)))
-        };
-        let vote =
-            call().defend_verifier(*run.as_bytes(), account(verifier), account(worker), round.0);
-        self.submit_unless(key, &vote, voted).await
-    }
-
-    /// Decides what a verifier is accused of after its window, by what was voted. Anybody may.
-    ///
-    /// # Errors
-    /// What the chain refuses ([`SubmitError::Failed`], by name): `FaultUnknown`, and `WindowOpen`
-    /// before the block that the fault's state names. Or a node that does not answer.
-    pub async fn execute_verifier_fault(
-        &self,
-        key: &NodeKey,
-        run: &RunId,
-        verifier: &NodeId,
-        (worker, round): (&NodeId, Round),
-    ) -> Result<Submission, SubmitError> {
-        let decided = async |state: &ChainState| {
-            let fault = state.verifier_fault(run, verifier, worker, round).await?;
-            Ok(fault.is_some_and(|fault| {
-                matches!(fault.state, FaultState::Executed { .. } | FaultState::Dismissed)
-            }))
-        };
-        let execute = call().execute_verifier_fault(
-            *run.as_bytes(),
-            account(verifier),
-            account(worker),
-            round.0,
-        );
-        self.submit_unless(key, &execute, decided).await
-    }
-}
-
 impl ChainClient {
     /// Submits a call unless the newest finalised state shows that it is done.
-    async fn submit_unless(
+    pub(crate) async fn submit_unless(
         &self,
         key: &NodeKey,
         call: &impl Payload,

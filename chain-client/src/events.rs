@@ -5,8 +5,8 @@ use manyhands_proto::{Balance, Digest, NodeId, Round, RunId};
 use crate::chain::{self, runtime_types::manyhands_chain_pallet::pallet::Event as Chain};
 use crate::client::{AtBlock, ReadError, answer};
 use crate::types::{
-    Attribution, ChallengeKind, ChallengeOutcome, CloseReason, Convert, FaultKind, PauseReason,
-    RecoveryReason, RejectReason, RoundCommitment, Stage,
+    Attribution, ChallengeKind, ChallengeOutcome, CloseReason, Convert, FaultKind, Finding,
+    PauseReason, RecoveryReason, RejectReason, RoundCommitment, Stage,
 };
 
 /// The training pallet's name in the runtime.
@@ -76,11 +76,9 @@ events! {
         run: RunId, round: Round, worker: NodeId, amount: Balance, cumulative: Balance,
     }
     FaultReported {
-        run: RunId, worker: NodeId, round: Round, kind: FaultKind, reporter: NodeId,
-        role: Attribution, evidence_digest: Digest, votes: u32,
+        run: RunId, worker: NodeId, round: Round, kind: FaultKind, evidence_digest: Digest,
     }
-    /// A verifier found that the worker did what it says; `votes`: all that did.
-    WorkerDefended { run: RunId, worker: NodeId, round: Round, verifier: NodeId, votes: u32, }
+    FaultVoted { run: RunId, worker: NodeId, round: Round, verifier: NodeId, finds: Finding, }
     FaultContested {
         run: RunId, worker: NodeId, round: Round, evidence_digest: Digest, bond: Balance,
     }
@@ -89,16 +87,13 @@ events! {
         to_reporters: Balance, to_escrow: Balance, votes: u32,
     }
     FaultDismissed {
-        run: RunId, worker: NodeId, round: Round, kind: FaultKind, attribution: Attribution,
-        penalty: Balance,
+        run: RunId, worker: NodeId, round: Round, kind: FaultKind, penalty: Balance,
     }
     VerifierReported {
-        run: RunId, verifier: NodeId, worker: NodeId, round: Round, reporter: NodeId,
-        role: Attribution, evidence_digest: Digest, votes: u32,
+        run: RunId, verifier: NodeId, worker: NodeId, round: Round, evidence_digest: Digest,
     }
-    /// Another verifier found that the accused one is right; `votes`: all that did.
-    VerifierDefended {
-        run: RunId, verifier: NodeId, worker: NodeId, round: Round, by: NodeId, votes: u32,
+    VerifierFaultVoted {
+        run: RunId, verifier: NodeId, worker: NodeId, round: Round, by: NodeId, finds: Finding,
     }
     VerifierFaultContested {
         run: RunId, verifier: NodeId, worker: NodeId, round: Round, evidence_digest: Digest,
@@ -109,8 +104,7 @@ events! {
         to_reporters: Balance, to_escrow: Balance, votes: u32,
     }
     VerifierFaultDismissed {
-        run: RunId, verifier: NodeId, worker: NodeId, round: Round, attribution: Attribution,
-        penalty: Balance,
+        run: RunId, verifier: NodeId, worker: NodeId, round: Round, penalty: Balance,
     }
 }
 

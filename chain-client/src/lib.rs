@@ -7,6 +7,7 @@
 mod blocks;
 mod calls;
 mod client;
+mod disputes;
 mod events;
 mod faucet;
 mod metrics;
@@ -18,8 +19,9 @@ mod terms;
 pub mod types;
 
 pub use blocks::FinalizedBlocks;
-pub use calls::{FaultReport, ProvenLeaf, VerifierReport, WorkerCard};
+pub use calls::{ProvenLeaf, WorkerCard};
 pub use client::{BlockRef, ChainClient, ConnectError, ReadError};
+pub use disputes::{Accusation, Dispute};
 pub use events::TrainingEvent;
 pub use faucet::FaucetError;
 pub use proof::{HeaderParts, ProvenValue, ReadProof, StorageKey, VerifyProofError};

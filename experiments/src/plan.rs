@@ -353,6 +353,10 @@ fn scale(plan: &mut Vec<Experiment>) {
         it.rounds = SCALE_ROUNDS / 3;
     });
     add("hidden_32", &|it| it.model = architecture(32, 2));
+    add("hidden_128_rounds_600", &|it| {
+        it.model = architecture(128, 4);
+        it.rounds = 2 * COMPARE_ROUNDS;
+    });
 }
 
 fn base(name: &str, seed: u64, method: Method) -> Experiment {

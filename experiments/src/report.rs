@@ -66,10 +66,11 @@ impl Results {
     }
 }
 
-/// Checkpoints are where `robust` starts from.
+/// What is compared with one another. Checkpoints are where `robust` starts from; of `scale`, two are compared at a time.
 fn group_of(name: &str) -> &str {
     match name.split('/').next() {
         Some("checkpoint" | "late_checkpoint") | None => "robust",
+        Some("scale") => name.rsplit_once('/').map_or(name, |(pair, _)| pair),
         Some(group) => group,
     }
 }

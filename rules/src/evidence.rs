@@ -1,7 +1,7 @@
 //! What a replay's distances follow from, checked by arithmetic: whoever has the evidence and the round's record
 //! needs neither a device nor anybody's word.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use manyhands_gradient::moments8::{Moments, Moments8, parse_chunk};
 use manyhands_gradient::replay::{Comparison, End};
@@ -14,7 +14,7 @@ use manyhands_proto::run_file::Verification;
 use manyhands_proto::tree::{GROUP_BYTES, Openings};
 use manyhands_proto::{ChunkIndex, Digest, NodeId, RunId};
 
-use crate::panel::{Contradiction, JUDGES_MAX, Judgement, Pair, within};
+use crate::panel::{Case, JUDGES_MAX, Judged, Judgement, Pair, within};
 
 /// What a round started from and is compared on.
 #[derive(Debug, Clone, Copy)]
@@ -199,17 +199,22 @@ fn liars(ended: &[Ended], terms: &Verification) -> Vec<usize> {
     (0..ended.len()).filter(lies).collect()
 }
 
-/// Whether what is said of a contradiction in a run is what its worker and verifiers signed.
+/// No case of a run is larger: a few signed statements, the drawn chunks' numbers, and who was there.
+pub fn case_bytes_max(terms: &Verification) -> u64 {
+    (1 << 20) + 16 * u64::from(terms.replay_chunks)
+}
+
+/// Whether what is said in a case of a run is what its worker and verifiers signed.
 ///
 /// # Errors
 /// What is not, in words.
-pub fn check_contradiction(
-    contradiction: &Contradiction,
+pub fn check_case(
+    case: &Case,
     run: RunId,
     layout: &Layout,
     terms: &Verification,
 ) -> Result<(), String> {
-    let Contradiction { commitment, start, chunks, judgements, .. } = contradiction;
+    let Case { commitment, start, chunks, judgements, .. } = case;
     if commitment.run != run || !commitment.verify() {
         return Err("the commitment is not the worker's".to_owned());
     }
@@ -217,8 +222,7 @@ pub fn check_contradiction(
     if chunks.len() != drawn || !chunks.is_sorted_by(|one, other| one < other) {
         return Err(format!("expected {drawn} chunks, got {}", chunks.len()));
     }
-    let Commitment { round, first_sequence, .. } = commitment.commitment;
-    let about = (run, commitment.worker, round, first_sequence, *start);
+    let about = (run, case.worker(), case.round(), commitment.commitment.first_sequence, *start);
     let is_signed = |judgement: &Judgement| {
         let SignedReplay { run, replayed, .. } = &judgement.replay;
         let Replayed { round, worker, first_sequence, start, .. } = replayed;
@@ -227,29 +231,65 @@ pub fn check_contradiction(
     if judgements.len() > JUDGES_MAX || !judgements.iter().all(is_signed) {
         return Err("a replay is not its verifier's, or of another round".to_owned());
     }
+    let judges: BTreeSet<NodeId> = judgements.iter().map(Judgement::verifier).collect();
+    if judges.len() != judgements.len() || judges.contains(&case.worker()) {
+        return Err("somebody judges twice, or itself".to_owned());
+    }
     Ok(())
+}
+
+/// The judgements of a case that its evidence bears: an accusation by its distances, or by the verifier's own word that it
+/// was shown nothing.
+pub fn proven(
+    case: &Case,
+    evidence: &BTreeMap<Digest, ReplayEvidence>,
+    layout: &Layout,
+    terms: &Verification,
+) -> Vec<Judgement> {
+    let subject = Subject { layout, start: case.start, chunks: &case.chunks };
+    let holds = |judgement: &&Judgement| match &judgement.verdict {
+        // Nobody is accused by it.
+        Judged::Passed(_) => true,
+        Judged::Withheld(_) => {
+            matches!(judgement.replay.replayed.end, ReplayEnd::Withheld(_))
+        }
+        verdict @ Judged::Fault(_) => {
+            let shown = own(case, evidence, judgement);
+            let distances = shown.and_then(|shown| distances(shown, subject).ok());
+            distances
+                .zip(case.pair(judgement.verifier()))
+                .is_some_and(|(distances, pair)| Judged::by(distances, terms, pair) == *verdict)
+        }
+    };
+    case.judgements.iter().filter(holds).cloned().collect()
+}
+
+/// The evidence of a judgement, if it is of this case.
+fn own<'a>(
+    case: &Case,
+    evidence: &'a BTreeMap<Digest, ReplayEvidence>,
+    judgement: &Judgement,
+) -> Option<&'a ReplayEvidence> {
+    let evidence = evidence.get(&judgement.evidence?)?;
+    let is_its = evidence.commitment == case.commitment && evidence.replay == judgement.replay;
+    is_its.then_some(evidence)
 }
 
 /// Whose ends are made up among those that judged a round, by the evidence that is there: of a verifier that ended in the
 /// worker's own bits, another's evidence shows the worker's end.
 pub fn false_ends(
-    contradiction: &Contradiction,
+    case: &Case,
     evidence: &BTreeMap<Digest, ReplayEvidence>,
     layout: &Layout,
     terms: &Verification,
 ) -> Vec<NodeId> {
-    let Contradiction { commitment, start, chunks, judgements, classes } = contradiction;
-    let subject = Subject { layout, start: *start, chunks };
-    let Commitment { theta, moments, .. } = commitment.commitment;
+    let subject = Subject { layout, start: case.start, chunks: &case.chunks };
+    let Commitment { theta, moments, .. } = case.commitment.commitment;
     let claimed = EndState { theta, moments };
-    let own = |judgement: &Judgement| {
-        let evidence = evidence.get(&judgement.evidence?)?;
-        let is_its = evidence.commitment == *commitment && evidence.replay == judgement.replay;
-        is_its.then_some(evidence)
-    };
-    let any = judgements.iter().filter_map(own).find(|evidence| evidence.opened.is_some());
+    let own = |judgement: &Judgement| own(case, evidence, judgement);
+    let any = case.judgements.iter().filter_map(own).find(|evidence| evidence.opened.is_some());
     let (mut verifiers, mut ended) = (Vec::new(), Vec::new());
-    for judgement in judgements {
+    for judgement in &case.judgements {
         let shown = match own(judgement) {
             Some(own) => end_of(own, Side::Replayed, subject).ok(),
             None if judgement.replay.replayed.end == ReplayEnd::At(claimed) => {
@@ -257,7 +297,7 @@ pub fn false_ends(
             }
             None => None,
         };
-        let attendee = classes.iter().find(|it| it.verifier == judgement.verifier());
+        let attendee = case.attending.iter().find(|it| it.verifier == judgement.verifier());
         if let Some((end, attendee)) = shown.zip(attendee) {
             verifiers.push(attendee.verifier);
             ended.push(Ended { class: attendee.class.clone(), end });
@@ -299,7 +339,7 @@ fn thetas(
     subject: Subject<'_>,
 ) -> Result<Vec<Vec<f32>>, String> {
     let length = subject.layout.vector_len() as u64 * 4;
-    let groups = proven(opened, digest, (length, &theta_groups(subject.chunks)))?;
+    let groups = proven_groups(opened, digest, (length, &theta_groups(subject.chunks)))?;
     Ok(groups.into_values().map(vector::floats).collect())
 }
 
@@ -310,7 +350,7 @@ fn moments(
 ) -> Result<Vec<Moments>, String> {
     let Subject { layout, chunks, .. } = subject;
     let length = Moments8::bytes_len(layout) as u64;
-    let groups = proven(opened, digest, (length, &moments_groups(chunks)))?;
+    let groups = proven_groups(opened, digest, (length, &moments_groups(chunks)))?;
     let read = |&chunk: &ChunkIndex| {
         let range = Moments8::chunk_range(chunk.0 as usize);
         let bytes: Vec<u8> =
@@ -323,7 +363,7 @@ fn moments(
 }
 
 /// The bytes of just these groups of a blob of that length, each proven against its digest.
-fn proven<'a>(
+fn proven_groups<'a>(
     opened: &'a Openings,
     digest: Digest,
     (length, groups): (u64, &[u64]),
@@ -347,13 +387,12 @@ mod tests {
 
     use manyhands_gradient::CHUNK;
     use manyhands_proto::keys::NodeKey;
-    use manyhands_proto::message::{
-        DeviceKind, OpenedEnds, Replayed, SignedCommitment, SignedReplay,
-    };
-    use manyhands_proto::{Round, RunId, TokenCount};
+    use manyhands_proto::message::{DeviceKind, OpenedEnds, SignedCommitment};
+    use manyhands_proto::{Round, TokenCount};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::panel::Attendee;
 
     /// A round that ended, as a worker or a verifier has it.
     struct Ended {
@@ -405,7 +444,8 @@ mod tests {
         End { theta: &theta[at], first_moment, second_moment }
     }
 
-    struct Case {
+    /// A replay's evidence, and what is behind it.
+    struct Shown {
         layout: Layout,
         start: Ended,
         claimed: Ended,
@@ -419,12 +459,17 @@ mod tests {
         NodeKey::from_seed([id; 32])
     }
 
-    fn signed(end: ReplayEnd, start: Digest) -> SignedReplay {
+    fn signed_by(verifier: u8, end: ReplayEnd, start: Digest) -> SignedReplay {
         let (round, worker) = (Round(3), key(1).node_id());
-        SignedReplay::sign(&key(2), RUN, Replayed { round, worker, first_sequence: 40, start, end })
+        let replayed = Replayed { round, worker, first_sequence: 40, start, end };
+        SignedReplay::sign(&key(verifier), RUN, replayed)
     }
 
-    fn case() -> Case {
+    fn signed(end: ReplayEnd, start: Digest) -> SignedReplay {
+        signed_by(2, end, start)
+    }
+
+    fn shown() -> Shown {
         let layout = layout();
         assert_eq!(layout.chunk_count(), 9);
         let [start, claimed, replayed] = [0.0, 0.3, 0.31].map(|seed| Ended::new(&layout, seed));
@@ -450,10 +495,10 @@ mod tests {
                 replayed: replayed.open(&drawn()),
             }),
         };
-        Case { layout, start, claimed, replayed, evidence }
+        Shown { layout, start, claimed, replayed, evidence }
     }
 
-    impl Case {
+    impl Shown {
         fn judge(&self, evidence: &ReplayEvidence) -> Result<Distances, EvidenceError> {
             let start = self.start.digests().theta;
             distances(evidence, Subject { layout: &self.layout, start, chunks: &drawn() })
@@ -462,26 +507,27 @@ mod tests {
 
     #[test]
     fn distances_follow_from_the_drawn_chunks() {
-        let case = case();
+        let shown = shown();
         let mut comparison = Comparison::default();
-        let [claimed, replayed] = [&case.claimed, &case.replayed].map(|it| it.moments.dequantise());
+        let [claimed, replayed] =
+            [&shown.claimed, &shown.replayed].map(|it| it.moments.dequantise());
         for chunk in drawn() {
             let at = chunk.0 as usize * CHUNK..(chunk.0 as usize + 1) * CHUNK;
-            let claimed = part(&case.claimed.theta, &claimed, at.clone());
-            let replayed = part(&case.replayed.theta, &replayed, at.clone());
-            comparison.add(&case.start.theta[at], claimed, replayed);
+            let claimed = part(&shown.claimed.theta, &claimed, at.clone());
+            let replayed = part(&shown.replayed.theta, &replayed, at.clone());
+            comparison.add(&shown.start.theta[at], claimed, replayed);
         }
-        assert_eq!(case.judge(&case.evidence), Ok(comparison.distances()));
+        assert_eq!(shown.judge(&shown.evidence), Ok(comparison.distances()));
         assert!(comparison.distances().delta > 0.0);
     }
 
     #[test]
     fn whoever_opened_something_else_is_named() {
-        let case = case();
+        let shown = shown();
         let whose = |change: fn(&mut OpenedEnds)| {
-            let mut evidence = case.evidence.clone();
+            let mut evidence = shown.evidence.clone();
             change(evidence.opened.as_mut().expect("some"));
-            case.judge(&evidence).expect_err("it was changed").whose
+            shown.judge(&evidence).expect_err("it was changed").whose
         };
         assert_eq!(whose(|it| it.start.groups[1].bytes[5] ^= 1), Whose::Start);
         assert_eq!(whose(|it| it.claimed.theta.length += 1), Whose::Worker);
@@ -494,14 +540,14 @@ mod tests {
 
     #[test]
     fn a_replay_is_of_the_round_that_it_is_held_against() {
-        let case = case();
-        let start = case.start.digests().theta;
+        let shown = shown();
+        let start = shown.start.digests().theta;
         let refused = |replay: SignedReplay, opened: bool| {
-            let opened = case.evidence.opened.clone().filter(|_| opened);
-            let evidence = ReplayEvidence { replay, opened, ..case.evidence.clone() };
-            case.judge(&evidence).map_err(|error| error.whose)
+            let opened = shown.evidence.opened.clone().filter(|_| opened);
+            let evidence = ReplayEvidence { replay, opened, ..shown.evidence.clone() };
+            shown.judge(&evidence).map_err(|error| error.whose)
         };
-        let end = ReplayEnd::At(case.replayed.digests());
+        let end = ReplayEnd::At(shown.replayed.digests());
         assert_eq!(refused(signed(end.clone(), Digest::of(b"other")), true), Err(Whose::Verifier));
         assert_eq!(refused(signed(end, start), false), Err(Whose::Verifier));
         let nowhere = || signed(ReplayEnd::Nowhere, start);
@@ -515,12 +561,12 @@ mod tests {
 
     #[test]
     fn who_is_far_from_two_that_agree_made_its_end_up() {
-        let case = case();
-        let start = case.start.digests().theta;
-        let subject = Subject { layout: &case.layout, start, chunks: &drawn() };
+        let shown = shown();
+        let start = shown.start.digests().theta;
+        let subject = Subject { layout: &shown.layout, start, chunks: &drawn() };
         let ended = |seed: f32| {
-            let end = Ended::new(&case.layout, seed);
-            let mut evidence = case.evidence.clone();
+            let end = Ended::new(&shown.layout, seed);
+            let mut evidence = shown.evidence.clone();
             evidence.replay = signed(ReplayEnd::At(end.digests()), start);
             evidence.opened.as_mut().expect("some").replayed = end.open(&drawn());
             let end = end_of(&evidence, Side::Replayed, subject).expect("it is opened");
@@ -539,6 +585,101 @@ mod tests {
         assert_eq!(found(&[0.3, 0.3, 0.0]), [2]);
     }
 
+    fn terms() -> Verification {
+        Verification { replay_chunks: drawn().len() as u32, ..Verification::default() }
+    }
+
+    /// Verifiers 2 and 3 found the worker's round to end elsewhere.
+    fn two_against(shown: &Shown) -> (Case, BTreeMap<Digest, ReplayEvidence>) {
+        let start = shown.start.digests().theta;
+        let class = NumericClass::unknown(DeviceKind::Cpu);
+        let pair = Pair { worker: &class, verifier: &class };
+        let (mut judgements, mut all) = (Vec::new(), BTreeMap::new());
+        for verifier in [2, 3] {
+            let end = ReplayEnd::At(shown.replayed.digests());
+            let replay = signed_by(verifier, end, start);
+            let evidence = ReplayEvidence { replay: replay.clone(), ..shown.evidence.clone() };
+            let found = shown.judge(&evidence).expect("it leads where it should");
+            let verdict = Judged::by(found, &terms(), pair);
+            assert!(verdict.accuses());
+            let digest = Digest::of(&evidence.to_bytes());
+            judgements.push(Judgement { replay, verdict, evidence: Some(digest) });
+            all.insert(digest, evidence);
+        }
+        let attendee = |id| Attendee { verifier: key(id).node_id(), class: class.clone() };
+        let case = Case {
+            commitment: shown.evidence.commitment.clone(),
+            class: class.clone(),
+            start,
+            chunks: drawn(),
+            judgements,
+            attending: [2, 3].map(attendee).to_vec(),
+        };
+        (case, all)
+    }
+
+    #[test]
+    fn a_case_is_what_its_worker_and_verifiers_signed() {
+        let shown = shown();
+        let (case, _) = two_against(&shown);
+        let again = Case::parse(&case.canonical_bytes()).expect("a case");
+        assert_eq!(again, case);
+        assert_eq!(check_case(&case, RUN, &shown.layout, &terms()), Ok(()));
+        let elsewhere = RunId::new([6; 32]);
+        check_case(&case, elsewhere, &shown.layout, &terms()).expect_err("another run's");
+        let changes: [fn(&mut Case); 9] = [
+            |case| case.commitment.commitment.tokens.0 += 1,
+            |case| case.commitment.commitment.first_sequence += 1,
+            |case| case.start = Digest::of(b"other parameters"),
+            |case| _ = case.chunks.pop(),
+            |case| case.chunks.swap(0, 1),
+            |case| case.judgements[1] = case.judgements[0].clone(),
+            |case| case.judgements[0].replay.signature[3] ^= 1,
+            |case| case.judgements[0].replay.replayed.round.0 += 1,
+            |case| {
+                let end = case.judgements[0].replay.replayed.end.clone();
+                case.judgements[0].replay = signed_by(1, end, case.start);
+            },
+        ];
+        for (at, change) in changes.into_iter().enumerate() {
+            let mut changed = case.clone();
+            change(&mut changed);
+            let checked = check_case(&changed, RUN, &shown.layout, &terms());
+            assert!(checked.is_err(), "change {at}");
+        }
+    }
+
+    #[test]
+    fn only_what_the_evidence_bears_accuses() {
+        let shown = shown();
+        let (case, all) = two_against(&shown);
+        let accusing = |case: &Case, all: &BTreeMap<Digest, ReplayEvidence>| {
+            let proven = proven(case, all, &shown.layout, &terms());
+            proven.iter().filter(|judgement| judgement.verdict.accuses()).count()
+        };
+        assert_eq!(accusing(&case, &all), 2);
+        assert_eq!(accusing(&case, &BTreeMap::new()), 0);
+        // One of them shows the other's evidence as its own.
+        let mut borrowed = case.clone();
+        borrowed.judgements[1].evidence = case.judgements[0].evidence;
+        assert_eq!(accusing(&borrowed, &all), 1);
+        let mut louder = case.clone();
+        louder.judgements[0].verdict = Judged::Fault(Distances::FARTHEST);
+        assert_eq!(accusing(&louder, &all), 1);
+        // Who did not attend has no machine to be compared by.
+        let mut absent = case.clone();
+        absent.attending.clear();
+        assert_eq!(accusing(&absent, &all), 0);
+        // That nothing was opened is the verifier's word, if it gave it.
+        let mut withheld = case.clone();
+        let reason = "the moments".to_owned();
+        withheld.judgements[0].verdict = Judged::Withheld(reason.clone());
+        assert_eq!(accusing(&withheld, &all), 1);
+        let end = ReplayEnd::Withheld(reason);
+        withheld.judgements[0].replay = signed_by(2, end, case.start);
+        assert_eq!(accusing(&withheld, &all), 2);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -549,8 +690,8 @@ mod tests {
             byte in any::<u8>(),
             cut in any::<Option<prop::sample::Index>>(),
         ) {
-            let case = case();
-            let good = case.evidence.to_bytes();
+            let shown = shown();
+            let good = shown.evidence.to_bytes();
             let mut bytes = good.clone();
             let at = at.index(bytes.len());
             bytes[at] = byte;
@@ -558,7 +699,7 @@ mod tests {
                 bytes.truncate(cut.index(bytes.len()));
             }
             if let Ok(evidence) = ReplayEvidence::parse(&bytes) {
-                prop_assert!(case.judge(&evidence).is_err() || bytes == good);
+                prop_assert!(shown.judge(&evidence).is_err() || bytes == good);
             }
         }
     }

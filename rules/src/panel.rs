@@ -63,17 +63,8 @@ pub fn within(distances: &Distances, terms: &Verification, pair: Pair<'_>) -> bo
     } else {
         terms.delta_distance_max
     };
-    distances.delta <= delta_max && moments_are_within(distances, terms)
-}
-
-/// Whether a replay came out where the worker said for whoever does not know their machines.
-pub fn within_widest(distances: &Distances, terms: &Verification) -> bool {
-    let delta_max = terms.delta_distance_max.max(terms.same_kind_delta_distance_max);
-    distances.delta <= delta_max && moments_are_within(distances, terms)
-}
-
-fn moments_are_within(distances: &Distances, terms: &Verification) -> bool {
-    distances.first_moment <= terms.first_moment_distance_max
+    distances.delta <= delta_max
+        && distances.first_moment <= terms.first_moment_distance_max
         && distances.second_moment <= terms.second_moment_distance_max
 }
 
@@ -105,24 +96,41 @@ impl Judged {
     }
 }
 
-/// Verdicts on one round of which some contradict others, and what is needed to find out whose end is made up.
+/// What verifiers found of a worker's round, and all that it follows from: what whoever is accused by it, and whoever votes
+/// on that, has to see.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Contradiction {
+pub struct Case {
     pub commitment: SignedCommitment,
+    /// The worker's machine.
+    pub class: NumericClass,
     /// θ_t.
     pub start: Digest,
     /// The drawn chunks, ascending.
     pub chunks: Vec<ChunkIndex>,
     pub judgements: Vec<Judgement>,
-    /// What machines the verifiers have.
-    pub classes: Vec<Attendee>,
+    /// The verifiers that were there, and their machines.
+    pub attending: Vec<Attendee>,
 }
 
-impl Contradiction {
-    /// Compact JSON, fields in the order of their declaration: what whoever accuses a verifier shows.
+impl Case {
+    pub fn round(&self) -> Round {
+        self.commitment.commitment.round
+    }
+
+    pub fn worker(&self) -> NodeId {
+        self.commitment.worker
+    }
+
+    /// The machines of the worker and of a verifier that was there.
+    pub fn pair(&self, verifier: NodeId) -> Option<Pair<'_>> {
+        let attendee = self.attending.iter().find(|it| it.verifier == verifier)?;
+        Some(Pair { worker: &self.class, verifier: &attendee.class })
+    }
+
+    /// Compact JSON, fields in the order of their declaration.
     pub fn canonical_bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("plain structs serialise")
+        serde_json::to_vec(self).expect("plain structs with string keys serialise")
     }
 
     pub fn digest(&self) -> Digest {
@@ -130,7 +138,7 @@ impl Contradiction {
     }
 
     /// # Errors
-    /// Bytes that are no contradiction.
+    /// Bytes that are no case. Whether what it says was signed, [`crate::evidence::check_case`] tells.
     pub fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(bytes)
     }

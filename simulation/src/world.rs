@@ -313,7 +313,6 @@ impl World {
                 (100, worker::Input::Weighed(Weighing { round: task.round, effects }))
             }
             // Here the chain needs no votes.
-            worker::Effect::Vote(vote) => (100, worker::Input::Voted(vote)),
             worker::Effect::Abort => (50, worker::Input::Failed),
             worker::Effect::Exit(exit) => {
                 self.exits.insert(self.nodes[index].id(), exit);
@@ -382,16 +381,15 @@ impl World {
                 };
                 (400, Input::Compared { id, verifier: replay.verifier, result })
             }
-            Effect::CompareJudges(contradiction) => {
-                let judges = contradiction.judgements.iter().map(Judgement::verifier);
-                let worker = self.node(contradiction.commitment.worker);
+            Effect::CompareJudges(case) => {
+                let judges = case.judgements.iter().map(Judgement::verifier);
+                let worker = self.node(case.worker());
                 let lies = |judge: &NodeId| match self.node(*judge).adversary {
                     Some(Adversary::AccusesEverybody) => true,
                     Some(Adversary::PassesEverybody) => worker.adversary.is_some(),
                     Some(_) | None => false,
                 };
-                let (commitment, liars) =
-                    (contradiction.commitment.digest(), judges.filter(lies).collect());
+                let (commitment, liars) = (case.commitment.digest(), judges.filter(lies).collect());
                 (300, Input::JudgesCompared { commitment, liars })
             }
             Effect::ReportVerifier { end, .. } => {

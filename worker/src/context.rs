@@ -109,19 +109,12 @@ pub enum WorkerEvent {
         round: Round,
         worker: NodeId,
     },
-    /// This node has said on the chain that a worker's round does not come out where it says.
-    Voted {
-        round: Round,
-        worker: NodeId,
-        delta: f64,
-    },
-    /// This node has objected to what a verifier says of it on the chain.
+    /// This node has objected to what it is accused of on the chain.
     Objected {
         round: Round,
-        by: NodeId,
     },
     /// This verifier has voted on what somebody is accused of on the chain.
-    Judged {
+    Voted {
         round: Round,
         accused: NodeId,
         guilty: bool,

@@ -1,158 +1,78 @@
-//! What is said of this node and of others on the chain, answered.
+//! What the owner of a run accuses its members of on the chain, answered.
 //!
-//! A node objects to what a verifier says of it where its run says nothing of the kind: who is found out by those that
-//! were drawn is dismissed, and may object by hand. A verifier votes on what other verifiers accuse anybody of, and on
-//! what the coordinator accuses verifiers of, by the evidence that the coordinator shows to everybody. What it does
-//! not show, nobody drew and nobody compared.
+//! A verifier votes on it by the evidence that the coordinator shows to everybody; what it does not show, nobody found. A
+//! node objects to what it is accused of and was never told: who is found out by those that were drawn is dismissed, and may
+//! object by hand.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use manyhands_chain_client::types::{
-    Attribution, Fault, FaultKind, FaultState, VerifierFault, Votes,
-};
+use manyhands_chain_client::types::{FaultKind, Finding, Run};
 use manyhands_chain_client::{
-    ChainClient, ChainState, FaultReport, ReadError, SubmitError, VerifierReport,
+    Accusation, ChainClient, ChainState, Dispute, ReadError, SubmitError,
 };
-use manyhands_network::data::{FetchError, Refusal, SourceError};
+use manyhands_network::data::{FetchError, FetchRequest, Refusal, SourceError};
 use manyhands_proto::message::{ReplayEvidence, Role};
-use manyhands_proto::{Digest, NodeId, Round};
-use manyhands_rules::evidence::{check_contradiction, false_ends};
-use manyhands_rules::panel::{Contradiction, within_widest};
+use manyhands_proto::{Digest, NodeId};
+use manyhands_rules::evidence::{bytes_max, case_bytes_max, check_case, false_ends, proven};
+use manyhands_rules::panel::{Case, Judgement, decide};
+use manyhands_rules::record;
 use manyhands_rules::reward::layout;
+use tokio::time::Instant;
 
 use crate::context::{Context, WorkerEvent};
-use crate::verify::{fetch_evidence, judge};
 
 /// Between looks at the chain. Windows are longer, but for those of tests.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// The coordinator has it or has it not.
+const EVIDENCE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Who is accused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Accused {
-    Worker {
-        worker: NodeId,
-        round: Round,
-        kind: FaultKind,
-    },
-    /// Of what it said about that worker's round.
-    Verifier {
-        verifier: NodeId,
-        worker: NodeId,
-        round: Round,
-    },
-}
-
-impl Accused {
-    fn node(&self) -> NodeId {
-        match *self {
-            Self::Worker { worker, .. } => worker,
-            Self::Verifier { verifier, .. } => verifier,
-        }
-    }
-
-    fn round(&self) -> Round {
-        match *self {
-            Self::Worker { round, .. } | Self::Verifier { round, .. } => round,
-        }
-    }
-}
-
-/// What is said of somebody, and how far it has come.
-struct Dispute {
-    accused: Accused,
-    evidence: Digest,
-    opened_by: NodeId,
-    opened_as: Attribution,
-    votes: Votes,
-    /// Blocks: when it was said, and when it can be decided.
-    reported_at: u32,
-    decided_at: u32,
-    contested: bool,
-}
-
-impl Dispute {
-    /// None of what is decided.
-    fn of_worker(((worker, round), fault): ((NodeId, Round), Fault)) -> Option<Self> {
-        let Fault {
-            kind, evidence_digest, opened_by, opened_as, votes, reported_at, state, ..
-        } = fault;
-        let (decided_at, contested) = open(state)?;
-        Some(Self {
-            accused: Accused::Worker { worker, round, kind },
-            evidence: evidence_digest,
-            opened_by,
-            opened_as,
-            votes,
-            reported_at,
-            decided_at,
-            contested,
-        })
-    }
-
-    /// None of what is decided.
-    fn of_verifier(
-        ((verifier, worker, round), fault): ((NodeId, NodeId, Round), VerifierFault),
-    ) -> Option<Self> {
-        let VerifierFault {
-            evidence_digest, opened_by, opened_as, votes, reported_at, state, ..
-        } = fault;
-        let (decided_at, contested) = open(state)?;
-        Some(Self {
-            accused: Accused::Verifier { verifier, worker, round },
-            evidence: evidence_digest,
-            opened_by,
-            opened_as,
-            votes,
-            reported_at,
-            decided_at,
-            contested,
-        })
-    }
-
-    /// What is right may take a moment to be seen: a dismissal, and evidence of what was just decided.
-    fn has_settled(&self, block: u32) -> bool {
-        block.saturating_sub(self.reported_at)
-            >= self.decided_at.saturating_sub(self.reported_at) / 2
-    }
-
-    fn wants_our_vote(&self, me: NodeId) -> bool {
-        let by_coordinator = self.opened_as == Attribution::Coordinator;
-        let asked_elsewhere = match self.accused {
-            // Those that were drawn are asked by the coordinator, and what it says is on the run's record.
-            Accused::Worker { .. } => by_coordinator,
-            Accused::Verifier { .. } => false,
-        };
-        self.accused.node() != me && !self.votes.has(&me) && !asked_elsewhere
-    }
-}
-
-fn open(state: FaultState) -> Option<(u32, bool)> {
-    match state {
-        FaultState::Reported { executable_at } => Some((executable_at, false)),
-        FaultState::Contested { resolves_at, .. } => Some((resolves_at, true)),
-        FaultState::Executed { .. } | FaultState::Dismissed => None,
-    }
-}
+/// The chain's refusals that no repetition changes.
+const FOR_GOOD: [&str; 7] = [
+    "AlreadyVoted",
+    "FaultDecided",
+    "JoinedLater",
+    "NotContestable",
+    "RoundNotAnchored",
+    "SelfReport",
+    "WindowOver",
+];
 
 /// What a verifier makes of an accusation, and why.
-enum Found {
+#[derive(Debug, Clone, PartialEq)]
+enum Opinion {
     Guilty(String),
     Innocent(String),
-    /// Of evidence that the coordinator refuses to show: it may come.
-    NotShown(String),
+    /// What there is to see speaks neither for it nor against it.
+    None,
+}
+
+/// Why a verifier cannot say anything yet.
+enum Unseen {
+    /// The coordinator says that it has no such evidence, or that nobody may see it.
+    NotShown,
+    OutOfReach(FetchError),
+}
+
+/// What was said of accusations before.
+#[derive(Default)]
+struct Answers {
+    opinions: BTreeMap<Accusation, Opinion>,
+    /// Nothing more is to be said.
+    done: BTreeSet<Accusation>,
+    /// What is in the way of an answer was told once.
+    told: BTreeSet<Accusation>,
 }
 
 /// Follows the chain for as long as the node takes part.
 pub(crate) async fn answer(context: Arc<Context>, role: Role) {
     let Some(chain) = &context.chain else { return };
-    // Refused for good: said once.
-    let mut refused = BTreeSet::new();
+    let mut answers = Answers::default();
     loop {
         tokio::time::sleep(LOOK_AGAIN).await;
-        if let Err(error) = look(&context, chain, role, &mut refused).await {
-            tracing::debug!(%error, "what is said on the chain is not seen");
+        if let Err(error) = look(&context, chain, role, &mut answers).await {
+            tracing::warn!(%error, "whether anybody is accused is not seen");
         }
     }
 }
@@ -161,81 +81,85 @@ async fn look(
     context: &Context,
     chain: &ChainClient,
     role: Role,
-    refused: &mut BTreeSet<Accused>,
+    answers: &mut Answers,
 ) -> Result<(), ReadError> {
     let state = chain.state().await?;
+    let Some(run) = state.run(&context.run).await?.filter(|run| run.open_disputes > 0) else {
+        return Ok(());
+    };
     let me = context.key.node_id();
-    for dispute in disputes(&state, context).await? {
-        if refused.contains(&dispute.accused) {
-            continue;
-        }
-        let settled = dispute.has_settled(state.block().number);
-        let answered = if dispute.accused.node() == me {
-            // A call is executed in a later block than the one whose state is read here.
-            if dispute.contested && state.block().number.saturating_add(1) >= dispute.decided_at {
-                decide(context, chain, &dispute.accused).await
-            } else if !dispute.contested && dispute.opened_as == Attribution::Verifier && settled {
-                object(context, chain, &dispute).await
-            } else {
-                continue;
-            }
-        } else if role == Role::Verifier && dispute.wants_our_vote(me) {
-            vote(context, chain, &dispute, settled).await
+    let mut open = state.disputes(&context.run).await?;
+    open.retain(|it| it.decided_from().is_some() && !answers.done.contains(&it.accusation));
+    // What this node is accused of comes first, then what is decided soonest.
+    open.sort_by_key(|it| (it.accusation.node() != me, it.decided_from()));
+    for dispute in open {
+        let answered = if dispute.accusation.node() == me {
+            defend(context, chain, (&run, state.block().number), &dispute).await
+        } else if role == Role::Verifier && dispute.votes.of(&me).is_none() {
+            vote(context, chain, &state, &dispute, answers).await
         } else {
             continue;
         };
-        match answered {
-            Ok(()) => {}
-            Err(SubmitError::Failed { error, .. }) => {
-                let who = dispute.accused.node().short();
-                context.trouble(format!("the chain did not take the answer about {who}: {error}"));
-                refused.insert(dispute.accused);
-            }
-            Err(error) => tracing::debug!(%error, "not answered yet"),
+        if let Err(error) = answered {
+            answers.note(context, &dispute.accusation, &error);
         }
     }
     Ok(())
 }
 
-async fn disputes(state: &ChainState, context: &Context) -> Result<Vec<Dispute>, ReadError> {
-    let workers = state.faults(&context.run).await?.into_iter().filter_map(Dispute::of_worker);
-    let verifiers = state.verifier_faults(&context.run).await?;
-    Ok(workers.chain(verifiers.into_iter().filter_map(Dispute::of_verifier)).collect())
+impl Answers {
+    /// Notes that an answer did not reach the chain, and tells whoever runs the node, once.
+    fn note(&mut self, context: &Context, accusation: &Accusation, error: &SubmitError) {
+        if let SubmitError::Failed { error, .. } = error
+            && FOR_GOOD.contains(&error.as_str())
+        {
+            self.done.insert(*accusation);
+        }
+        if self.told.insert(*accusation) {
+            let (who, round) = (accusation.node().short(), accusation.round());
+            context.trouble(format!("no answer about {who} in round {round} yet: {error}"));
+        }
+    }
 }
 
-async fn object(
+/// How much of a dispute's time is over, in quarters.
+fn quarters_over(dispute: &Dispute, block: u32) -> u32 {
+    let whole = dispute.decided_from().map_or(0, |end| end.saturating_sub(dispute.reported_at));
+    let over = block.saturating_sub(dispute.reported_at);
+    over.saturating_mul(4).checked_div(whole).unwrap_or(4)
+}
+
+/// Objects to an accusation, or has it decided once it cannot be lost any more.
+async fn defend(
     context: &Context,
     chain: &ChainClient,
+    (run, block): (&Run, u32),
     dispute: &Dispute,
 ) -> Result<(), SubmitError> {
-    // There is nothing to show beside what is on the run's record.
-    let (key, run, evidence) = (&context.key, &context.run, dispute.evidence);
-    match dispute.accused {
-        Accused::Worker { round, .. } => {
-            chain.contest_fault(key, run, round, evidence).await?;
+    let accusation = &dispute.accusation;
+    // A call is executed in a later block than the one whose state is read here.
+    if dispute.decided_from().is_some_and(|end| block.saturating_add(1) >= end) {
+        let (against, in_favour) = (dispute.votes.guilty.len(), dispute.votes.innocent.len());
+        let acquitted = in_favour as u64 >= u64::from(run.terms.fault_quorum);
+        if dispute.is_contested() || (acquitted && in_favour >= against) {
+            chain.decide(&context.key, &context.run, accusation).await?;
         }
-        Accused::Verifier { worker, round, .. } => {
-            chain.contest_verifier_fault(key, run, (&worker, round), evidence).await?;
-        }
+        return Ok(());
     }
-    context.tell(WorkerEvent::Objected { round: dispute.accused.round(), by: dispute.opened_by });
-    Ok(())
-}
-
-/// Has what this node objected to decided: nobody else may care.
-async fn decide(
-    context: &Context,
-    chain: &ChainClient,
-    accused: &Accused,
-) -> Result<(), SubmitError> {
-    let (key, run) = (&context.key, &context.run);
-    match accused {
-        Accused::Worker { worker, round, .. } => {
-            chain.execute_fault(key, run, worker, *round).await?;
-        }
-        Accused::Verifier { verifier, worker, round } => {
-            chain.execute_verifier_fault(key, run, verifier, (worker, *round)).await?;
-        }
+    let is_voted_on = match accusation {
+        Accusation::Worker { kind: FaultKind::Replay, .. } | Accusation::Verifier { .. } => true,
+        // Nobody but the coordinator sees these: whoever objects to them does so by hand.
+        Accusation::Worker {
+            kind: FaultKind::Codec | FaultKind::Withheld | FaultKind::Equivocation,
+            ..
+        } => false,
+    };
+    // By then a dismissal would have come.
+    if is_voted_on && !dispute.is_contested() && quarters_over(dispute, block) >= 2 {
+        // There is nothing to show beside what is shown.
+        let evidence = dispute.evidence_digest;
+        chain.contest(&context.key, &context.run, accusation, evidence).await?;
+        context.tell(WorkerEvent::Objected { round: accusation.round() });
     }
     Ok(())
 }
@@ -243,140 +167,156 @@ async fn decide(
 async fn vote(
     context: &Context,
     chain: &ChainClient,
+    state: &ChainState,
     dispute: &Dispute,
-    settled: bool,
+    answers: &mut Answers,
 ) -> Result<(), SubmitError> {
-    let found = match dispute.accused {
-        Accused::Worker { worker, round, kind } => {
-            judge_worker(context, dispute, (round, worker), kind).await
-        }
-        Accused::Verifier { verifier, worker, round } => {
-            judge_verifier(context, dispute, verifier, (round, worker)).await
+    let accusation = dispute.accusation;
+    let opinion = match answers.opinions.get(&accusation) {
+        Some(opinion) => opinion.clone(),
+        None => {
+            let quarters = quarters_over(dispute, state.block().number);
+            let opinion = match opinion(context, state, dispute).await? {
+                Ok(opinion) => opinion,
+                // What was found a moment ago may take another to be there.
+                Err(Unseen::NotShown) if quarters >= 2 => not_shown(),
+                // An accuser that answers nobody must not be better off than one that has nothing.
+                Err(Unseen::OutOfReach(_)) if quarters >= 3 => not_shown(),
+                Err(Unseen::NotShown) => return Ok(()),
+                Err(Unseen::OutOfReach(error)) => {
+                    tracing::warn!(%error, "evidence is out of reach");
+                    return Ok(());
+                }
+            };
+            answers.opinions.insert(accusation, opinion.clone());
+            opinion
         }
     };
-    let (guilty, reason) = match found {
-        Ok(Found::Guilty(reason)) => (true, reason),
-        Ok(Found::Innocent(reason)) => (false, reason),
-        Ok(Found::NotShown(reason)) if settled => (false, reason),
-        Ok(Found::NotShown(_)) => return Ok(()),
-        Err(error) => {
-            tracing::debug!(%error, "evidence is out of reach");
+    let (finds, reason) = match opinion {
+        Opinion::Guilty(reason) => (Finding::Guilty, reason),
+        Opinion::Innocent(reason) => (Finding::Innocent, reason),
+        Opinion::None => {
+            answers.done.insert(accusation);
             return Ok(());
         }
     };
-    cast(context, chain, dispute, guilty).await?;
-    let (round, accused) = (dispute.accused.round(), dispute.accused.node());
-    context.tell(WorkerEvent::Judged { round, accused, guilty, reason });
+    chain.vote(&context.key, &context.run, &accusation, finds).await?;
+    context.tell(WorkerEvent::Voted {
+        round: accusation.round(),
+        accused: accusation.node(),
+        guilty: finds == Finding::Guilty,
+        reason,
+    });
     Ok(())
 }
 
-async fn cast(
-    context: &Context,
-    chain: &ChainClient,
-    dispute: &Dispute,
-    guilty: bool,
-) -> Result<(), SubmitError> {
-    let (key, run, evidence_digest) = (&context.key, context.run, dispute.evidence);
-    match (dispute.accused, guilty) {
-        (Accused::Worker { worker, round, kind }, true) => {
-            let report = FaultReport { run, worker, round, kind, evidence_digest };
-            chain.report_fault(key, report).await?;
-        }
-        (Accused::Worker { worker, round, .. }, false) => {
-            chain.defend_worker(key, &run, &worker, round).await?;
-        }
-        (Accused::Verifier { verifier, worker, round }, true) => {
-            let report = VerifierReport { run, verifier, worker, round, evidence_digest };
-            chain.report_verifier(key, report).await?;
-        }
-        (Accused::Verifier { verifier, worker, round }, false) => {
-            chain.defend_verifier(key, &run, &verifier, (&worker, round)).await?;
-        }
-    }
-    Ok(())
+fn not_shown() -> Opinion {
+    Opinion::Innocent("the coordinator shows no evidence".to_owned())
 }
 
-/// Whether the coordinator shows a replay of that round by whoever accuses, that ended elsewhere.
-async fn judge_worker(
+/// What the evidence shows.
+async fn opinion(
     context: &Context,
+    state: &ChainState,
     dispute: &Dispute,
-    about: (Round, NodeId),
-    kind: FaultKind,
-) -> Result<Found, FetchError> {
-    match kind {
-        FaultKind::Replay => {}
-        // The coordinator finds these, and reports them.
-        FaultKind::Codec | FaultKind::Withheld | FaultKind::Equivocation => {
-            return Ok(Found::Innocent("no verifier finds such a fault".to_owned()));
-        }
+) -> Result<Result<Opinion, Unseen>, ReadError> {
+    if let Accusation::Worker { kind: FaultKind::Codec | FaultKind::Equivocation, .. } =
+        dispute.accusation
+    {
+        // The coordinator finds these by itself.
+        return Ok(Ok(Opinion::None));
     }
-    let bytes = match shown(context, dispute.evidence).await? {
-        Ok(bytes) => bytes,
-        Err(reason) => return Ok(Found::NotShown(reason)),
-    };
-    let terms = &context.spec.verification;
-    Ok(match judge(context, about, &bytes) {
-        Err(reason) => Found::Innocent(reason),
-        Ok((by, _)) if by != dispute.opened_by => {
-            Found::Innocent("the evidence is of another verifier".to_owned())
-        }
-        Ok((_, found)) if within_widest(&found, terms) => {
-            Found::Innocent(format!("the distance of Δ is {:.1e}, which is none", found.delta))
-        }
-        Ok((_, found)) => Found::Guilty(format!("the distance of Δ is {:.1e}", found.delta)),
-    })
-}
-
-/// Whether the coordinator shows two other ends of that round that are near each other and far from this verifier's.
-async fn judge_verifier(
-    context: &Context,
-    dispute: &Dispute,
-    verifier: NodeId,
-    (round, worker): (Round, NodeId),
-) -> Result<Found, FetchError> {
-    let bytes = match shown(context, dispute.evidence).await? {
-        Ok(bytes) => bytes,
-        Err(reason) => return Ok(Found::NotShown(reason)),
-    };
-    let contradiction = match Contradiction::parse(&bytes) {
-        Ok(contradiction) => contradiction,
-        Err(error) => return Ok(Found::Innocent(error.to_string())),
-    };
     let (layout, terms) = (layout(&context.spec.model), &context.spec.verification);
-    let signed = &contradiction.commitment;
-    if (signed.commitment.round, signed.worker) != (round, worker) {
-        return Ok(Found::Innocent("the evidence is of another round".to_owned()));
+    let bytes = match shown(context, dispute.evidence_digest, case_bytes_max(terms)).await {
+        Ok(bytes) => bytes,
+        Err(unseen) => return Ok(Err(unseen)),
+    };
+    let case = match Case::parse(&bytes) {
+        Ok(case) => case,
+        Err(error) => return Ok(Ok(Opinion::Innocent(error.to_string()))),
+    };
+    if let Err(reason) = check_case(&case, context.run, &layout, terms) {
+        return Ok(Ok(Opinion::Innocent(reason)));
     }
-    if let Err(reason) = check_contradiction(&contradiction, context.run, &layout, terms) {
-        return Ok(Found::Innocent(reason));
-    }
-    let mut ends = BTreeMap::new();
-    for digest in contradiction.judgements.iter().filter_map(|judgement| judgement.evidence) {
-        let bytes = match shown(context, digest).await? {
-            Ok(bytes) => bytes,
-            Err(reason) => return Ok(Found::NotShown(reason)),
-        };
-        if let Ok(parsed) = ReplayEvidence::parse(&bytes) {
-            ends.insert(digest, parsed);
+    for judge in case.judgements.iter().map(Judgement::verifier) {
+        if state.verifier(&context.run, &judge).await?.is_none() {
+            let reason = format!("{} answers for nothing with a bond", judge.short());
+            return Ok(Ok(Opinion::Innocent(reason)));
         }
     }
-    Ok(if false_ends(&contradiction, &ends, &layout, terms).contains(&verifier) {
-        Found::Guilty("two others ended near each other, and far from it".to_owned())
-    } else {
-        Found::Innocent("no two others ended near each other, and far from it".to_owned())
-    })
+    let drawn = (terms.replay_chunks as usize).min(layout.chunk_count());
+    let mut ends = BTreeMap::new();
+    for digest in case.judgements.iter().filter_map(|judgement| judgement.evidence) {
+        match shown(context, digest, bytes_max(&layout, drawn)).await {
+            Ok(bytes) => {
+                if let Ok(parsed) = ReplayEvidence::parse(&bytes) {
+                    ends.insert(digest, parsed);
+                }
+            }
+            Err(unseen) => return Ok(Err(unseen)),
+        }
+    }
+    let me = context.key.node_id();
+    Ok(Ok(match dispute.accusation {
+        Accusation::Worker { worker, round, kind } => {
+            if (case.worker(), case.round()) != (worker, round) {
+                Opinion::Innocent("the evidence is of another round".to_owned())
+            } else {
+                of_worker(&proven(&case, &ends, &layout, terms), kind, me)
+            }
+        }
+        Accusation::Verifier { verifier, worker, round } => {
+            if (case.worker(), case.round()) != (worker, round) {
+                Opinion::Innocent("the evidence is of another round".to_owned())
+            } else if false_ends(&case, &ends, &layout, terms).contains(&verifier) {
+                Opinion::Guilty("two others ended near each other, and far from it".to_owned())
+            } else {
+                Opinion::Innocent("no two others ended near each other, and far from it".to_owned())
+            }
+        }
+    }))
 }
 
-/// Evidence from the coordinator, or in words that it does not show it.
-async fn shown(context: &Context, digest: Digest) -> Result<Result<Vec<u8>, String>, FetchError> {
-    match fetch_evidence(context, digest).await {
-        Ok(bytes) => Ok(Ok(bytes)),
+/// What follows from judgements whose evidence was checked, for one verifier: `me`.
+fn of_worker(judgements: &[Judgement], kind: FaultKind, me: NodeId) -> Opinion {
+    let own = judgements.iter().find(|judgement| judgement.verifier() == me);
+    if own.is_some_and(|own| !own.verdict.accuses()) {
+        return Opinion::Innocent("this verifier's own replay let it pass".to_owned());
+    }
+    let accusing = judgements.iter().filter(|judgement| judgement.verdict.accuses()).count();
+    // One word is enough where nobody else was there, but only for whoever gave it.
+    let is_enough = accusing >= 2 || own.is_some();
+    match (kind, decide(false, judgements, false)) {
+        (FaultKind::Replay, Some(record::Finding::ReplayFault(found))) if is_enough => {
+            Opinion::Guilty(format!(
+                "its replay ended elsewhere, at a distance of {:.1e}",
+                found.delta
+            ))
+        }
+        (FaultKind::Replay, Some(record::Finding::ReplayFault(_))) => Opinion::None,
+        (FaultKind::Replay, _) => Opinion::Innocent(
+            "the evidence does not show that its replay ended elsewhere".to_owned(),
+        ),
+        (FaultKind::Withheld, Some(record::Finding::Withheld(reason))) if is_enough => {
+            Opinion::Guilty(format!("it withheld evidence: {reason}"))
+        }
+        // That nothing was shown leaves nothing to show.
+        (FaultKind::Withheld | FaultKind::Codec | FaultKind::Equivocation, _) => Opinion::None,
+    }
+}
+
+/// Evidence from the coordinator.
+async fn shown(context: &Context, digest: Digest, bytes_max: u64) -> Result<Vec<u8>, Unseen> {
+    let mut request = FetchRequest::new(digest, context.sources(&[]), bytes_max);
+    request.deadline = Some(Instant::now() + EVIDENCE_PATIENCE);
+    match context.data.fetch_to_memory(request).await {
+        Ok((bytes, _)) => Ok(bytes.into()),
         Err(FetchError::NoSource { failures, .. })
             if failures.iter().any(|failure| is_withheld(&failure.error)) =>
         {
-            Ok(Err("the coordinator does not show the evidence".to_owned()))
+            Err(Unseen::NotShown)
         }
-        Err(error) => Err(error),
+        Err(error) => Err(Unseen::OutOfReach(error)),
     }
 }
 
@@ -392,5 +332,87 @@ fn is_withheld(error: &SourceError) -> bool {
         | SourceError::TooSlow { .. }
         | SourceError::Lost(_)
         | SourceError::GroupCount { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use manyhands_proto::keys::NodeKey;
+    use manyhands_proto::message::{Distances, EndState, ReplayEnd, Replayed, SignedReplay};
+    use manyhands_proto::{Round, RunId};
+    use manyhands_rules::panel::Judged;
+
+    use super::*;
+
+    const ELSEWHERE: Distances = Distances { delta: 0.4, first_moment: 0.4, second_moment: 0.4 };
+
+    fn key(id: u8) -> NodeKey {
+        NodeKey::from_seed([id; 32])
+    }
+
+    fn judgement(verifier: u8, verdict: Judged) -> Judgement {
+        let start = Digest::of(b"theta");
+        let end = ReplayEnd::At(EndState { theta: start, moments: start });
+        let (round, worker) = (Round(3), key(1).node_id());
+        let replayed = Replayed { round, worker, first_sequence: 0, start, end };
+        let replay = SignedReplay::sign(&key(verifier), RunId::new([5; 32]), replayed);
+        Judgement { replay, verdict, evidence: None }
+    }
+
+    /// What the verifier `me` makes of what verifiers 2, 3, … found: a fault, a pass, or nothing shown.
+    fn opinion_of(me: u8, found: &str, kind: FaultKind) -> char {
+        let verdict = |letter| match letter {
+            'f' => Judged::Fault(ELSEWHERE),
+            'p' => Judged::Passed(Distances::NONE),
+            _ => Judged::Withheld("the moments".to_owned()),
+        };
+        let judgements: Vec<Judgement> =
+            (2..).zip(found.chars()).map(|(id, letter)| judgement(id, verdict(letter))).collect();
+        match of_worker(&judgements, kind, key(me).node_id()) {
+            Opinion::Guilty(_) => 'g',
+            Opinion::Innocent(_) => 'i',
+            Opinion::None => '-',
+        }
+    }
+
+    #[test]
+    fn a_verifier_believes_two_others_or_itself() {
+        let replay = |me, found| opinion_of(me, found, FaultKind::Replay);
+        assert_eq!(replay(9, "ff"), 'g', "two that were drawn");
+        assert_eq!(replay(9, "ffp"), 'g');
+        assert_eq!(replay(2, "ff"), 'g', "and each of them");
+        assert_eq!(replay(2, "f"), 'g', "alone, it knows what it found");
+        assert_eq!(replay(9, "f"), '-', "others have only its word");
+        assert_eq!(replay(9, "fpp"), 'i', "outvoted");
+        assert_eq!(replay(4, "ffp"), 'i', "whoever let it pass does not believe two others");
+        assert_eq!(replay(9, ""), 'i', "nothing that was shown holds");
+        let withheld = |me, found| opinion_of(me, found, FaultKind::Withheld);
+        assert_eq!(withheld(9, "ww"), 'g');
+        assert_eq!(withheld(9, "w"), '-');
+        assert_eq!(withheld(2, "w"), 'g');
+        assert_eq!(withheld(9, ""), '-', "what the coordinator was not shown, nobody can show");
+    }
+
+    #[test]
+    fn time_is_counted_in_quarters_of_what_a_dispute_has() {
+        use manyhands_chain_client::types::{FaultState, Votes};
+        let accusation = Accusation::Worker {
+            worker: key(1).node_id(),
+            round: Round(3),
+            kind: FaultKind::Replay,
+        };
+        let dispute = |state| Dispute {
+            accusation,
+            evidence_digest: Digest::of(b"a case"),
+            votes: Votes { guilty: Vec::new(), innocent: Vec::new() },
+            reported_at: 100,
+            state,
+        };
+        let open = dispute(FaultState::Reported { executable_at: 120 });
+        let quarters = |block| quarters_over(&open, block);
+        assert_eq!([99, 100, 104, 105, 110, 119, 200].map(quarters), [0, 0, 0, 1, 2, 3, 20]);
+        // In a window of one block everything is late.
+        let short = dispute(FaultState::Reported { executable_at: 100 });
+        assert_eq!(quarters_over(&short, 100), 4);
     }
 }

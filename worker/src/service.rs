@@ -18,8 +18,8 @@ use manyhands_network::data::{
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::limits::ADDRESSES_MAX;
 use manyhands_proto::message::{
-    Heading, OpenError, Possession, Refusal, Reply, Request, SealError, open_announcement,
-    open_reply, request_digest, seal_request,
+    Commitment, Heading, OpenError, Possession, Refusal, Reply, Request, SealError,
+    open_announcement, open_reply, request_digest, seal_request,
 };
 use manyhands_proto::run_file::{ChainKind, RunSpec, RunSpecError};
 use manyhands_proto::{Round, RunId, Tick};
@@ -34,9 +34,10 @@ use crate::data::{DataError, RunData};
 use crate::disk::{DiskError, WorkerDisk};
 use crate::disputes::answer;
 use crate::introduce::introduce;
+use crate::metrics;
 use crate::sync::{FetchBlobError, SyncError, Theta, restore, sync};
 use crate::train::{Reins, RoundError, publish, restore_access, train};
-use crate::verify::{evaluation, replay, vote, weigh};
+use crate::verify::{evaluation, replay, weigh};
 
 /// A beat a second; announcements make it speak at once when something changed.
 pub(crate) const BEAT_MS: u64 = 1_000;
@@ -489,12 +490,22 @@ impl Service {
 
     fn take(&mut self, done: Done) -> Result<(), RunWorkerError> {
         match done {
-            Done::Input(input) => {
-                if matches!(input, Input::Trained(_)) {
-                    self.context.disk.forget_rounds(self.evidence_from)?;
-                }
-                self.machine.handle(now(), input);
+            Done::Input(Input::Trained(trained)) => {
+                self.context.disk.forget_rounds(self.evidence_from)?;
+                let Commitment { round, payload_bytes, loss, .. } = trained.commitment.commitment;
+                self.machine.handle(now(), Input::Trained(trained));
+                // Said from now on, whatever else happens.
+                metrics::committed(payload_bytes);
+                let parameters = layout(&self.context.spec.model).parameter_count().0;
+                let bits_per_parameter = payload_bytes as f64 * 8.0 / parameters as f64;
+                self.context.tell(WorkerEvent::Committed {
+                    round,
+                    payload_bytes,
+                    loss,
+                    bits_per_parameter,
+                });
             }
+            Done::Input(input) => self.machine.handle(now(), input),
             Done::Synced(theta, possession) => {
                 self.theta = Some(theta);
                 self.machine.handle(now(), Input::Synced(possession));
@@ -564,13 +575,6 @@ impl Service {
                     self.spawn_on_reins(|reins| async move {
                         let verdict = replay(context, data, task, reins).await;
                         Ok(Done::Input(Input::Replayed(verdict)))
-                    });
-                }
-                Effect::Vote(wanted) => {
-                    let context = Arc::clone(&self.context);
-                    self.spawn(async move {
-                        let voted = vote(context, &wanted).await;
-                        voted.map(|()| Done::Input(Input::Voted(wanted))).map_err(Undone::Passing)
                     });
                 }
                 Effect::Weigh(task) => {

@@ -21,7 +21,6 @@ use tokio::sync::Notify;
 use crate::context::{Context, WorkerEvent};
 use crate::data::{DataError, RunData};
 use crate::disk::{DiskError, RoundState};
-use crate::metrics;
 use crate::sync::Theta;
 
 /// Why a round was not trained.
@@ -181,7 +180,6 @@ fn finish(
     let payload = codec
         .encode(&layout, &mut error, ends)
         .map_err(|error| RoundError::Encode(error.to_string()))?;
-    let bits_per_parameter = payload.bits_per_parameter(&layout);
     let payload = payload.into_bytes();
     let losses = &outcome.losses;
     let loss = losses.iter().sum::<f32>() / losses.len().max(1) as f32;
@@ -197,15 +195,12 @@ fn finish(
         tokens: outcome.tokens,
         loss,
     };
-    let (round, payload_bytes) = (assignment.round, commitment.payload_bytes);
     let commitment = SignedCommitment::sign(&context.key, context.run, commitment);
     let trained = Trained { assignment, commitment };
     let adam_step = outcome.adam_step;
     let state = RoundState { trained: trained.clone(), adam_step, published_to: None };
     // The blobs of dropped rounds go with the next θ, when nobody asks for them any more.
     context.disk.keep_round(&state)?;
-    metrics::committed(payload_bytes);
-    context.tell(WorkerEvent::Committed { round, payload_bytes, loss, bits_per_parameter });
     Ok(trained)
 }
 

@@ -1,7 +1,6 @@
-//! What a verifier does: repeats a worker's round, measures held-out loss, and votes on the chain.
+//! What a verifier does: repeats a worker's round, and measures held-out loss.
 
 mod evidence;
-mod vote;
 mod weigh;
 
 use std::collections::BTreeSet;
@@ -26,7 +25,6 @@ use crate::metrics;
 use crate::sync::{borrow_theta, incoming};
 use crate::train::Reins;
 use evidence::{Evidence, EvidenceError, PAUSE_MAX};
-pub(crate) use vote::{fetch_evidence, judge, vote};
 pub(crate) use weigh::weigh;
 
 /// How a replay can end without distances.

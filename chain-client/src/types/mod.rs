@@ -17,8 +17,8 @@ pub use run::{
     Totals,
 };
 pub use worker::{
-    Fault, FaultKind, FaultState, Forfeit, Membership, Suspension, Verifier, VerifierFault, Votes,
-    Worker,
+    Fault, FaultKind, FaultState, Finding, Forfeit, Membership, Suspension, Verifier,
+    VerifierFault, Votes, Worker,
 };
 
 use manyhands_proto::leaf::RewardLeaf;
@@ -248,9 +248,8 @@ mod tests {
     fn a_verifiers_fault_is_read_from_the_bytes_that_the_chain_holds() {
         let bytes = [
             &[1; 32][..],          // evidence_digest
-            &[2; 32],              // opened_by
-            &[2],                  // opened_as: Verifier
             &3_u128.to_le_bytes(), // deposit
+            &2_u32.to_le_bytes(),  // jury
             &[1 << 2],             // one vote that it is guilty
             &[4; 32],
             &[1 << 2], // and one that it is not
@@ -264,9 +263,8 @@ mod tests {
         .concat();
         let fault = VerifierFault {
             evidence_digest: Digest::new([1; 32]),
-            opened_by: NodeId::new([2; 32]),
-            opened_as: Attribution::Verifier,
             deposit: Balance(3),
+            jury: 2,
             votes: Votes {
                 guilty: vec![NodeId::new([4; 32])],
                 innocent: vec![NodeId::new([5; 32])],

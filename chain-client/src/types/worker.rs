@@ -35,8 +35,6 @@ mirror! {
         registered_at: u32,
         /// The block from which the bond can be withdrawn, once retired.
         exit_at: Option<u32>,
-        /// Faults, of workers and of verifiers, that it reported first and that are not decided.
-        open_reports: u32,
         /// Faults that it is accused of and that are not decided.
         open_faults: u32,
     }
@@ -77,10 +75,22 @@ mirror! {
     }
 }
 
+mirror! {
+    /// What one verifier, or all of them together, find of somebody who is accused.
+    #[derive(Copy)]
+    enum Finding {
+        Guilty,
+        Innocent,
+    }
+}
+
 impl Votes {
-    /// Whether that verifier has voted.
-    pub fn has(&self, verifier: &NodeId) -> bool {
-        self.guilty.contains(verifier) || self.innocent.contains(verifier)
+    /// What that verifier found, if it has voted.
+    pub fn of(&self, verifier: &NodeId) -> Option<Finding> {
+        if self.guilty.contains(verifier) {
+            return Some(Finding::Guilty);
+        }
+        self.innocent.contains(verifier).then_some(Finding::Innocent)
     }
 }
 
@@ -88,13 +98,10 @@ mirror! {
     struct Fault {
         kind: FaultKind,
         evidence_digest: Digest,
-        /// Who reported first and answers for it when the fault is dismissed.
-        opened_by: NodeId,
-        /// In which role.
-        opened_as: super::Attribution,
-        /// Held from the opener for the record.
+        /// Held from the run's owner for the record.
         deposit: Balance,
-        /// The coordinator's report opens a fault but is no vote.
+        /// Verifiers that could have a vote on it when it was reported.
+        jury: u32,
         votes: Votes,
         reported_at: u32,
         state: FaultState,
@@ -102,17 +109,14 @@ mirror! {
 }
 
 mirror! {
-    /// What a verifier said about the replay of a worker's round, and others say is not so. Blocks
+    /// What a verifier said about the replay of a worker's round, and the run's owner says is not so. Blocks
     /// are block numbers.
     struct VerifierFault {
         evidence_digest: Digest,
-        /// Who reported first and answers for it when the fault is dismissed.
-        opened_by: NodeId,
-        /// In which role: a verifier's, or the coordinator's.
-        opened_as: super::Attribution,
-        /// Held from the opener for the record.
+        /// Held from the run's owner for the record.
         deposit: Balance,
-        /// The coordinator's report opens a fault but is no vote.
+        /// Verifiers that could have a vote on it when it was reported.
+        jury: u32,
         votes: Votes,
         /// The block in which it was reported first.
         reported_at: u32,

@@ -1,20 +1,14 @@
-//! What a worker's fault and a verifier's have in common: who may report it and when, its clock,
+//! What a worker's fault and a verifier's have in common: who may accuse and vote, and when, its clock,
 //! its contest, and who pays.
 
 use frame_support::{dispatch::DispatchResult, ensure, traits::Get};
 use sp_runtime::DispatchError;
 
 use crate::{
-    AccountId, Accounts, Anchors, Attribution, Balance, BlockNumber, Config, Decision, Digest,
-    Error, FaultState, HoldReason, Pallet, RecoveryReason, Round, Run, RunId, RunState, Stage,
-    Verifiers, Votes,
+    AccountId, Accounts, Anchors, Balance, BlockNumber, Config, Digest, Error, FaultState, Finding,
+    HoldReason, Pallet, RecoveryReason, Round, Run, RunId, RunState, Stage, Votes,
     money::{add, subtract},
-    rounds::count,
 };
-
-/// Who reported first and answers for it, and in which role: [`Attribution::Verifier`] or
-/// [`Attribution::Coordinator`].
-pub(crate) type Opener<'a> = (&'a AccountId, Attribution);
 
 /// What the loser of a dispute has to pay.
 pub(crate) struct Penalty<'a> {
@@ -36,18 +30,16 @@ pub(crate) struct Paid {
 }
 
 impl<T: Config> Pallet<T> {
-    /// The role in which somebody may report in the run. An active verifier's report is a vote;
-    /// the owner's opens a fault and is none.
-    pub(crate) fn reporter_role(
-        run_id: &RunId,
+    /// Ensures that `who` may accuse in the run: its owner alone, on whose record everything else is that
+    /// a verdict follows from. Others' accusations would be in the way of it.
+    pub(crate) fn ensure_accuser(
         run: &Run,
         who: &AccountId,
-    ) -> Result<Attribution, DispatchError> {
-        if Self::active_verifier(run_id, run, who).is_ok() {
-            return Ok(Attribution::Verifier);
-        }
-        ensure!(*who == run.owner, Error::<T>::NotReporter);
-        Ok(Attribution::Coordinator)
+        accused: &AccountId,
+    ) -> DispatchResult {
+        ensure!(*who == run.owner, Error::<T>::NotOwner);
+        ensure!(who != accused, Error::<T>::SelfReport);
+        Ok(())
     }
 
     /// Ensures that what was done in the run can still be reported.
@@ -76,40 +68,15 @@ impl<T: Config> Pallet<T> {
     }
 
     /// Holds the deposit of the dispute's record and counts it; returns its first state.
-    pub(crate) fn open_dispute(
-        run_id: &RunId,
-        run: &mut Run,
-        opener: Opener<'_>,
-    ) -> Result<FaultState, DispatchError> {
-        let (opened_by, opened_as) = opener;
-        Self::hold(HoldReason::StorageDeposit, opened_by, T::RecordDeposit::get())?;
+    pub(crate) fn open_dispute(run: &mut Run) -> Result<FaultState, DispatchError> {
+        Self::hold(HoldReason::StorageDeposit, &run.owner, T::RecordDeposit::get())?;
         run.open_disputes = run.open_disputes.saturating_add(1);
-        if opened_as == Attribution::Verifier {
-            Verifiers::<T>::mutate(run_id, opened_by, |verifier| {
-                if let Some(verifier) = verifier {
-                    verifier.open_reports = verifier.open_reports.saturating_add(1);
-                }
-            });
-        }
         let executable_at = Self::now().saturating_add(run.terms.contest_window);
         Ok(FaultState::Reported { executable_at })
     }
 
-    /// Counts the dispute no longer. Its deposit stays with the record.
-    pub(crate) fn close_dispute(run_id: &RunId, run: &mut Run, opener: Opener<'_>) {
-        let (opened_by, opened_as) = opener;
-        run.open_disputes = run.open_disputes.saturating_sub(1);
-        if opened_as == Attribution::Verifier {
-            Verifiers::<T>::mutate(run_id, opened_by, |verifier| {
-                if let Some(verifier) = verifier {
-                    verifier.open_reports = verifier.open_reports.saturating_sub(1);
-                }
-            });
-        }
-    }
-
     /// Ensures that a vote in this state still counts.
-    pub(crate) fn ensure_votable(state: &FaultState) -> DispatchResult {
+    fn ensure_votable(state: &FaultState) -> DispatchResult {
         match state {
             FaultState::Reported { .. } => Ok(()),
             FaultState::Contested { resolves_at, .. } => {
@@ -122,20 +89,25 @@ impl<T: Config> Pallet<T> {
         }
     }
 
-    /// A verifier's vote about a round. It was a verifier before the round was: nobody buys itself a
-    /// side in a dispute that is there already.
+    /// A verifier's vote about a round. It was a verifier before the round was: nobody buys itself a side
+    /// in a dispute that is there already. Of a round that was never anchored nobody can say so.
     pub(crate) fn vote(
         (run_id, run, round): (&RunId, &Run, Round),
-        votes: &mut Votes,
-        (who, finds): (&AccountId, Decision),
+        (state, votes): (&FaultState, &mut Votes),
+        (who, finds): (&AccountId, Finding),
     ) -> DispatchResult {
+        Self::ensure_votable(state)?;
         let verifier = Self::active_verifier(run_id, run, who)?;
-        Self::ensure_took_part(run_id, run, round, verifier.registered_at)?;
+        // Nobody judges what it brought up itself.
+        ensure!(*who != run.owner, Error::<T>::SelfReport);
+        let anchor = Anchors::<T>::get(run_id, (round, Stage::Commit))
+            .ok_or(Error::<T>::RoundNotAnchored)?;
+        ensure!(verifier.registered_at <= anchor.block, Error::<T>::JoinedLater);
         let voted = votes.guilty.contains(who) || votes.innocent.contains(who);
         ensure!(!voted, Error::<T>::AlreadyVoted);
         let side = match finds {
-            Decision::Slash => &mut votes.guilty,
-            Decision::Acquit => &mut votes.innocent,
+            Finding::Guilty => &mut votes.guilty,
+            Finding::Innocent => &mut votes.innocent,
         };
         side.try_push(who.clone()).map_err(|_| Error::<T>::TooManyVerifiers)?;
         Ok(())
@@ -166,7 +138,7 @@ impl<T: Config> Pallet<T> {
         run: &Run,
         state: &FaultState,
         votes: &Votes,
-    ) -> Result<Decision, DispatchError> {
+    ) -> Result<Finding, DispatchError> {
         let (over_at, contested) = match *state {
             FaultState::Reported { executable_at } => (executable_at, false),
             FaultState::Contested { resolves_at, .. } => (resolves_at, true),
@@ -205,7 +177,7 @@ impl<T: Config> Pallet<T> {
         share: Balance,
     ) -> Result<Balance, DispatchError> {
         let (reason, payer) = from;
-        let each = share.checked_div(count(receivers).into()).unwrap_or(0);
+        let each = share.checked_div(receivers.len() as Balance).unwrap_or(0);
         let mut paid: Balance = 0;
         for receiver in receivers {
             paid = add(paid, Self::pay_from_hold(reason, payer, receiver, each)?)?;
@@ -213,33 +185,19 @@ impl<T: Config> Pallet<T> {
         Ok(paid)
     }
 
-    /// The accused is innocent: it gets its bond back, if it contested, and a contest's bond from whoever
-    /// opened the dispute, if that has it. Returns what the opener paid.
+    /// The accused is innocent: it gets its bond back, if it contested, and a contest's bond from the
+    /// owner's, if that has it. Returns what the owner paid.
     pub(crate) fn indemnify(
-        run_id: &RunId,
         run: &mut Run,
         accused: &AccountId,
-        opener: Opener<'_>,
         state: &FaultState,
     ) -> Result<Balance, DispatchError> {
-        let (accuser, role) = opener;
         if let FaultState::Contested { bond, .. } = state {
             Self::release(HoldReason::ContestBond, accused, *bond)?;
         }
-        let bond = run.terms.contest_bond;
-        if role != Attribution::Verifier {
-            let due = bond.min(run.bond);
-            let penalty = Self::pay_from_hold(HoldReason::CoordinatorBond, accuser, accused, due)?;
-            run.bond = subtract(run.bond, penalty)?;
-            return Ok(penalty);
-        }
-        let Some(mut verifier) = Verifiers::<T>::get(run_id, accuser) else {
-            return Ok(0);
-        };
-        let due = bond.min(verifier.bond);
-        let penalty = Self::pay_from_hold(HoldReason::VerifierBond, accuser, accused, due)?;
-        verifier.bond = subtract(verifier.bond, penalty)?;
-        Verifiers::<T>::insert(run_id, accuser, verifier);
+        let due = run.terms.contest_bond.min(run.bond);
+        let penalty = Self::pay_from_hold(HoldReason::CoordinatorBond, &run.owner, accused, due)?;
+        run.bond = subtract(run.bond, penalty)?;
         Ok(penalty)
     }
 }

@@ -4,10 +4,10 @@ use frame_support::{dispatch::DispatchResult, ensure, traits::Get};
 use sp_runtime::DispatchError;
 
 use crate::{
-    AccountId, Attribution, Config, Decision, Digest, Error, Event, Fault, FaultKind, FaultState,
-    Faults, Forfeit, Forfeits, HoldReason, Pallet, RecoveryReason, Round, Run, RunId, RunState,
-    Runs, Suspension, Suspensions, Votes, Worker, Workers,
-    disputes::{Opener, Paid, Penalty},
+    AccountId, Config, Digest, Error, Event, Fault, FaultKind, FaultState, Faults, Finding,
+    Forfeit, Forfeits, HoldReason, Pallet, RecoveryReason, Round, Run, RunId, RunState, Runs,
+    Suspension, Suspensions, Votes, Worker, Workers,
+    disputes::{Paid, Penalty},
     money::subtract,
     rounds::count,
 };
@@ -21,7 +21,7 @@ struct Accusation {
 
 impl<T: Config> Pallet<T> {
     pub(crate) fn do_report_fault(
-        reporter: AccountId,
+        owner: AccountId,
         run_id: RunId,
         worker: AccountId,
         round: Round,
@@ -30,101 +30,77 @@ impl<T: Config> Pallet<T> {
     ) -> DispatchResult {
         let mut run = Self::run(&run_id)?;
         let accusation = Accusation { run_id, worker, round };
+        Self::ensure_accuser(&run, &owner, &accusation.worker)?;
         let mut accused = Self::worker(&accusation.worker)?;
-        ensure!(reporter != accusation.worker, Error::<T>::SelfReport);
-        let role = Self::reporter_role(&run_id, &run, &reporter)?;
-        let is_verifier = role == Attribution::Verifier;
+        let known = Faults::<T>::contains_key(run_id, (&accusation.worker, round));
+        ensure!(!known, Error::<T>::AlreadyReported);
+        Self::ensure_accountable(&run, &accused, &accusation)?;
 
-        let mut fault = match Faults::<T>::get(run_id, (&accusation.worker, round)) {
-            Some(fault) => {
-                // The coordinator's word opens a fault; repeated, it adds nothing.
-                ensure!(is_verifier, Error::<T>::AlreadyVoted);
-                ensure!(fault.kind == kind, Error::<T>::FaultKindMismatch);
-                Self::ensure_votable(&fault.state)?;
-                fault
-            }
-            None => {
-                Self::ensure_accountable(&run, &accused, &accusation)?;
-                Self::open_fault(
-                    &mut run,
-                    &mut accused,
-                    &accusation,
-                    (&reporter, role),
-                    kind,
-                    evidence_digest,
-                )?
-            }
+        let state = Self::open_dispute(&mut run)?;
+        accused.open_faults = accused.open_faults.saturating_add(1);
+        Self::suspend_claims(&accusation);
+        let fault = Fault {
+            kind,
+            evidence_digest,
+            deposit: T::RecordDeposit::get(),
+            jury: run.verifiers,
+            votes: Votes::default(),
+            reported_at: Self::now(),
+            state,
         };
-        if is_verifier {
-            let about = (&run_id, &run, round);
-            Self::vote(about, &mut fault.votes, (&reporter, Decision::Slash))?;
-        }
-        let votes = count(&fault.votes.guilty);
         Self::deposit_event(Event::FaultReported {
             run: run_id,
             worker: accusation.worker.clone(),
             round,
             kind,
-            reporter,
-            role,
             evidence_digest,
-            votes,
         });
-        Self::decide_fault_if_settled(&mut run, &mut accused, &accusation, &mut fault)?;
         Self::store(&accusation, run, accused, fault);
         Ok(())
     }
 
-    pub(crate) fn do_defend_worker(
+    pub(crate) fn do_vote_on_fault(
         verifier: AccountId,
         run_id: RunId,
         worker: AccountId,
         round: Round,
+        finds: Finding,
     ) -> DispatchResult {
         let mut run = Self::run(&run_id)?;
-        let mut accused = Self::worker(&worker)?;
-        let mut fault =
-            Faults::<T>::get(run_id, (&worker, round)).ok_or(Error::<T>::FaultUnknown)?;
-        ensure!(verifier != worker, Error::<T>::SelfReport);
-        Self::ensure_votable(&fault.state)?;
-        let about = (&run_id, &run, round);
-        Self::vote(about, &mut fault.votes, (&verifier, Decision::Acquit))?;
-        let votes = count(&fault.votes.innocent);
         let accusation = Accusation { run_id, worker, round };
-        Self::deposit_event(Event::WorkerDefended {
+        let mut accused = Self::worker(&accusation.worker)?;
+        let mut fault = Self::fault(&accusation)?;
+        ensure!(verifier != accusation.worker, Error::<T>::SelfReport);
+        let ballot = (&fault.state, &mut fault.votes);
+        Self::vote((&run_id, &run, round), ballot, (&verifier, finds))?;
+        Self::deposit_event(Event::FaultVoted {
             run: run_id,
             worker: accusation.worker.clone(),
             round,
             verifier,
-            votes,
+            finds,
         });
-        Self::decide_fault_if_settled(&mut run, &mut accused, &accusation, &mut fault)?;
+        if let Some(decision) = fault.votes.settled(fault.jury, run.terms.fault_quorum) {
+            Self::decide_fault(&mut run, &mut accused, &accusation, (&mut fault, decision))?;
+        }
         Self::store(&accusation, run, accused, fault);
         Ok(())
     }
 
-    /// Decides the fault once no vote to come could change it.
-    fn decide_fault_if_settled(
-        run: &mut Run,
-        accused: &mut Worker,
-        accusation: &Accusation,
-        fault: &mut Fault,
-    ) -> DispatchResult {
-        match fault.votes.settled(run.verifiers, run.terms.fault_quorum) {
-            Some(decision) => Self::decide_fault(run, accused, accusation, (fault, decision)),
-            None => Ok(()),
-        }
+    fn fault(accusation: &Accusation) -> Result<Fault, DispatchError> {
+        let Accusation { run_id, worker, round } = accusation;
+        Faults::<T>::get(run_id, (worker, round)).ok_or_else(|| Error::<T>::FaultUnknown.into())
     }
 
     fn decide_fault(
         run: &mut Run,
         accused: &mut Worker,
         accusation: &Accusation,
-        (fault, decision): (&mut Fault, Decision),
+        (fault, decision): (&mut Fault, Finding),
     ) -> DispatchResult {
         match decision {
-            Decision::Slash => Self::slash(run, accused, accusation, fault),
-            Decision::Acquit => Self::acquit(run, accused, accusation, fault),
+            Finding::Guilty => Self::slash(run, accused, accusation, fault),
+            Finding::Innocent => Self::acquit(run, accused, accusation, fault),
         }
     }
 
@@ -146,30 +122,6 @@ impl<T: Config> Pallet<T> {
         let exposed = membership.exposed_until.is_none_or(|until| Self::now() < until);
         ensure!(exposed, Error::<T>::NotMember);
         Self::ensure_took_part(&accusation.run_id, run, accusation.round, membership.joined_at)
-    }
-
-    fn open_fault(
-        run: &mut Run,
-        worker: &mut Worker,
-        accusation: &Accusation,
-        opener: Opener<'_>,
-        kind: FaultKind,
-        evidence_digest: Digest,
-    ) -> Result<Fault, DispatchError> {
-        let (opened_by, opened_as) = opener;
-        let state = Self::open_dispute(&accusation.run_id, run, opener)?;
-        worker.open_faults = worker.open_faults.saturating_add(1);
-        Self::suspend_claims(accusation);
-        Ok(Fault {
-            kind,
-            evidence_digest,
-            opened_by: opened_by.clone(),
-            opened_as,
-            deposit: T::RecordDeposit::get(),
-            votes: Votes::default(),
-            reported_at: Self::now(),
-            state,
-        })
     }
 
     pub(crate) fn do_contest_fault(
@@ -201,8 +153,7 @@ impl<T: Config> Pallet<T> {
         let mut run = Self::run(&run_id)?;
         let accusation = Accusation { run_id, worker, round };
         let mut accused = Self::worker(&accusation.worker)?;
-        let mut fault = Faults::<T>::get(run_id, (&accusation.worker, round))
-            .ok_or(Error::<T>::FaultUnknown)?;
+        let mut fault = Self::fault(&accusation)?;
         let decision = Self::decision(&run, &fault.state, &fault.votes)?;
         Self::decide_fault(&mut run, &mut accused, &accusation, (&mut fault, decision))?;
         Self::store(&accusation, run, accused, fault);
@@ -233,7 +184,7 @@ impl<T: Config> Pallet<T> {
             .map_or(*round, |earlier| earlier.from_round.min(*round));
         Forfeits::<T>::insert(run_id, who, Forfeit { from_round, until_block });
         fault.state = FaultState::Executed { slashed: total };
-        Self::end_dispute(run, worker, accusation, fault);
+        Self::end_dispute(run, worker, accusation);
         Self::deposit_event(Event::WorkerSlashed {
             run: *run_id,
             worker: who.clone(),
@@ -247,7 +198,7 @@ impl<T: Config> Pallet<T> {
         Ok(())
     }
 
-    /// The worker is paid a contest's bond by whoever accused it.
+    /// The worker is paid a contest's bond by the run's owner.
     fn acquit(
         run: &mut Run,
         worker: &mut Worker,
@@ -255,16 +206,14 @@ impl<T: Config> Pallet<T> {
         fault: &mut Fault,
     ) -> DispatchResult {
         let Accusation { run_id, worker: who, round } = accusation;
-        let opener = (&fault.opened_by, fault.opened_as);
-        let penalty = Self::indemnify(run_id, run, who, opener, &fault.state)?;
+        let penalty = Self::indemnify(run, who, &fault.state)?;
         fault.state = FaultState::Dismissed;
-        Self::end_dispute(run, worker, accusation, fault);
+        Self::end_dispute(run, worker, accusation);
         Self::deposit_event(Event::FaultDismissed {
             run: *run_id,
             worker: who.clone(),
             round: *round,
             kind: fault.kind,
-            attribution: fault.opened_as,
             penalty,
         });
         Ok(())
@@ -294,9 +243,9 @@ impl<T: Config> Pallet<T> {
         }
     }
 
-    fn end_dispute(run: &mut Run, worker: &mut Worker, accusation: &Accusation, fault: &Fault) {
+    fn end_dispute(run: &mut Run, worker: &mut Worker, accusation: &Accusation) {
         worker.open_faults = worker.open_faults.saturating_sub(1);
-        Self::close_dispute(&accusation.run_id, run, (&fault.opened_by, fault.opened_as));
+        run.open_disputes = run.open_disputes.saturating_sub(1);
         Self::resume_claims(run, accusation);
     }
 }

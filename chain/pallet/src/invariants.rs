@@ -8,9 +8,9 @@ use frame_support::{ensure, traits::Get};
 use sp_runtime::TryRuntimeError;
 
 use crate::{
-    AccountId, Attribution, Balance, Challenges, Claimed, Config, FaultState, Faults, Funding,
-    HoldReason, Pallet, PrunedRuns, Round, RoundState, Rounds, Run, RunId, RunState, Runs,
-    Suspensions, VerifierFaults, Verifiers, Workers, disputes::Opener,
+    AccountId, Balance, Challenges, Claimed, Config, FaultState, Faults, Funding, HoldReason,
+    Pallet, PrunedRuns, Round, RoundState, Rounds, Run, RunId, RunState, Runs, Suspensions,
+    VerifierFaults, Verifiers, Workers,
 };
 
 /// What the records say each account has on hold, by purpose.
@@ -51,9 +51,9 @@ impl Expected {
         &mut self,
         accused: &AccountId,
         state: &FaultState,
-        (opened_by, deposit): (&AccountId, Balance),
+        (owner, deposit): (&AccountId, Balance),
     ) {
-        self.add(HoldReasonKey::Deposit, opened_by, deposit);
+        self.add(HoldReasonKey::Deposit, owner, deposit);
         if let FaultState::Contested { bond, .. } = state {
             self.add(HoldReasonKey::Contest, accused, *bond);
         }
@@ -101,22 +101,19 @@ impl<T: Config> Pallet<T> {
         open_faults: &mut BTreeMap<AccountId, u32>,
     ) -> Result<(), TryRuntimeError> {
         let mut disputes = 0_u32;
-        let mut open_reports = BTreeMap::<AccountId, u32>::new();
         let mut accused_verifiers = BTreeMap::<AccountId, u32>::new();
         for ((worker, _), fault) in Faults::<T>::iter_prefix(run_id) {
-            expected.add_dispute(&worker, &fault.state, (&fault.opened_by, fault.deposit));
+            expected.add_dispute(&worker, &fault.state, (&run.owner, fault.deposit));
             if is_open(&fault.state) {
                 disputes = disputes.saturating_add(1);
                 increment(open_faults, &worker);
-                count_report(&mut open_reports, (&fault.opened_by, fault.opened_as));
             }
         }
         for ((verifier, _, _), fault) in VerifierFaults::<T>::iter_prefix(run_id) {
-            expected.add_dispute(&verifier, &fault.state, (&fault.opened_by, fault.deposit));
+            expected.add_dispute(&verifier, &fault.state, (&run.owner, fault.deposit));
             if is_open(&fault.state) {
                 disputes = disputes.saturating_add(1);
                 increment(&mut accused_verifiers, &verifier);
-                count_report(&mut open_reports, (&fault.opened_by, fault.opened_as));
             }
         }
         for (_, challenge) in Challenges::<T>::iter_prefix(run_id) {
@@ -129,14 +126,11 @@ impl<T: Config> Pallet<T> {
         for (who, verifier) in Verifiers::<T>::iter_prefix(run_id) {
             verifiers = verifiers.saturating_add(1);
             expected.add(HoldReasonKey::Verifier, &who, verifier.bond);
-            let reports = open_reports.remove(&who).unwrap_or(0);
-            ensure!(verifier.open_reports == reports, "open reports are miscounted");
             let faults = accused_verifiers.remove(&who).unwrap_or(0);
             ensure!(verifier.open_faults == faults, "a verifier's open faults are miscounted");
         }
         ensure!(verifiers == run.verifiers, "a run's verifiers are miscounted");
-        let gone = !open_reports.is_empty() || !accused_verifiers.is_empty();
-        ensure!(!gone, "a verifier of an open dispute is gone");
+        ensure!(accused_verifiers.is_empty(), "a verifier of an open dispute is gone");
         Ok(())
     }
 
@@ -210,12 +204,6 @@ impl<T: Config> Pallet<T> {
 
 fn is_open(state: &FaultState) -> bool {
     matches!(state, FaultState::Reported { .. } | FaultState::Contested { .. })
-}
-
-fn count_report(open_reports: &mut BTreeMap<AccountId, u32>, (opened_by, role): Opener<'_>) {
-    if role == Attribution::Verifier {
-        increment(open_reports, opened_by);
-    }
 }
 
 fn increment(counts: &mut BTreeMap<AccountId, u32>, who: &AccountId) {

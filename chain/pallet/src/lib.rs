@@ -26,13 +26,14 @@
 //! # Who decides
 //! Nobody is slashed without having joined: a worker's stake is exposed only to runs whose terms
 //! it accepted with [`Pallet::join_run`], and covers the minimum stakes of all of them together. A
-//! run's id names that run for ever, so that no promise made to it counts in another. Verifiers
-//! that were there before a round vote on what is said of it, for and against. A fault is executed
-//! when its worker lets the contest window pass and no quorum speaks for it, or when, contested, more
-//! find it guilty than innocent and they are a quorum; it is decided at once where no vote to come
-//! could change that. Otherwise it is dismissed and whoever opened it pays. A verifier answers for
-//! what it says about a replay by the same rules, with its whole bond; the others of its run vote on
-//! it. Every state that waits for somebody has a call that anybody may make when the time is over.
+//! run's id names that run for ever, so that no promise made to it counts in another. The owner, on
+//! whose record verdicts are, accuses; verifiers that were there before the round vote on it, for and
+//! against. A fault is executed when its worker lets the contest window pass and no quorum speaks for
+//! it, or when, contested, more find it guilty than innocent and they are a quorum; it is decided at
+//! once where no vote to come could change that. Otherwise it is dismissed and the owner pays. A
+//! verifier answers for what it says about a replay by the same rules, with its whole bond; the others
+//! of its run vote on it. Every state that waits for somebody has a call that anybody may make when
+//! the time is over.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(
@@ -88,7 +89,8 @@ pub mod pallet {
 
     use super::{verdicts::Verdict, *};
 
-    /// 2: a verifier's record counts the faults that it is accused of. 3: votes have two sides.
+    /// 2: a verifier's record counts the faults that it is accused of. 3: the owner alone accuses, and
+    /// votes have two sides.
     pub(crate) const STORAGE_VERSION: StorageVersion = StorageVersion::new(3);
 
     #[pallet::pallet]
@@ -450,18 +452,14 @@ pub mod pallet {
             worker: super::AccountId,
             round: Round,
             kind: FaultKind,
-            reporter: super::AccountId,
-            role: Attribution,
             evidence_digest: Digest,
-            votes: u32,
         },
-        /// A verifier found that the worker did what it says; `votes`: all that did.
-        WorkerDefended {
+        FaultVoted {
             run: RunId,
             worker: super::AccountId,
             round: Round,
             verifier: super::AccountId,
-            votes: u32,
+            finds: Finding,
         },
         FaultContested {
             run: RunId,
@@ -485,7 +483,6 @@ pub mod pallet {
             worker: super::AccountId,
             round: Round,
             kind: FaultKind,
-            attribution: Attribution,
             penalty: Balance,
         },
         VerifierReported {
@@ -493,19 +490,15 @@ pub mod pallet {
             verifier: super::AccountId,
             worker: super::AccountId,
             round: Round,
-            reporter: super::AccountId,
-            role: Attribution,
             evidence_digest: Digest,
-            votes: u32,
         },
-        /// Another verifier found that the accused one is right; `votes`: all that did.
-        VerifierDefended {
+        VerifierFaultVoted {
             run: RunId,
             verifier: super::AccountId,
             worker: super::AccountId,
             round: Round,
             by: super::AccountId,
-            votes: u32,
+            finds: Finding,
         },
         VerifierFaultContested {
             run: RunId,
@@ -530,7 +523,6 @@ pub mod pallet {
             verifier: super::AccountId,
             worker: super::AccountId,
             round: Round,
-            attribution: Attribution,
             penalty: Balance,
         },
     }
@@ -638,7 +630,8 @@ pub mod pallet {
         RoundNotAnchored,
         /// The worker joined, or a verifier registered, after the round was anchored.
         JoinedLater,
-        NotReporter,
+        AlreadyReported,
+        /// Nobody accuses itself, votes on itself, or judges what it brought up.
         SelfReport,
         NotContestable,
         /// The verifier has no bond left, or retired so long ago that it may take it back.
@@ -906,7 +899,7 @@ pub mod pallet {
             Self::do_claim_reward(&leaf, leaf_index, &siblings)
         }
 
-        /// Says that a worker cheated in a round: a verifier's vote, or the coordinator's report.
+        /// The run's owner says that a worker cheated in a round. Its verifiers vote on it.
         #[pallet::call_index(28)]
         #[pallet::weight(T::WeightInfo::report_fault())]
         pub fn report_fault(
@@ -945,8 +938,8 @@ pub mod pallet {
             Self::do_execute_fault(run, worker, round)
         }
 
-        /// Says that a verifier's replay of a worker's round did not end where that verifier says:
-        /// another verifier's vote, or the coordinator's report.
+        /// The run's owner says that a verifier's replay of a worker's round did not end where that
+        /// verifier says. The others vote on it.
         #[pallet::call_index(31)]
         #[pallet::weight(T::WeightInfo::report_verifier())]
         pub fn report_verifier(
@@ -990,30 +983,32 @@ pub mod pallet {
             Self::do_execute_verifier_fault(Verdict { run_id: run, verifier, worker, round })
         }
 
-        /// A verifier's vote that an accused worker did what it says.
+        /// What a verifier finds of an accused worker.
         #[pallet::call_index(34)]
-        #[pallet::weight(T::WeightInfo::defend_worker())]
-        pub fn defend_worker(
+        #[pallet::weight(T::WeightInfo::vote_on_fault())]
+        pub fn vote_on_fault(
             origin: OriginFor<T>,
             run: RunId,
             worker: super::AccountId,
             round: Round,
+            finds: Finding,
         ) -> DispatchResult {
-            Self::do_defend_worker(ensure_signed(origin)?, run, worker, round)
+            Self::do_vote_on_fault(ensure_signed(origin)?, run, worker, round, finds)
         }
 
-        /// A verifier's vote that another, which is accused, is right.
+        /// What a verifier finds of another that is accused.
         #[pallet::call_index(35)]
-        #[pallet::weight(T::WeightInfo::defend_verifier())]
-        pub fn defend_verifier(
+        #[pallet::weight(T::WeightInfo::vote_on_verifier())]
+        pub fn vote_on_verifier(
             origin: OriginFor<T>,
             run: RunId,
             verifier: super::AccountId,
             worker: super::AccountId,
             round: Round,
+            finds: Finding,
         ) -> DispatchResult {
-            let by = ensure_signed(origin)?;
-            Self::do_defend_verifier(by, Verdict { run_id: run, verifier, worker, round })
+            let verdict = Verdict { run_id: run, verifier, worker, round };
+            Self::do_vote_on_verifier(ensure_signed(origin)?, verdict, finds)
         }
     }
 

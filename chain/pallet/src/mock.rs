@@ -282,14 +282,11 @@ pub(crate) fn anchor(round: Round) {
     ));
 }
 
-pub(crate) fn report(
-    reporter: &AccountId,
-    worker: &AccountId,
-    round: Round,
-) -> frame_support::dispatch::DispatchResult {
+/// The owner says that a worker's replay of that round ended elsewhere.
+pub(crate) fn report(worker: &AccountId, round: Round) -> frame_support::dispatch::DispatchResult {
     let evidence = [5; 32];
     Training::report_fault(
-        signed(reporter),
+        signed(&coordinator()),
         RUN,
         worker.clone(),
         round,

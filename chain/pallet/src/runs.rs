@@ -315,11 +315,11 @@ impl<T: Config> Pallet<T> {
             left = left.saturating_sub(1);
         }
         for (_, fault) in Faults::<T>::drain_prefix(run_id).take(left as usize) {
-            Self::release(HoldReason::StorageDeposit, &fault.opened_by, fault.deposit)?;
+            Self::release(HoldReason::StorageDeposit, &run.owner, fault.deposit)?;
             left = left.saturating_sub(1);
         }
         for (_, fault) in VerifierFaults::<T>::drain_prefix(run_id).take(left as usize) {
-            Self::release(HoldReason::StorageDeposit, &fault.opened_by, fault.deposit)?;
+            Self::release(HoldReason::StorageDeposit, &run.owner, fault.deposit)?;
             left = left.saturating_sub(1);
         }
         let drained = Rounds::<T>::drain_prefix(run_id).take(left as usize).count();

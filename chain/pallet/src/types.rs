@@ -242,8 +242,6 @@ stored! {
         pub registered_at: BlockNumber,
         /// The block from which the bond can be withdrawn, once retired.
         pub exit_at: Option<BlockNumber>,
-        /// Faults, of workers and of verifiers, that it reported first and that are not decided.
-        pub open_reports: u32,
         /// Faults that it is accused of and that are not decided.
         pub open_faults: u32,
     }
@@ -427,11 +425,11 @@ stored! {
 }
 
 stored! {
-    /// How what somebody is accused of ends.
+    /// What one verifier, or all of them together, find of somebody who is accused.
     #[derive(Copy)]
-    pub enum Decision {
-        Slash,
-        Acquit,
+    pub enum Finding {
+        Guilty,
+        Innocent,
     }
 }
 
@@ -439,31 +437,31 @@ impl Votes {
     /// What a run's verifiers decided, as soon as no vote that is still to come could change it.
     ///
     /// # Arguments
-    /// `jury`: verifiers of the run beside the accused. `quorum`: votes that a side needs.
-    pub fn settled(&self, jury: u32, quorum: u32) -> Option<Decision> {
+    /// `jury`: verifiers that can have a vote. `quorum`: votes that a side needs.
+    pub fn settled(&self, jury: u32, quorum: u32) -> Option<Finding> {
         let most = |side: &Accounts| {
             let votes = side.len() as u64;
             (votes >= u64::from(quorum)).then_some(votes.saturating_mul(2))
         };
         if most(&self.guilty).is_some_and(|twice| twice > u64::from(jury)) {
-            return Some(Decision::Slash);
+            return Some(Finding::Guilty);
         }
         most(&self.innocent)
             .is_some_and(|twice| twice >= u64::from(jury))
-            .then_some(Decision::Acquit)
+            .then_some(Finding::Innocent)
     }
 
     /// What they decided when the time for votes is over. Silence of the accused lets an accusation stand
     /// unless a quorum speaks for it; who objects is to be found guilty by a quorum.
-    pub fn at_the_end(&self, contested: bool, quorum: u32) -> Decision {
-        let (guilty, innocent) = (self.guilty.len(), self.innocent.len());
+    pub fn at_the_end(&self, contested: bool, quorum: u32) -> Finding {
+        let (against, in_favour) = (self.guilty.len(), self.innocent.len());
         let has_quorum = |votes: usize| votes as u64 >= u64::from(quorum);
-        let slash = if contested {
-            has_quorum(guilty) && guilty > innocent
+        let guilty = if contested {
+            has_quorum(against) && against > in_favour
         } else {
-            !(has_quorum(innocent) && innocent >= guilty)
+            !(has_quorum(in_favour) && in_favour >= against)
         };
-        if slash { Decision::Slash } else { Decision::Acquit }
+        if guilty { Finding::Guilty } else { Finding::Innocent }
     }
 }
 
@@ -471,13 +469,10 @@ stored! {
     pub struct Fault {
         pub kind: FaultKind,
         pub evidence_digest: Digest,
-        /// Who reported first and answers for it when the fault is dismissed.
-        pub opened_by: AccountId,
-        /// In which role: [`Attribution::Verifier`] or [`Attribution::Coordinator`].
-        pub opened_as: Attribution,
-        /// Planck of the opener held as storage deposit.
+        /// Planck of the run's owner held as storage deposit.
         pub deposit: Balance,
-        /// The coordinator's report opens a fault but is no vote.
+        /// The run's verifiers when it was reported.
+        pub jury: u32,
         pub votes: Votes,
         pub reported_at: BlockNumber,
         pub state: FaultState,
@@ -485,16 +480,13 @@ stored! {
 }
 
 stored! {
-    /// What a verifier said about the replay of a worker's round, and others say is not so.
+    /// What a verifier said about the replay of a worker's round, and the run's owner says is not so.
     pub struct VerifierFault {
         pub evidence_digest: Digest,
-        /// Who reported first and answers for it when the fault is dismissed.
-        pub opened_by: AccountId,
-        /// In which role: [`Attribution::Verifier`] or [`Attribution::Coordinator`].
-        pub opened_as: Attribution,
-        /// Planck of the opener held as storage deposit.
+        /// Planck of the run's owner held as storage deposit.
         pub deposit: Balance,
-        /// The coordinator's report opens a fault but is no vote.
+        /// The run's verifiers beside the accused when it was reported.
+        pub jury: u32,
         pub votes: Votes,
         pub reported_at: BlockNumber,
         pub state: FaultState,

@@ -4,10 +4,10 @@ use frame_support::{dispatch::DispatchResult, ensure, traits::Get};
 use sp_runtime::DispatchError;
 
 use crate::{
-    AccountId, Attribution, Config, Decision, Digest, Error, Event, FaultState, HoldReason, Pallet,
+    AccountId, Config, Digest, Error, Event, FaultState, Finding, HoldReason, Pallet,
     RecoveryReason, Round, Run, RunId, Runs, Verifier, VerifierFault, VerifierFaults, Verifiers,
     Votes,
-    disputes::{Opener, Paid, Penalty},
+    disputes::{Paid, Penalty},
     money::subtract,
     rounds::count,
 };
@@ -44,102 +44,76 @@ impl<T: Config> Pallet<T> {
     }
 
     pub(crate) fn do_report_verifier(
-        reporter: AccountId,
+        owner: AccountId,
         verdict: Verdict,
         evidence_digest: Digest,
     ) -> DispatchResult {
         let run_id = verdict.run_id;
         let mut run = Self::run(&run_id)?;
+        Self::ensure_accuser(&run, &owner, &verdict.verifier)?;
         let mut accused = Self::accused_verifier(&verdict)?;
-        ensure!(reporter != verdict.verifier, Error::<T>::SelfReport);
-        let role = Self::reporter_role(&run_id, &run, &reporter)?;
-        let is_verifier = role == Attribution::Verifier;
+        let known = VerifierFaults::<T>::contains_key(run_id, verdict.key());
+        ensure!(!known, Error::<T>::AlreadyReported);
+        Self::ensure_answerable(&run, &accused, &verdict)?;
 
-        let mut fault = match VerifierFaults::<T>::get(run_id, verdict.key()) {
-            Some(fault) => {
-                // The coordinator's word opens a fault; repeated, it adds nothing.
-                ensure!(is_verifier, Error::<T>::AlreadyVoted);
-                Self::ensure_votable(&fault.state)?;
-                fault
-            }
-            None => {
-                Self::ensure_answerable(&run, &accused, &verdict)?;
-                let opener = (&reporter, role);
-                Self::open_verifier_fault(
-                    &mut run,
-                    &mut accused,
-                    &verdict,
-                    opener,
-                    evidence_digest,
-                )?
-            }
+        let state = Self::open_dispute(&mut run)?;
+        accused.open_faults = accused.open_faults.saturating_add(1);
+        let fault = VerifierFault {
+            evidence_digest,
+            deposit: T::RecordDeposit::get(),
+            // The accused has no vote on itself.
+            jury: run.verifiers.saturating_sub(1),
+            votes: Votes::default(),
+            reported_at: Self::now(),
+            state,
         };
-        if is_verifier {
-            let about = (&run_id, &run, verdict.round);
-            Self::vote(about, &mut fault.votes, (&reporter, Decision::Slash))?;
-        }
-        let votes = count(&fault.votes.guilty);
         Self::deposit_event(Event::VerifierReported {
             run: run_id,
             verifier: verdict.verifier.clone(),
             worker: verdict.worker.clone(),
             round: verdict.round,
-            reporter,
-            role,
             evidence_digest,
-            votes,
         });
-        Self::decide_verdict_if_settled(&mut run, &mut accused, &verdict, &mut fault)?;
         Self::store_verdict(&verdict, run, accused, fault);
         Ok(())
     }
 
-    pub(crate) fn do_defend_verifier(by: AccountId, verdict: Verdict) -> DispatchResult {
+    pub(crate) fn do_vote_on_verifier(
+        by: AccountId,
+        verdict: Verdict,
+        finds: Finding,
+    ) -> DispatchResult {
         let run_id = verdict.run_id;
         let mut run = Self::run(&run_id)?;
         let mut fault = Self::verifier_fault(&verdict)?;
         let mut accused = Self::accused_verifier(&verdict)?;
         ensure!(by != verdict.verifier, Error::<T>::SelfReport);
-        Self::ensure_votable(&fault.state)?;
-        let about = (&run_id, &run, verdict.round);
-        Self::vote(about, &mut fault.votes, (&by, Decision::Acquit))?;
-        Self::deposit_event(Event::VerifierDefended {
+        let ballot = (&fault.state, &mut fault.votes);
+        Self::vote((&run_id, &run, verdict.round), ballot, (&by, finds))?;
+        Self::deposit_event(Event::VerifierFaultVoted {
             run: run_id,
             verifier: verdict.verifier.clone(),
             worker: verdict.worker.clone(),
             round: verdict.round,
             by,
-            votes: count(&fault.votes.innocent),
+            finds,
         });
-        Self::decide_verdict_if_settled(&mut run, &mut accused, &verdict, &mut fault)?;
+        if let Some(decision) = fault.votes.settled(fault.jury, run.terms.fault_quorum) {
+            Self::decide_verdict(&mut run, &mut accused, &verdict, (&mut fault, decision))?;
+        }
         Self::store_verdict(&verdict, run, accused, fault);
         Ok(())
-    }
-
-    /// Decides the fault once no vote to come could change it.
-    fn decide_verdict_if_settled(
-        run: &mut Run,
-        accused: &mut Verifier,
-        verdict: &Verdict,
-        fault: &mut VerifierFault,
-    ) -> DispatchResult {
-        // The accused has no vote on itself.
-        let jury = run.verifiers.saturating_sub(1);
-        match fault.votes.settled(jury, run.terms.fault_quorum) {
-            Some(decision) => Self::decide_verdict(run, accused, verdict, (fault, decision)),
-            None => Ok(()),
-        }
     }
 
     fn decide_verdict(
         run: &mut Run,
         accused: &mut Verifier,
         verdict: &Verdict,
-        (fault, decision): (&mut VerifierFault, Decision),
+        (fault, decision): (&mut VerifierFault, Finding),
     ) -> DispatchResult {
         match decision {
-            Decision::Slash => Self::slash_verifier(run, accused, verdict, fault),
-            Decision::Acquit => Self::acquit_verifier(run, accused, verdict, fault),
+            Finding::Guilty => Self::slash_verifier(run, accused, verdict, fault),
+            Finding::Innocent => Self::acquit_verifier(run, accused, verdict, fault),
         }
     }
 
@@ -149,27 +123,6 @@ impl<T: Config> Pallet<T> {
         let exposed = accused.exit_at.is_none_or(|exit_at| Self::now() < exit_at);
         ensure!(exposed && accused.bond > 0, Error::<T>::VerifierUnreachable);
         Self::ensure_took_part(&verdict.run_id, run, verdict.round, accused.registered_at)
-    }
-
-    fn open_verifier_fault(
-        run: &mut Run,
-        accused: &mut Verifier,
-        verdict: &Verdict,
-        opener: Opener<'_>,
-        evidence_digest: Digest,
-    ) -> Result<VerifierFault, DispatchError> {
-        let (opened_by, opened_as) = opener;
-        let state = Self::open_dispute(&verdict.run_id, run, opener)?;
-        accused.open_faults = accused.open_faults.saturating_add(1);
-        Ok(VerifierFault {
-            evidence_digest,
-            opened_by: opened_by.clone(),
-            opened_as,
-            deposit: T::RecordDeposit::get(),
-            votes: Votes::default(),
-            reported_at: Self::now(),
-            state,
-        })
     }
 
     pub(crate) fn do_contest_verifier_fault(
@@ -222,7 +175,7 @@ impl<T: Config> Pallet<T> {
         let Paid { total, to_reporters, to_escrow } = Self::collect(run_id, run, &penalty)?;
         accused.bond = subtract(accused.bond, total)?;
         fault.state = FaultState::Executed { slashed: total };
-        Self::end_verifier_dispute(run, accused, verdict, fault);
+        Self::end_verifier_dispute(run, accused);
         Self::deposit_event(Event::VerifierSlashed {
             run: *run_id,
             verifier: verifier.clone(),
@@ -236,7 +189,7 @@ impl<T: Config> Pallet<T> {
         Ok(())
     }
 
-    /// The verifier is paid a contest's bond by whoever accused it.
+    /// The verifier is paid a contest's bond by the run's owner.
     fn acquit_verifier(
         run: &mut Run,
         accused: &mut Verifier,
@@ -244,28 +197,21 @@ impl<T: Config> Pallet<T> {
         fault: &mut VerifierFault,
     ) -> DispatchResult {
         let Verdict { run_id, verifier, worker, round } = verdict;
-        let opener = (&fault.opened_by, fault.opened_as);
-        let penalty = Self::indemnify(run_id, run, verifier, opener, &fault.state)?;
+        let penalty = Self::indemnify(run, verifier, &fault.state)?;
         fault.state = FaultState::Dismissed;
-        Self::end_verifier_dispute(run, accused, verdict, fault);
+        Self::end_verifier_dispute(run, accused);
         Self::deposit_event(Event::VerifierFaultDismissed {
             run: *run_id,
             verifier: verifier.clone(),
             worker: worker.clone(),
             round: *round,
-            attribution: fault.opened_as,
             penalty,
         });
         Ok(())
     }
 
-    fn end_verifier_dispute(
-        run: &mut Run,
-        accused: &mut Verifier,
-        verdict: &Verdict,
-        fault: &VerifierFault,
-    ) {
+    fn end_verifier_dispute(run: &mut Run, accused: &mut Verifier) {
         accused.open_faults = accused.open_faults.saturating_sub(1);
-        Self::close_dispute(&verdict.run_id, run, (&fault.opened_by, fault.opened_as));
+        run.open_disputes = run.open_disputes.saturating_sub(1);
     }
 }

@@ -44,8 +44,8 @@ pub trait WeightInfo {
     fn report_verifier() -> Weight;
     fn contest_verifier_fault() -> Weight;
     fn execute_verifier_fault() -> Weight;
-    fn defend_worker() -> Weight;
-    fn defend_verifier() -> Weight;
+    fn vote_on_fault() -> Weight;
+    fn vote_on_verifier() -> Weight;
     /// `limit`: records removed.
     fn prune_run(limit: u32) -> Weight;
     /// `siblings`: hashes of the leaf's proof.
@@ -179,8 +179,7 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
     }
 
     fn report_fault() -> Weight {
-        // The deciding vote pays up to 32 reporters.
-        Self::storage(78, 76)
+        Self::storage(7, 7)
     }
 
     fn contest_fault() -> Weight {
@@ -188,13 +187,12 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
     }
 
     fn execute_fault() -> Weight {
-        // Pays up to 32 reporters.
+        // Pays up to 32 voters.
         Self::storage(75, 76)
     }
 
     fn report_verifier() -> Weight {
-        // The deciding vote pays up to 31 reporters: all verifiers but the accused.
-        Self::storage(76, 72)
+        Self::storage(6, 6)
     }
 
     fn contest_verifier_fault() -> Weight {
@@ -202,18 +200,18 @@ impl<T: Config> WeightInfo for CountedWeight<T> {
     }
 
     fn execute_verifier_fault() -> Weight {
-        // Pays up to 31 reporters.
+        // Pays up to 31 voters: all verifiers but the accused.
         Self::storage(70, 70)
     }
 
-    fn defend_worker() -> Weight {
-        // The deciding vote makes the opener pay the accused.
-        Self::storage(14, 12)
+    fn vote_on_fault() -> Weight {
+        // The deciding vote pays up to 32 voters.
+        Self::storage(78, 76)
     }
 
-    fn defend_verifier() -> Weight {
-        // The deciding vote makes the opener pay the accused.
-        Self::storage(13, 11)
+    fn vote_on_verifier() -> Weight {
+        // The deciding vote pays up to 31 voters: all verifiers but the accused.
+        Self::storage(74, 71)
     }
 
     fn prune_run(limit: u32) -> Weight {

@@ -188,13 +188,8 @@ impl<T: Config> Pallet<T> {
                 ensure!(run.verifiers < crate::VERIFIERS_MAX, Error::<T>::TooManyVerifiers);
                 Self::hold(HoldReason::VerifierBond, &who, bond)?;
                 run.verifiers = run.verifiers.saturating_add(1);
-                let verifier = Verifier {
-                    bond,
-                    registered_at: Self::now(),
-                    exit_at: None,
-                    open_reports: 0,
-                    open_faults: 0,
-                };
+                let verifier =
+                    Verifier { bond, registered_at: Self::now(), exit_at: None, open_faults: 0 };
                 Verifiers::<T>::insert(run_id, &who, verifier);
                 Runs::<T>::insert(run_id, run);
             }
@@ -217,7 +212,7 @@ impl<T: Config> Pallet<T> {
         let verifier = Verifiers::<T>::get(run_id, &who).ok_or(Error::<T>::VerifierUnknown)?;
         let exit_at = verifier.exit_at.ok_or(Error::<T>::ExitNotAnnounced)?;
         ensure!(Self::now() >= exit_at, Error::<T>::StillUnbonding);
-        ensure!(verifier.open_reports == 0 && verifier.open_faults == 0, Error::<T>::DisputeOpen);
+        ensure!(verifier.open_faults == 0, Error::<T>::DisputeOpen);
         let mut run = Self::run(&run_id)?;
         Self::remove_verifier(&run_id, &mut run, who, &verifier)?;
         Runs::<T>::insert(run_id, run);

@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
-use manyhands_chain_client::types::{Fault, FaultState, VerifierFault};
-use manyhands_chain_client::{ChainClient, ChainState, ReadError};
+use manyhands_chain_client::{Accusation, ChainClient, Dispute};
 use manyhands_proto::keys::NodeKey;
-use manyhands_proto::{Balance, Digest, NodeId, Round, RunId};
+use manyhands_proto::{Balance, NodeId, RunId};
 use serde::Serialize;
 
 use super::RunChainArg;
@@ -26,66 +25,31 @@ pub(crate) struct Args {
     chain: RunChainArg,
 }
 
-/// What the node is accused of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case", tag = "accused")]
-enum Accusation {
-    Worker {
-        round: Round,
-    },
-    /// Of what it said, as a verifier, about that worker's round.
-    Verifier {
-        worker: NodeId,
-        round: Round,
-    },
-}
-
-/// An accusation that stands, as the chain has it.
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Open {
-    #[serde(flatten)]
-    accusation: Accusation,
-    #[serde(skip)]
-    evidence: Digest,
-    #[serde(skip)]
-    state: FaultState,
-}
-
-/// What was objected to.
+/// What became of the accusations.
 #[derive(Debug, Clone, Serialize)]
 struct Contested {
     account: NodeId,
-    now: Vec<Accusation>,
-    before: Vec<Accusation>,
-    /// Held for each.
+    accusations: Vec<Answered>,
+    /// Held for each that was objected to.
     bond: Balance,
     /// Blocks for which the verifiers vote.
     resolution_window: u32,
 }
 
-impl Open {
-    fn of_worker(round: Round, fault: &Fault) -> Option<Self> {
-        let accusation = Accusation::Worker { round };
-        Self::new(accusation, fault.evidence_digest, fault.state)
-    }
+#[derive(Debug, Clone, Serialize)]
+struct Answered {
+    #[serde(flatten)]
+    accusation: Accusation,
+    answer: Answer,
+}
 
-    fn of_verifier(worker: NodeId, round: Round, fault: &VerifierFault) -> Option<Self> {
-        let accusation = Accusation::Verifier { worker, round };
-        Self::new(accusation, fault.evidence_digest, fault.state)
-    }
-
-    fn new(accusation: Accusation, evidence: Digest, state: FaultState) -> Option<Self> {
-        match state {
-            FaultState::Reported { .. } | FaultState::Contested { .. } => {
-                Some(Self { accusation, evidence, state })
-            }
-            FaultState::Executed { .. } | FaultState::Dismissed => None,
-        }
-    }
-
-    fn is_contested(&self) -> bool {
-        matches!(self.state, FaultState::Contested { .. })
-    }
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Objected,
+    ObjectedBefore,
+    TooLate,
+    Failed(String),
 }
 
 pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
@@ -99,86 +63,83 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
         let reason = format!("the chain does not know run {run}");
         return Err(Failure::new("no_run", reason, "name the run's own chain with --chain"));
     };
-    let all = open(&state, &run, key.node_id()).await?;
-    if all.is_empty() {
-        let reason = format!("nobody accuses account {} in this run", key.node_id());
+    let account = key.node_id();
+    let mut open = state.disputes(&run).await?;
+    open.retain(|it| it.accusation.node() == account && it.decided_from().is_some());
+    if open.is_empty() {
+        let reason = format!("nobody accuses account {account} in this run");
         return Err(Failure::new("nothing_to_contest", reason, "name another key with --dir"));
     }
-    let (before, new): (Vec<Open>, Vec<Open>) = all.into_iter().partition(Open::is_contested);
-    for open in &new {
-        contest(&chain, &key, &run, open).await?;
+    let mut accusations = Vec::with_capacity(open.len());
+    for dispute in open {
+        let answer = object(&chain, &key, (&run, state.block().number), &dispute).await;
+        accusations.push(Answered { accusation: dispute.accusation, answer });
     }
-    let accusations = |of: Vec<Open>| of.into_iter().map(|open| open.accusation).collect();
     let contested = Contested {
-        account: key.node_id(),
-        now: accusations(new),
-        before: accusations(before),
+        account,
+        accusations,
         bond: on_chain.terms.contest_bond,
         resolution_window: on_chain.terms.resolution_window,
     };
     output.document(&contested, || contested.words());
-    Ok(())
-}
-
-async fn open(state: &ChainState, run: &RunId, me: NodeId) -> Result<Vec<Open>, ReadError> {
-    let workers = state.faults(run).await?;
-    let mut all: Vec<Open> = workers
-        .iter()
-        .filter(|((worker, _), _)| *worker == me)
-        .filter_map(|((_, round), fault)| Open::of_worker(*round, fault))
-        .collect();
-    let verifiers = state.verifier_faults(run).await?;
-    all.extend(
-        verifiers
-            .iter()
-            .filter(|((verifier, ..), _)| *verifier == me)
-            .filter_map(|((_, worker, round), fault)| Open::of_verifier(*worker, *round, fault)),
-    );
-    Ok(all)
-}
-
-async fn contest(
-    chain: &ChainClient,
-    key: &NodeKey,
-    run: &RunId,
-    open: &Open,
-) -> Result<(), Failure> {
-    match open.accusation {
-        Accusation::Worker { round } => {
-            chain.contest_fault(key, run, round, open.evidence).await?;
-        }
-        Accusation::Verifier { worker, round } => {
-            chain.contest_verifier_fault(key, run, (&worker, round), open.evidence).await?;
-        }
+    let failed = contested.accusations.iter().any(|it| matches!(it.answer, Answer::Failed(_)));
+    if failed {
+        let reason = "the chain did not take every objection";
+        return Err(Failure::new(
+            "not_contested",
+            reason,
+            "mend what it says, and try again in time",
+        ));
     }
     Ok(())
+}
+
+async fn object(
+    chain: &ChainClient,
+    key: &NodeKey,
+    (run, block): (&RunId, u32),
+    dispute: &Dispute,
+) -> Answer {
+    if dispute.is_contested() {
+        return Answer::ObjectedBefore;
+    }
+    // A call is executed in a later block than the one whose state was read.
+    if dispute.decided_from().is_none_or(|end| block.saturating_add(1) >= end) {
+        return Answer::TooLate;
+    }
+    match chain.contest(key, run, &dispute.accusation, dispute.evidence_digest).await {
+        Ok(_) => Answer::Objected,
+        Err(error) => Answer::Failed(error.to_string()),
+    }
 }
 
 impl Contested {
     fn words(&self) -> String {
-        let lines = |all: &[Accusation], what: &str| -> String {
-            all.iter().map(|one| format!("{what} {}\n", one.words())).collect()
-        };
+        let lines: String =
+            self.accusations.iter().map(|one| format!("{}\n", one.words())).collect();
         format!(
-            "{}{}each with a bond of {}; verifiers vote for {} blocks",
-            lines(&self.now, "objected to"),
-            lines(&self.before, "objected to before:"),
-            self.bond,
-            self.resolution_window
+            "{lines}each objection holds a bond of {}; verifiers vote for {} blocks",
+            self.bond, self.resolution_window
         )
     }
 }
 
-impl Accusation {
+impl Answered {
     fn words(&self) -> String {
-        match self {
-            Self::Worker { round } => format!("a fault in round {round}"),
-            Self::Verifier { worker, round } => {
+        let what = match self.accusation {
+            Accusation::Worker { round, .. } => format!("a fault in round {round}"),
+            Accusation::Verifier { worker, round, .. } => {
                 format!(
                     "a replay of round {round} of {} that is said to be made up",
                     worker.short()
                 )
             }
+        };
+        match &self.answer {
+            Answer::Objected => format!("{what}: objected"),
+            Answer::ObjectedBefore => format!("{what}: objected before"),
+            Answer::TooLate => format!("{what}: the time to object is over"),
+            Answer::Failed(reason) => format!("{what}: NOT objected: {reason}"),
         }
     }
 }

@@ -291,7 +291,9 @@ impl Play {
             // Dozens of them; the page shows all.
             ("coordinator", "note") if field("kind") == "audit" => {}
             ("coordinator", "note") => self.teller.tell(field("text")),
-            ("coordinator", "problem") => self.teller.tell(format!("{}: {}", field("what"), field("why"))),
+            ("coordinator", "problem") => {
+                self.teller.tell(format!("{}: {}", field("what"), field("why")))
+            }
             ("coordinator", "held_out_loss") if !self.is_told(number_of(value)) => {}
             ("coordinator", "held_out_loss") => self.teller.tell(format!(
                 "θ of round {}: held-out loss {:.3}",
@@ -305,10 +307,10 @@ impl Play {
                 field("reason")
             )),
             ("verifier", "voted") => self.teller.tell(format!(
-                ">>> caught: the replay of {}'s round {} does not agree with what it sent (distance {:.3})",
-                short("worker"),
+                ">>> the verifier votes on {}'s round {}: {}",
+                short("accused"),
                 value["round"],
-                value["delta"].as_f64().unwrap_or_default()
+                field("reason")
             )),
             (_, "trouble") => self.teller.tell(format!("{process}: {}", field("text"))),
             (_, "synced") => {

@@ -1,20 +1,22 @@
-//! Carrying a fault through on chain: report, wait for the verifiers' quorum or the end of the contest
-//! window, execute.
+//! Carrying an accusation through on chain: report, wait until the verifiers have voted or a window is over,
+//! have it decided.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use manyhands_chain_client::types::{self, FaultState};
-use manyhands_chain_client::{
-    ChainClient, ChainState, FaultReport, ReadError, SubmitError, VerifierReport,
-};
-use manyhands_proto::{Balance, Digest, NodeId, Round, RunId};
-use manyhands_rules::record::{FalseEnd, FaultKind};
+use manyhands_chain_client::{Accusation, ChainClient, ReadError, SubmitError};
+use manyhands_network::data::Access;
+use manyhands_proto::{Balance, Digest};
+use manyhands_rules::panel::Case;
+use manyhands_rules::record::FaultKind;
 
+use super::EffectError;
 use crate::context::Context;
+use crate::journal::{BlobKind, BlobNote};
 use crate::retry::Backoff;
 
-/// Between looks at a fault whose window is open.
+/// Between looks at a dispute whose window is open.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// The chain's refusals that no repetition changes: the accused has nothing at stake in this run.
@@ -28,72 +30,6 @@ const OUT_OF_REACH: [&str; 7] = [
     "VerifierUnreachable",
 ];
 
-/// What is reported, of whom.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Accusation {
-    Worker { round: Round, worker: NodeId, kind: FaultKind, evidence: Digest },
-    Verifier { end: FalseEnd, evidence: Digest },
-}
-
-impl Accusation {
-    fn name(&self) -> String {
-        match self {
-            Self::Worker { round, worker, .. } => {
-                format!("the fault of {} in round {round}", worker.short())
-            }
-            Self::Verifier { end: FalseEnd { round, verifier, .. }, .. } => {
-                format!("what verifier {} said of round {round}", verifier.short())
-            }
-        }
-    }
-
-    async fn state(
-        &self,
-        state: &ChainState,
-        run: &RunId,
-    ) -> Result<Option<FaultState>, ReadError> {
-        match self {
-            Self::Worker { round, worker, .. } => {
-                Ok(state.fault(run, worker, *round).await?.map(|fault| fault.state))
-            }
-            Self::Verifier { end: FalseEnd { round, worker, verifier }, .. } => {
-                let fault = state.verifier_fault(run, verifier, worker, *round).await?;
-                Ok(fault.map(|fault| fault.state))
-            }
-        }
-    }
-
-    async fn report(&self, chain: &ChainClient, context: &Context) -> Result<(), SubmitError> {
-        let (key, run) = (&context.key, context.run);
-        match *self {
-            Self::Worker { round, worker, kind, evidence: evidence_digest } => {
-                let kind = kind_on_chain(kind);
-                let report = FaultReport { run, worker, round, kind, evidence_digest };
-                chain.report_fault(key, report).await?;
-            }
-            Self::Verifier { end, evidence: evidence_digest } => {
-                let FalseEnd { round, worker, verifier } = end;
-                let report = VerifierReport { run, verifier, worker, round, evidence_digest };
-                chain.report_verifier(key, report).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn execute(&self, chain: &ChainClient, context: &Context) -> Result<(), SubmitError> {
-        let (key, run) = (&context.key, &context.run);
-        match self {
-            Self::Worker { round, worker, .. } => {
-                chain.execute_fault(key, run, worker, *round).await?;
-            }
-            Self::Verifier { end: FalseEnd { round, worker, verifier }, .. } => {
-                chain.execute_verifier_fault(key, run, verifier, (worker, *round)).await?;
-            }
-        }
-        Ok(())
-    }
-}
-
 #[derive(Debug, thiserror::Error)]
 enum FaultError {
     #[error(transparent)]
@@ -104,7 +40,7 @@ enum FaultError {
 
 /// On chain there is no kind of its own for a payload that does not parse: like a chunk that does not
 /// encode to it, it is bytes that the codec cannot have written.
-const fn kind_on_chain(kind: FaultKind) -> types::FaultKind {
+pub(super) const fn kind_on_chain(kind: FaultKind) -> types::FaultKind {
     match kind {
         FaultKind::Malformed | FaultKind::Codec => types::FaultKind::Codec,
         FaultKind::Replay => types::FaultKind::Replay,
@@ -112,13 +48,28 @@ const fn kind_on_chain(kind: FaultKind) -> types::FaultKind {
     }
 }
 
+/// Shows everybody what verifiers found: whoever votes on an accusation looks at it first.
+pub(super) fn show(context: &Context, case: Option<&Case>) -> Result<Vec<BlobNote>, EffectError> {
+    let Some(case) = case else { return Ok(Vec::new()) };
+    let digest = context.store.insert(&case.canonical_bytes(), Access::Everyone)?;
+    Ok(vec![BlobNote { digest, kind: BlobKind::Evidence, round: case.round() }])
+}
+
 /// Ends when the chain has decided, with what it took from the stake or bond.
-pub(super) async fn carry_through(context: &Arc<Context>, accusation: Accusation) -> Balance {
+pub(super) async fn carry_through(
+    context: &Arc<Context>,
+    accusation: Accusation,
+    evidence: Digest,
+) -> Balance {
     let Some(chain) = &context.chain else { return Balance(0) };
-    let what = accusation.name();
+    let (round, who) = (accusation.round(), accusation.node().short());
+    let what = match accusation {
+        Accusation::Worker { .. } => format!("the fault of {who} in round {round}"),
+        Accusation::Verifier { .. } => format!("what verifier {who} said of round {round}"),
+    };
     let mut backoff = Backoff::for_chain();
     let slashed = loop {
-        match decided(context, chain, &accusation).await {
+        match decided(context, chain, &accusation, evidence).await {
             Ok(slashed) => break slashed,
             Err(FaultError::Submit(SubmitError::Failed { error, .. }))
                 if OUT_OF_REACH.contains(&error.as_str()) =>
@@ -141,20 +92,21 @@ async fn decided(
     context: &Context,
     chain: &ChainClient,
     accusation: &Accusation,
+    evidence: Digest,
 ) -> Result<Balance, FaultError> {
+    let (key, run) = (&context.key, &context.run);
     loop {
         let state = chain.state().await?;
-        let now = state.block().number;
         // A call is executed in a later block than the one whose state is read here.
-        let over = |block: u32| now.saturating_add(1) >= block;
-        match accusation.state(&state, &context.run).await? {
-            None => accusation.report(chain, context).await?,
+        let next = state.block().number.saturating_add(1);
+        match state.dispute(run, accusation).await?.map(|dispute| dispute.state) {
+            None => _ = chain.report(key, run, accusation, evidence).await?,
             Some(FaultState::Executed { slashed }) => return Ok(slashed),
             Some(FaultState::Dismissed) => return Ok(Balance(0)),
             Some(
                 FaultState::Reported { executable_at: at }
                 | FaultState::Contested { resolves_at: at, .. },
-            ) if over(at) => accusation.execute(chain, context).await?,
+            ) if next >= at => _ = chain.decide(key, run, accusation).await?,
             Some(FaultState::Reported { .. } | FaultState::Contested { .. }) => {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }

@@ -3,25 +3,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use manyhands_network::data::Access;
 use manyhands_proto::message::ReplayEvidence;
 use manyhands_rules::coordinator::Input;
 use manyhands_rules::evidence::false_ends;
-use manyhands_rules::panel::Contradiction;
+use manyhands_rules::panel::Case;
 
 use super::{Done, EffectError, blocking};
 use crate::context::Context;
-use crate::journal::{BlobKind, BlobNote};
 use crate::store::ReadBlobError;
 
-pub(super) async fn compare(
-    context: &Arc<Context>,
-    contradiction: Contradiction,
-) -> Result<Done, EffectError> {
+pub(super) async fn compare(context: &Arc<Context>, case: Case) -> Result<Done, EffectError> {
     let context = context.clone();
     blocking(move || {
         let mut evidence = BTreeMap::new();
-        for digest in contradiction.judgements.iter().filter_map(|judgement| judgement.evidence) {
+        for digest in case.judgements.iter().filter_map(|judgement| judgement.evidence) {
             // Our own, from when the ends were compared; without it there is nothing to hold against anybody.
             let bytes = match context.store.get(digest) {
                 Ok(bytes) => bytes,
@@ -33,15 +28,9 @@ pub(super) async fn compare(
             }
         }
         let terms = &context.spec.verification;
-        let liars = false_ends(&contradiction, &evidence, &context.layout, terms);
-        let commitment = contradiction.commitment.digest();
-        let mut blobs = Vec::new();
-        if !liars.is_empty() {
-            let digest = context.store.insert(&contradiction.canonical_bytes(), Access::Nobody)?;
-            let round = contradiction.commitment.commitment.round;
-            blobs.push(BlobNote { digest, kind: BlobKind::Evidence, round });
-        }
-        Ok(Done { input: Input::JudgesCompared { commitment, liars }, blobs })
+        let liars = false_ends(&case, &evidence, &context.layout, terms);
+        let commitment = case.commitment.digest();
+        Ok(Input::JudgesCompared { commitment, liars }.into())
     })
     .await?
 }

@@ -17,9 +17,11 @@ pub(crate) mod stakes;
 
 use std::sync::Arc;
 
+use manyhands_chain_client::Accusation;
 use manyhands_network::data::StoreError;
 use manyhands_proto::NodeId;
 use manyhands_rules::coordinator::{Effect, Input};
+use manyhands_rules::record::FalseEnd;
 
 use crate::context::Context;
 use crate::journal::BlobNote;
@@ -112,16 +114,20 @@ pub(crate) async fn perform(context: Arc<Context>, effect: Effect) -> Result<Don
             Ok(anchor::anchor(&context, anchor::Anchored { round, stage, digest }).await.into())
         }
         Effect::Settle(record) => settle::settle(&context, *record).await,
-        Effect::ReportFault { round, worker, kind, evidence } => {
-            let accusation = fault::Accusation::Worker { round, worker, kind, evidence };
-            let slashed = fault::carry_through(&context, accusation).await;
-            Ok(Input::FaultSettled { round, worker, slashed }.into())
+        Effect::ReportFault { round, worker, kind, evidence, case } => {
+            let kind = fault::kind_on_chain(kind);
+            let accusation = Accusation::Worker { worker, round, kind };
+            let blobs = fault::show(&context, case.as_deref())?;
+            let slashed = fault::carry_through(&context, accusation, evidence).await;
+            Ok(Done { input: Input::FaultSettled { round, worker, slashed }, blobs })
         }
-        Effect::CompareJudges(contradiction) => judges::compare(&context, contradiction).await,
-        Effect::ReportVerifier { end, evidence } => {
-            let accusation = fault::Accusation::Verifier { end, evidence };
-            let slashed = fault::carry_through(&context, accusation).await;
-            Ok(Input::VerifierSettled { end, slashed }.into())
+        Effect::CompareJudges(case) => judges::compare(&context, case).await,
+        Effect::ReportVerifier { end, case } => {
+            let FalseEnd { round, worker, verifier } = end;
+            let accusation = Accusation::Verifier { verifier, worker, round };
+            let blobs = fault::show(&context, Some(&case))?;
+            let slashed = fault::carry_through(&context, accusation, case.digest()).await;
+            Ok(Done { input: Input::VerifierSettled { end, slashed }, blobs })
         }
         Effect::CompleteRun { theta } => Ok(complete::complete(&context, theta).await.into()),
     }

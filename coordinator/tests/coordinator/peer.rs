@@ -230,7 +230,6 @@ impl Peer {
                 let outcome = ReplayOutcome::Replayed(self.replay(&replay.assignment).await);
                 Some(Input::Replayed(Verdict { id: replay.id, outcome }))
             }
-            Effect::Vote(vote) => Some(Input::Voted(vote)),
             Effect::Evaluate(asked) => {
                 let loss = 5.0 - f64::from(asked.round.0);
                 let evaluation = Evaluation { round: asked.round, theta: asked.theta, loss };

@@ -3,7 +3,7 @@
 use manyhands_chain_client::types::{
     CloseReason, FaultKind, FaultState, PauseReason, RoundCommitment, RoundState, RunState, Stage,
 };
-use manyhands_chain_client::{FaultReport, ProvenLeaf, Submission, SubmitError, TrainingEvent};
+use manyhands_chain_client::{Accusation, ProvenLeaf, Submission, SubmitError, TrainingEvent};
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::leaf::{RewardLeaf, merkle_proof, merkle_root};
 use manyhands_proto::{Balance, Digest, Round, WorkUnits};
@@ -145,24 +145,15 @@ async fn a_cheater_is_slashed_and_its_leaf_is_not_paid() {
         chain.finish(round, &coordinator, &verifier).await;
     }
 
-    let report = FaultReport {
-        run: RUN,
-        worker: cheater.node_id(),
-        round: Round(0),
-        kind: FaultKind::Replay,
-        evidence_digest: digest(66),
-    };
-    client.report_fault(&verifier, report).await.expect("reported");
-    let again = client.report_fault(&verifier, report).await.expect("no harm");
-    assert!(matches!(again, Submission::AlreadyDone { .. }));
+    let (worker, round) = (cheater.node_id(), Round(0));
+    let accusation = Accusation::Worker { worker, round, kind: FaultKind::Replay };
+    client.report(&coordinator, &RUN, &accusation, digest(66)).await.expect("reported");
+    let again = client.report(&coordinator, &RUN, &accusation, digest(66)).await;
+    assert!(matches!(again.expect("no harm"), Submission::AlreadyDone { .. }));
     let state = client.state().await.expect("a state");
-    let fault = state.fault(&RUN, &cheater.node_id(), Round(0)).await.expect("read");
-    let fault = fault.expect("the fault is on record");
-    if let FaultState::Reported { executable_at } = fault.state {
-        chain.reach(executable_at).await;
-        let executed = client.execute_fault(&honest, &RUN, &cheater.node_id(), Round(0)).await;
-        executed.expect("the window is over");
-    }
+    let dispute = state.dispute(&RUN, &accusation).await.expect("read").expect("on record");
+    chain.reach(dispute.decided_from().expect("not decided")).await;
+    client.decide(&honest, &RUN, &accusation).await.expect("the window is over");
 
     let state = client.state().await.expect("a state");
     let fault = state.fault(&RUN, &cheater.node_id(), Round(0)).await.expect("read");

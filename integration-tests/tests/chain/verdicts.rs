@@ -1,7 +1,7 @@
 //! A verifier that is accused of a lie: once wrongly, once rightly.
 
-use manyhands_chain_client::types::{FaultState, Stage, VerifierFault};
-use manyhands_chain_client::{StorageKey, Submission, SubmitError, TrainingEvent, VerifierReport};
+use manyhands_chain_client::types::{FaultState, Finding, Stage, VerifierFault};
+use manyhands_chain_client::{Accusation, StorageKey, Submission, SubmitError, TrainingEvent};
 use manyhands_proto::Round;
 
 use super::{Chain, RUN, digest, terms, units};
@@ -29,28 +29,24 @@ async fn a_verifier_that_lied_loses_its_bond_and_one_that_did_not_is_paid() {
         anchored.await.expect("anchored");
     }
     let verifier = accused.node_id();
-    let report = |round| VerifierReport {
-        run: RUN,
-        verifier,
-        worker,
-        round: Round(round),
-        evidence_digest: digest(66),
-    };
+    let said = |round| Accusation::Verifier { verifier, worker, round: Round(round) };
 
-    let refused = client.report_verifier(&accused, report(0)).await.expect_err("of itself");
+    let refused = client.report(&accuser, &RUN, &said(0), digest(66)).await;
+    let refused = refused.expect_err("the run is not its own");
     assert!(
-        matches!(&refused, SubmitError::Failed { error, .. } if error == "SelfReport"),
+        matches!(&refused, SubmitError::Failed { error, .. } if error == "NotOwner"),
         "{refused}"
     );
     // The coordinator's word alone: the accused objects, nobody votes, and the coordinator pays.
-    client.report_verifier(&coordinator, report(0)).await.expect("reported");
-    let again = client.report_verifier(&coordinator, report(0)).await.expect("no harm");
-    assert!(matches!(again, Submission::AlreadyDone { .. }));
+    for done_before in [false, true] {
+        let reported = client.report(&coordinator, &RUN, &said(0), digest(66)).await;
+        let reported = reported.expect("reported");
+        assert_eq!(matches!(reported, Submission::AlreadyDone { .. }), done_before);
+    }
     let record = client.state().await.expect("a state").verifier(&RUN, &verifier).await;
     assert_eq!(record.expect("read").expect("registered").open_faults, 1);
-    let which = (&worker, Round(0));
     for done_before in [false, true] {
-        let contested = client.contest_verifier_fault(&accused, &RUN, which, digest(67)).await;
+        let contested = client.contest(&accused, &RUN, &said(0), digest(67)).await;
         let contested = contested.expect("contested");
         assert_eq!(matches!(contested, Submission::AlreadyDone { .. }), done_before);
     }
@@ -61,14 +57,15 @@ async fn a_verifier_that_lied_loses_its_bond_and_one_that_did_not_is_paid() {
     };
     assert_eq!(bond, units(5));
     chain.reach(resolves_at).await;
-    let dismissed = client.execute_verifier_fault(&accuser, &RUN, &verifier, which).await;
-    assert!(dismissed.expect("its time is over").events().iter().any(|event| matches!(
+    let dismissed = client.decide(&accuser, &RUN, &said(0)).await.expect("its time is over");
+    assert!(dismissed.events().iter().any(|event| matches!(
         event,
         TrainingEvent::VerifierFaultDismissed { penalty, .. } if *penalty == units(5)
     )));
 
-    // One verifier is this run's quorum.
-    let slashed = client.report_verifier(&accuser, report(1)).await.expect("reported");
+    // One verifier is this run's quorum, and all that has a vote here.
+    client.report(&coordinator, &RUN, &said(1), digest(66)).await.expect("reported");
+    let slashed = client.vote(&accuser, &RUN, &said(1), Finding::Guilty).await.expect("voted");
     let expected = TrainingEvent::VerifierSlashed {
         run: RUN,
         verifier,
@@ -80,8 +77,12 @@ async fn a_verifier_that_lied_loses_its_bond_and_one_that_did_not_is_paid() {
         votes: 1,
     };
     assert!(slashed.events().contains(&expected), "{:?}", slashed.events());
-    let again = client.execute_verifier_fault(&accuser, &RUN, &verifier, (&worker, Round(1)));
-    assert!(matches!(again.await.expect("no harm"), Submission::AlreadyDone { .. }));
+    let again = client.vote(&accuser, &RUN, &said(1), Finding::Guilty).await;
+    assert!(matches!(again.expect("no harm"), Submission::AlreadyDone { .. }));
+    let other = client.vote(&accuser, &RUN, &said(1), Finding::Innocent).await;
+    other.expect_err("it has voted, and otherwise");
+    let again = client.decide(&accuser, &RUN, &said(1)).await;
+    assert!(matches!(again.expect("no harm"), Submission::AlreadyDone { .. }));
     let state = client.state().await.expect("a state");
     let record = state.verifier(&RUN, &verifier).await.expect("read").expect("still registered");
     assert_eq!((record.bond, record.open_faults), (units(0), 0));

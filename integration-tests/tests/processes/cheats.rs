@@ -127,7 +127,7 @@ fn verify_with_a_liar(how: &str) {
     let liar = bench.node_of("liar");
     assert_eq!(text_of(&slashes[0], "worker"), liar);
     for verifier in honest {
-        let judged = verifier.heard("judged");
+        let judged = verifier.heard("voted");
         assert!(judged.iter().all(|it| it["guilty"] == true && it["accused"] == liar.as_str()));
         assert_eq!(judged.len(), 1, "each votes from the evidence: {judged:?}");
     }

@@ -162,7 +162,7 @@ impl Request {
 }
 
 /// The protocol's version: peers of another are refused.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Join {
@@ -365,7 +365,6 @@ pub struct Tasks {
     pub evaluations: Vec<Evaluate>,
     /// What the merge of the open round waits for.
     pub weigh: Option<Weigh>,
-    pub votes: Vec<Vote>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -376,17 +375,6 @@ pub struct Replay {
     pub head_moments: Option<Digest>,
     /// Who has them.
     pub source: Source,
-}
-
-/// A worker that this verifier found against: the chain has to hear it from the verifier itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Vote {
-    pub round: Round,
-    pub worker: NodeId,
-    /// The blob of a [`super::ReplayEvidence`] with the verifier's own signature in it.
-    pub evidence: Digest,
-    /// The worker's: which threshold counts follows from it.
-    pub class: NumericClass,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

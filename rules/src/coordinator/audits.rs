@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::input::{Compared, Comparison};
 use super::requests::refuse;
-use crate::panel::{Attendee, JUDGES_MAX, Judged, Judgement, Pair, decide, judges_needed};
+use crate::panel::{Attendee, Case, JUDGES_MAX, Judged, Judgement, Pair, decide, judges_needed};
 use crate::record::Finding;
 
 /// More evaluations than this would only make each reply longer.
@@ -65,6 +65,19 @@ impl ReplayTask {
         let judged = |node: &NodeId| self.judgements.iter().any(|it| it.verifier() == *node);
         let done = move |node: &NodeId| self.unable.contains(node) || judged(node);
         self.panel.iter().copied().filter(move |node| !done(node))
+    }
+
+    /// What was found, and what it follows from.
+    pub(super) fn case(&self, judgements: Vec<Judgement>) -> Case {
+        let Assignment { theta, class, .. } = &self.replay.assignment;
+        Case {
+            commitment: self.signed.clone(),
+            class: class.clone(),
+            start: *theta,
+            chunks: self.chunks.clone(),
+            judgements,
+            attending: self.classes.clone(),
+        }
     }
 
     fn is_accused(&self) -> bool {

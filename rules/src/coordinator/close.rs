@@ -19,7 +19,7 @@ use super::round::{OpenRound, Parameters, Phase};
 use super::status::EventKind;
 use super::weighing::Measurement;
 use crate::draw::Beacon;
-use crate::panel::{self, Attendee};
+use crate::panel::{self, Attendee, Case};
 use crate::record::{
     Draw, Earning, Entropy, FaultKind, Outcome, Revocation, RoundRecord, Weighed, WorkerResult,
     admitted_set, by_round, committed, hiding_is_held_against, loss_effects,
@@ -75,7 +75,9 @@ pub(super) struct PendingFault {
     pub(super) round: Round,
     pub(super) worker: NodeId,
     pub(super) kind: FaultKind,
-    pub(super) evidence: Digest,
+    /// What verifiers found; none of what the coordinator did.
+    case: Option<Box<Case>>,
+    evidence: Digest,
 }
 
 impl Coordinator {
@@ -255,9 +257,23 @@ impl Coordinator {
                 });
             }
         }
-        let evidence = serde_json::to_vec(&(self.run, round, worker, outcome))
-            .expect("ids and an outcome serialise");
-        let evidence = Digest::of(&evidence);
+        // The coordinator may have found something else first.
+        let is_it = |(found, case): &(Outcome, Case)| {
+            (case.round(), case.worker()) == (round, worker) && found == outcome
+        };
+        let found = self.cases.iter().position(is_it);
+        let case = found.map(|at| Box::new(self.cases.swap_remove(at).1));
+        let evidence = match &case {
+            Some(case) => {
+                let evidence = case.digest();
+                self.evidence.push((round, evidence));
+                evidence
+            }
+            None => {
+                let told = serde_json::to_vec(&(self.run, round, worker, outcome));
+                Digest::of(&told.expect("ids and an outcome serialise"))
+            }
+        };
         let barred = if kind.bars() { "is barred, " } else { "" };
         self.history.note(
             now,
@@ -265,7 +281,7 @@ impl Coordinator {
             format!("worker {} {barred}fault in round {round}: {what}", worker.short()),
         );
         self.history.note_fault(round, worker, what);
-        self.faults.push(PendingFault { round, worker, kind, evidence });
+        self.faults.push(PendingFault { round, worker, kind, case, evidence });
     }
 
     /// A fault of a merged round: the reward is forfeit and the update is to be taken back.
@@ -420,7 +436,7 @@ impl Coordinator {
         self.closed.retain(|round, _| round.0 >= kept);
         self.audits.forget_passed_before(Round(kept.saturating_sub(1)));
         self.evidence.retain(|(round, _)| round.0 >= kept);
-        self.votes.retain(|(_, vote)| vote.round.0 >= kept);
+        self.cases.retain(|(_, case)| case.round().0 >= kept);
         self.draw_audits(now, number);
         if panel::all_is_looked_over(number, self.spec.run.rounds) {
             self.look_over(now, number, |_, _| true);
@@ -491,7 +507,6 @@ impl Coordinator {
         slashed: Balance,
     ) {
         self.faults.retain(|fault| (fault.round, fault.worker) != (round, worker));
-        self.votes.retain(|(_, vote)| (vote.round, vote.worker) != (round, worker));
         self.history.note_slash(now, round, worker, slashed);
     }
 
@@ -577,7 +592,7 @@ impl Coordinator {
     }
 
     /// Everything that is wanted now, read off the state.
-    fn wanted(&self) -> Vec<Effect> {
+    pub(super) fn wanted(&self) -> Vec<Effect> {
         let round = &self.round;
         let mut wanted = Vec::new();
         let claims = self.membership.claims().filter(|(_, claimed, _)| *claimed == round.number);
@@ -610,6 +625,7 @@ impl Coordinator {
             worker: fault.worker,
             kind: fault.kind,
             evidence: fault.evidence,
+            case: fault.case.clone(),
         }));
         if self.may_complete() {
             wanted.push(Effect::CompleteRun { theta: round.theta });

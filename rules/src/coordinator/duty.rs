@@ -2,9 +2,8 @@
 
 use crate::reward::layout;
 use manyhands_gradient::CHUNK;
-use manyhands_proto::message::limits::TASKS_MAX;
 use manyhands_proto::message::{
-    Duty, Refusal, RefusalCode, Reply, Role, Situation, Source, Sync, Tasks, Vote,
+    Duty, Refusal, RefusalCode, Reply, Role, Situation, Source, Sync, Tasks,
 };
 use manyhands_proto::{NodeId, Round};
 
@@ -67,17 +66,7 @@ impl Coordinator {
             replays: self.audits.replays_of(node),
             evaluations: if evaluates { self.audits.evaluations() } else { Vec::new() },
             weigh: self.weigh_task(node),
-            votes: self.votes_of(node),
         })
-    }
-
-    /// What a verifier is to say on the chain: of faults that the chain has not dealt with yet.
-    pub(super) fn votes_of(&self, node: NodeId) -> Vec<Vote> {
-        let open = |vote: &Vote| {
-            self.faults.iter().any(|fault| (fault.round, fault.worker) == (vote.round, vote.worker))
-        };
-        let own = self.votes.iter().filter(|(verifier, vote)| *verifier == node && open(vote));
-        own.map(|(_, vote)| vote.clone()).take(TASKS_MAX).collect()
     }
 
     fn worker_duty(&self, node: NodeId, member: &Member, phase: Phase) -> Duty {

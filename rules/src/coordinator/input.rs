@@ -9,7 +9,7 @@ use manyhands_proto::{Balance, ChunkIndex, Digest, NodeId, Round, TokenCount};
 use serde::{Deserialize, Serialize};
 
 use crate::draw::Beacon;
-use crate::panel::Contradiction;
+use crate::panel::Case;
 use crate::record::{Entropy, FalseEnd, FaultKind, RoundRecord};
 
 /// Everything that can change the machine. Inputs carry digests and findings, never blobs.
@@ -154,13 +154,12 @@ pub enum Effect {
     },
     /// Answered by [`Input::Compared`], in a time that the shell bounds.
     Compare(Comparison),
-    /// Answered by [`Input::JudgesCompared`]; if somebody lied, [`Contradiction::canonical_bytes`] are kept as evidence.
-    CompareJudges(Contradiction),
-    /// Answered by [`Input::VerifierSettled`].
+    /// Answered by [`Input::JudgesCompared`].
+    CompareJudges(Case),
+    /// Answered by [`Input::VerifierSettled`]. Everybody may see the case.
     ReportVerifier {
         end: FalseEnd,
-        /// Of the contradiction that it follows from.
-        evidence: Digest,
+        case: Box<Case>,
     },
     Merge(MergeOrder),
     /// Look up on chain whether these still have what they put down.
@@ -180,6 +179,8 @@ pub enum Effect {
         worker: NodeId,
         kind: FaultKind,
         evidence: Digest,
+        /// Whose digest the evidence is, if verifiers found it. Everybody may see it.
+        case: Option<Box<Case>>,
     },
     CompleteRun {
         theta: Digest,

@@ -5,17 +5,16 @@ use manyhands_proto::{Balance, Digest, NodeId, Tick};
 use serde::{Deserialize, Serialize};
 
 use super::Coordinator;
-use super::audits::ReplayTask;
 use super::input::Effect;
 use super::status::EventKind;
-use crate::panel::{Contradiction, JUDGES_MAX, Judgement};
+use crate::panel::{Case, JUDGES_MAX};
 use crate::record::FalseEnd;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Judges {
-    contradictions: Vec<Contradiction>,
+    contradictions: Vec<Case>,
     /// What the chain has not dealt with yet, with what shows it.
-    undecided: Vec<(FalseEnd, Digest)>,
+    undecided: Vec<(FalseEnd, Case)>,
     /// For the next record.
     pub(super) found: Vec<FalseEnd>,
 }
@@ -27,7 +26,10 @@ impl Judges {
 
     pub(super) fn wanted(&self) -> impl Iterator<Item = Effect> {
         let compare = self.contradictions.iter().cloned().map(Effect::CompareJudges);
-        let report = |&(end, evidence)| Effect::ReportVerifier { end, evidence };
+        let report = |(end, case): &(FalseEnd, Case)| Effect::ReportVerifier {
+            end: *end,
+            case: Box::new(case.clone()),
+        };
         compare.chain(self.undecided.iter().map(report))
     }
 
@@ -40,18 +42,13 @@ impl Judges {
 impl Coordinator {
     /// Notes a decision in which verifiers contradicted each other. With fewer than three ends nobody can say whose is
     /// made up.
-    pub(super) fn note_contradiction(&mut self, task: &ReplayTask, judgements: &[Judgement]) {
+    pub(super) fn note_contradiction(&mut self, case: &Case) {
+        let judgements = &case.judgements;
         let accusing = judgements.iter().filter(|it| it.verdict.accuses()).count();
         if judgements.len() < JUDGES_MAX || accusing == 0 || accusing == judgements.len() {
             return;
         }
-        self.judges.contradictions.push(Contradiction {
-            commitment: task.signed.clone(),
-            start: task.replay.assignment.theta,
-            chunks: task.chunks.clone(),
-            judgements: judgements.to_vec(),
-            classes: task.classes.clone(),
-        });
+        self.judges.contradictions.push(case.clone());
     }
 
     pub(super) fn handle_judges_compared(
@@ -64,12 +61,10 @@ impl Coordinator {
         let Some(at) = waiting.iter().position(|it| it.commitment.digest() == commitment) else {
             return;
         };
-        let contradiction = waiting.remove(at);
-        let Contradiction { commitment, .. } = &contradiction;
-        let (round, worker) = (commitment.commitment.round, commitment.worker);
-        let evidence = contradiction.digest();
+        let case = waiting.remove(at);
+        let (round, worker) = (case.round(), case.worker());
         if !liars.is_empty() {
-            self.evidence.push((round, evidence));
+            self.evidence.push((round, case.digest()));
         }
         for verifier in liars {
             let what = format!("its replay of round {round} of {} is made up", worker.short());
@@ -82,7 +77,7 @@ impl Coordinator {
             self.history.note_fault(round, verifier, what);
             let end = FalseEnd { round, worker, verifier };
             self.judges.found.push(end);
-            self.judges.undecided.push((end, evidence));
+            self.judges.undecided.push((end, case.clone()));
         }
     }
 

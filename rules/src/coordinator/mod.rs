@@ -22,7 +22,7 @@ mod weighing;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
-use manyhands_proto::message::{Assignment, Evaluation, Merge, Reply, Vote};
+use manyhands_proto::message::{Evaluation, Merge, Reply};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, RunId, Tick, WorkUnits};
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,7 @@ use self::judges::Judges;
 use self::membership::Membership;
 use self::requests::Answer;
 use self::round::{OpenRound, Parameters, Upload};
-use crate::panel::{Judged, Judgement};
+use crate::panel::{Case, Judgement};
 use crate::record::{Check, Draw, Finding, Outcome, Revocation, RoundRecord};
 use crate::reward::{self, layout};
 
@@ -71,8 +71,8 @@ pub struct Coordinator {
     faults: Vec<PendingFault>,
     revocations: Vec<Revocation>,
     judges: Judges,
-    /// What verifiers are asked to say on the chain, until a fault is settled.
-    votes: Vec<(NodeId, Vote)>,
+    /// What verifiers found against workers, until it has an end.
+    cases: Vec<(Outcome, Case)>,
     /// Blobs that verdicts of these rounds follow from.
     evidence: Vec<(Round, Digest)>,
     /// What goes into the next record.
@@ -105,7 +105,7 @@ impl Coordinator {
             faults: Vec::new(),
             revocations: Vec::new(),
             judges: Judges::default(),
-            votes: Vec::new(),
+            cases: Vec::new(),
             evidence: Vec::new(),
             checks: Vec::new(),
             draws: Vec::new(),
@@ -279,8 +279,12 @@ impl Coordinator {
             }
         };
         if let Some(finding) = finding {
-            let judgements = self.keep_evidence(&task, &finding);
-            self.note_contradiction(&task, &judgements);
+            let judgements = self.keep_evidence(&task);
+            let case = task.case(judgements.clone());
+            self.note_contradiction(&case);
+            if let Some(fault) = outcome.clone().filter(|outcome| outcome.fault().is_some()) {
+                self.cases.push((fault, case));
+            }
             let work = reward::work(&self.spec.model, task.signed.commitment.tokens);
             let new = judgements.iter().skip(known);
             for judgement in new.filter(|it| it.verdict.agrees_with(&finding)) {
@@ -307,10 +311,9 @@ impl Coordinator {
         }
     }
 
-    /// Where nobody accuses there is nothing to show. Otherwise what the verdicts follow from is kept, and whoever
-    /// found against the worker is asked to say so on the chain.
-    fn keep_evidence(&mut self, task: &ReplayTask, finding: &Finding) -> Vec<Judgement> {
-        let Assignment { round, worker, class, .. } = &task.replay.assignment;
+    /// Where nobody accuses there is nothing to show. Otherwise what the verdicts follow from is kept.
+    fn keep_evidence(&mut self, task: &ReplayTask) -> Vec<Judgement> {
+        let round = task.replay.assignment.round;
         let mut judgements = task.judgements.clone();
         let accused = judgements.iter().any(|judgement| judgement.verdict.accuses());
         for judgement in &mut judgements {
@@ -318,11 +321,7 @@ impl Coordinator {
                 judgement.evidence = None;
                 continue;
             };
-            self.evidence.push((*round, evidence));
-            if let (Judged::Fault(_), Finding::ReplayFault(_)) = (&judgement.verdict, finding) {
-                let (round, worker, class) = (*round, *worker, class.clone());
-                self.votes.push((judgement.verifier(), Vote { round, worker, evidence, class }));
-            }
+            self.evidence.push((round, evidence));
         }
         judgements
     }

@@ -10,7 +10,7 @@
 use manyhands_proto::message::limits::HEAD_ROUNDS_MAX;
 use manyhands_proto::message::{
     Assignment, Beat, Duty, Evaluate, Evaluation, Join, Possession, Refusal, RefusalCode, Replay,
-    Reply, Request, SignedCommitment, Situation, Sync, Verdict, Vote, Weigh, Weighing,
+    Reply, Request, SignedCommitment, Situation, Sync, Verdict, Weigh, Weighing,
 };
 use manyhands_proto::{Digest, NodeId, Round, Tick};
 use serde::{Deserialize, Serialize};
@@ -45,8 +45,6 @@ pub enum Effect {
     Evaluate(Evaluate),
     /// Answered by [`Input::Weighed`] or [`Input::Failed`].
     Weigh(Weigh),
-    /// Answered by [`Input::Voted`] or [`Input::Failed`].
-    Vote(Vote),
     /// Stop what is being done: the round went on without us, or something waits that is more urgent. Answered by
     /// [`Input::Failed`], or by what was done before.
     Abort,
@@ -72,7 +70,6 @@ pub enum Input {
     Replayed(Verdict),
     Evaluated(Evaluation),
     Weighed(Weighing),
-    Voted(Vote),
     /// The running effect could not be done; it is asked for again as long as it is a duty.
     Failed,
     /// The state that the assignment starts from is not on disk any more, or damaged.
@@ -96,7 +93,6 @@ enum Doing {
     Replay(u64),
     Evaluate(Round),
     Weigh(Round),
-    Vote,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,9 +128,6 @@ pub struct Worker {
     evaluations: Vec<Evaluation>,
     weighing: Option<Weighing>,
     /// Said on the chain, as long as the coordinator asks for it.
-    voted: Vec<Vote>,
-    /// The last thing that was tried was a vote, and it could not be cast.
-    vote_failed: bool,
     steps_done: u32,
     stopping: bool,
     situation: Option<Situation>,
@@ -162,8 +155,6 @@ impl Worker {
             verdicts: Vec::new(),
             evaluations: Vec::new(),
             weighing: None,
-            voted: Vec::new(),
-            vote_failed: false,
             steps_done: 0,
             stopping: false,
             situation: None,
@@ -359,9 +350,6 @@ impl Worker {
                     .replays
                     .iter()
                     .find(|replay| self.verdicts.iter().all(|verdict| verdict.id != replay.id));
-                self.voted.retain(|vote| tasks.votes.contains(vote));
-                let vote = tasks.votes.iter().find(|vote| !self.voted.contains(vote));
-                let failed = std::mem::take(&mut self.vote_failed);
                 let evaluation = tasks
                     .evaluations
                     .iter()
@@ -373,10 +361,6 @@ impl Worker {
                 // A merge waits for what is weighed, and may wait for a replay; nothing waits for an evaluation.
                 if let Some(asked) = weigh {
                     self.start(Doing::Weigh(asked.round), Effect::Weigh(asked.clone()));
-                } else if let Some(vote) = vote.filter(|_| !failed || replay.is_none()) {
-                    // Quickly done, and the chain waits for it only so long. While it cannot be reached, a replay comes
-                    // between.
-                    self.start(Doing::Vote, Effect::Vote(vote.clone()));
                 } else if let Some(replay) = replay {
                     self.start(Doing::Replay(replay.id), Effect::Replay(replay.clone()));
                 } else if let Some(asked) = evaluation {
@@ -422,7 +406,7 @@ impl Worker {
             None
         };
         match self.doing {
-            Doing::Nothing | Doing::Sync | Doing::Vote => false,
+            Doing::Nothing | Doing::Sync => false,
             // A round that opened again may ask for other work.
             Doing::Train(_) => {
                 !matches!(duty, Duty::Train(now) if Some(now) == self.at_work.as_ref())
@@ -467,12 +451,7 @@ impl Worker {
                 self.weighing = Some(weighing);
                 self.done(now);
             }
-            Input::Voted(vote) => {
-                self.voted.push(vote);
-                self.done(now);
-            }
             Input::Failed => {
-                self.vote_failed = self.doing == Doing::Vote;
                 self.doing = Doing::Nothing;
                 self.next_beat = now.after_ms(self.identity.beat_ms);
             }

@@ -181,27 +181,6 @@ fn what_a_merge_waits_for_is_not_kept_waiting_by_an_evaluation_or_a_replay() {
 }
 
 #[test]
-fn a_vote_is_cast_once_and_again_only_if_it_failed() {
-    let mut worker = worker(None);
-    let evidence = Digest::of(b"evidence");
-    let vote = Vote {
-        round: Round(1),
-        worker: NodeId::new([7; 32]),
-        evidence,
-        class: NumericClass::unknown(DeviceKind::Cpu),
-    };
-    let tasks = || Duty::Tasks(Tasks { votes: vec![vote.clone()], ..Tasks::default() });
-    let (_, effects) = tell(&mut worker, 0, tasks());
-    assert_eq!(effects, [Effect::Vote(vote.clone())]);
-    worker.handle(Tick(100), Input::Failed);
-    let (_, effects) = tell(&mut worker, 1_200, tasks());
-    assert_eq!(effects, [Effect::Vote(vote.clone())]);
-    worker.handle(Tick(1_300), Input::Voted(vote.clone()));
-    let (_, effects) = tell(&mut worker, 1_400, tasks());
-    assert_eq!(effects, []);
-}
-
-#[test]
 fn a_refusal_that_cannot_be_mended_ends_the_worker_with_its_reason() {
     let mut worker = worker(None);
     let request = worker.poll_request(Tick(0)).expect("joins");

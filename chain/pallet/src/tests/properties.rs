@@ -9,7 +9,7 @@ use proptest::{
 };
 
 use crate::{
-    ChallengeClaim, FaultKind, FaultState, Faults, RunState, Runs, Stage, VerifierFaults,
+    ChallengeClaim, FaultKind, FaultState, Faults, Finding, RunState, Runs, Stage, VerifierFaults,
     Verifiers, Workers, mock::*,
 };
 
@@ -41,11 +41,11 @@ enum Action {
     Report(u8, u8, u32),
     Contest(u8, u32),
     Execute(u8, u32),
-    Defend { by: u8, worker: u8, round: u32 },
+    Vote { by: u8, worker: u8, round: u32, guilty: bool },
     ReportVerifier { by: u8, verifier: u8, round: u32 },
     ContestVerifier { verifier: u8, round: u32 },
     ExecuteVerifier { verifier: u8, round: u32 },
-    DefendVerifier { by: u8, verifier: u8, round: u32 },
+    VoteOnVerifier { by: u8, verifier: u8, round: u32, guilty: bool },
     Refund(u8),
     Settle,
     Prune(u32),
@@ -55,7 +55,7 @@ fn action() -> impl Strategy<Value = Action> {
     // Workers are 2 and 3, the coordinator 1, verifiers 10 to 12.
     let worker = 2_u8..4;
     let verifier = 10_u8..13;
-    let reporter = prop_oneof![Just(1_u8), verifier.clone(), 2_u8..4];
+    let reporter = prop_oneof![6 => Just(1_u8), 1 => verifier.clone()];
     let round = 0_u32..6;
     // Fewer than there are, so that contests and executions meet what was reported.
     let accused = 0_u32..3;
@@ -90,10 +90,12 @@ fn action() -> impl Strategy<Value = Action> {
         4 => (worker.clone(), accused.clone()).prop_map(|(who, round)| Action::Contest(who, round)),
         3 => (worker.clone(), accused.clone())
             .prop_map(|(who, round)| Action::Execute(who, round)),
-        3 => (verifier.clone(), worker, accused.clone())
-            .prop_map(|(by, worker, round)| Action::Defend { by, worker, round }),
-        3 => (verifier.clone(), verifier.clone(), accused.clone())
-            .prop_map(|(by, verifier, round)| Action::DefendVerifier { by, verifier, round }),
+        6 => (verifier.clone(), worker, accused.clone(), any::<bool>()).prop_map(
+            |(by, worker, round, guilty)| Action::Vote { by, worker, round, guilty }
+        ),
+        6 => (verifier.clone(), verifier.clone(), accused.clone(), any::<bool>()).prop_map(
+            |(by, verifier, round, guilty)| Action::VoteOnVerifier { by, verifier, round, guilty }
+        ),
         5 => (reporter, verifier.clone(), accused.clone())
             .prop_map(|(by, verifier, round)| Action::ReportVerifier { by, verifier, round }),
         6 => (verifier.clone(), accused.clone())
@@ -181,11 +183,12 @@ fn perform(action: &Action, book: &mut Book) -> Option<bool> {
         ),
         Action::Contest(who, round) => Training::contest_fault(by(who), RUN, *round, [0; 32]),
         Action::Execute(who, round) => Training::execute_fault(keeper, RUN, account(*who), *round),
-        Action::Defend { by: who, worker, round } => {
-            Training::defend_worker(by(who), RUN, account(*worker), *round)
+        Action::Vote { by: who, worker, round, guilty } => {
+            Training::vote_on_fault(by(who), RUN, account(*worker), *round, finding(*guilty))
         }
-        Action::DefendVerifier { by: who, verifier, round } => {
-            Training::defend_verifier(by(who), RUN, account(*verifier), bob(), *round)
+        Action::VoteOnVerifier { by: who, verifier, round, guilty } => {
+            let (accused, finds) = (account(*verifier), finding(*guilty));
+            Training::vote_on_verifier(by(who), RUN, accused, bob(), *round, finds)
         }
         Action::ReportVerifier { by: who, verifier, round } => {
             Training::report_verifier(by(who), RUN, account(*verifier), bob(), *round, [0; 32])
@@ -201,6 +204,10 @@ fn perform(action: &Action, book: &mut Book) -> Option<bool> {
         Action::Prune(limit) => Training::prune_run(keeper, RUN, *limit),
     };
     Some(result.is_ok())
+}
+
+fn finding(guilty: bool) -> Finding {
+    if guilty { Finding::Guilty } else { Finding::Innocent }
 }
 
 /// Commits the next rounds with totals that may also fall, as after a forfeit.
@@ -317,8 +324,8 @@ const CALLS: [&str; 34] = [
     "ReportVerifier",
     "ContestVerifier",
     "ExecuteVerifier",
-    "Defend",
-    "DefendVerifier",
+    "Vote",
+    "VoteOnVerifier",
     "Refund",
     "Settle",
     "Prune",

@@ -259,7 +259,7 @@ fn a_runs_id_is_never_that_of_another_run() {
         assert_ok!(Training::create_run(signed(&coordinator()), [8; 32], terms(), BUDGET));
         check_invariants();
         // So nobody can accuse her in a run that she never joined, and her stake is hers.
-        assert_noop!(report(&coordinator(), &alice(), 0), Error::<Test>::RunUnknown);
+        assert_noop!(report(&alice(), 0), Error::<Test>::RunUnknown);
         assert_ok!(Training::announce_exit(signed(&alice())));
         assert_ok!(Training::withdraw_stake(signed(&alice())));
         assert_eq!(free(&alice()), ENDOWMENT);

@@ -142,7 +142,7 @@ fn an_open_fault_keeps_the_stake() {
         anchor(0);
         assert_ok!(Training::announce_exit(signed(&alice())));
         advance(14);
-        assert_ok!(report(&verifier(0), &alice(), 0));
+        assert_ok!(report(&alice(), 0));
         advance(1);
         assert_noop!(Training::withdraw_stake(signed(&alice())), Error::<Test>::DisputeOpen);
         advance(3);

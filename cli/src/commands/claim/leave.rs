@@ -180,8 +180,8 @@ impl Situation {
             Some(until_block) if self.next_block < until_block => {
                 wait(Wait::Unbonding { until_block })
             }
-            Some(_) if verifier.open_reports > 0 || verifier.open_faults > 0 => {
-                wait(Wait::Disputes { open: verifier.open_reports + verifier.open_faults })
+            Some(_) if verifier.open_faults > 0 => {
+                wait(Wait::Disputes { open: verifier.open_faults })
             }
             Some(_) => Next::Do(Step::WithdrawBond),
         }
@@ -352,14 +352,8 @@ mod tests {
 
     #[test]
     fn a_verifier_retires_then_waits_then_withdraws() {
-        let next = |exit_at, open_reports| {
-            let verifier = Verifier {
-                bond: Balance(100),
-                registered_at: 1,
-                exit_at,
-                open_reports,
-                open_faults: 0,
-            };
+        let next = |exit_at, open_faults| {
+            let verifier = Verifier { bond: Balance(100), registered_at: 1, exit_at, open_faults };
             situation(None, Some(verifier)).of_bond()
         };
         assert_eq!(situation(None, None).of_bond(), Next::Nothing);

@@ -50,7 +50,6 @@ impl Screen {
             | WorkerEvent::Replayed { .. }
             | WorkerEvent::Voted { .. }
             | WorkerEvent::Objected { .. }
-            | WorkerEvent::Judged { .. }
             | WorkerEvent::Evaluated { .. }
             | WorkerEvent::Weighed { .. }
             | WorkerEvent::Trouble { .. } => {
@@ -129,15 +128,10 @@ fn line(event: &WorkerEvent, role: Role) -> Option<String> {
         WorkerEvent::Replayed { round, worker } => {
             format!("round {round}: replayed {}; the coordinator compares", worker.short())
         }
-        WorkerEvent::Voted { round, worker, delta } => format!(
-            "round {round}: the replay of {} DOES NOT AGREE (distance {delta:.1e}), and the chain was told",
-            worker.short()
-        ),
-        WorkerEvent::Objected { round, by } => format!(
-            "round {round}: verifier {} accuses this node on the chain, and this node has OBJECTED",
-            by.short()
-        ),
-        WorkerEvent::Judged { round, accused, guilty, reason } => format!(
+        WorkerEvent::Objected { round } => {
+            format!("round {round}: this node is accused on the chain, and has OBJECTED")
+        }
+        WorkerEvent::Voted { round, accused, guilty, reason } => format!(
             "round {round}: {} is accused on the chain; this verifier finds it {}: {reason}",
             accused.short(),
             if *guilty { "GUILTY" } else { "innocent" }

@@ -4,7 +4,7 @@ use super::MessageError;
 use super::field::{ascending, at_most, check, digest, list, node, required, round, some_at_most};
 use super::shared::class;
 use crate::message::limits::{COUNT_MAX, SEQUENCES_MAX, STEPS_MAX, TASKS_MAX, WEIGHED_MAX};
-use crate::message::{Assignment, Evaluate, Replay, Start, Tasks, Vote, Weigh, wire};
+use crate::message::{Assignment, Evaluate, Replay, Start, Tasks, Weigh, wire};
 use crate::{Digest, NodeId, Round};
 
 impl From<&Start> for wire::Start {
@@ -94,7 +94,6 @@ impl From<&Tasks> for wire::Tasks {
             replays: tasks.replays.iter().map(Into::into).collect(),
             evaluations: tasks.evaluations.iter().map(Into::into).collect(),
             weigh: tasks.weigh.as_ref().map(Into::into),
-            votes: tasks.votes.iter().map(Into::into).collect(),
         }
     }
 }
@@ -107,7 +106,6 @@ impl TryFrom<wire::Tasks> for Tasks {
             replays: list("tasks.replays", wire.replays, TASKS_MAX, TryInto::try_into)?,
             evaluations: list("tasks.evaluations", wire.evaluations, TASKS_MAX, TryInto::try_into)?,
             weigh: wire.weigh.map(TryInto::try_into).transpose()?,
-            votes: list("tasks.votes", wire.votes, TASKS_MAX, TryInto::try_into)?,
         })
     }
 }
@@ -142,30 +140,6 @@ impl TryFrom<wire::Replay> for Replay {
             assignment,
             head_moments,
             source: required("replay.source", wire.source)?.try_into()?,
-        })
-    }
-}
-
-impl From<&Vote> for wire::Vote {
-    fn from(vote: &Vote) -> Self {
-        Self {
-            round: vote.round.0,
-            worker: vote.worker.as_bytes().to_vec(),
-            evidence: vote.evidence.as_bytes().to_vec(),
-            class: Some((&vote.class).into()),
-        }
-    }
-}
-
-impl TryFrom<wire::Vote> for Vote {
-    type Error = MessageError;
-
-    fn try_from(wire: wire::Vote) -> Result<Self, MessageError> {
-        Ok(Self {
-            round: round("vote.round", wire.round)?,
-            worker: node("vote.worker", &wire.worker)?,
-            evidence: digest("vote.evidence", &wire.evidence)?,
-            class: class("vote.class", wire.class)?,
         })
     }
 }

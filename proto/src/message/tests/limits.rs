@@ -41,8 +41,7 @@ fn the_largest_replies_fit() {
     let updates = nodes(WEIGHED_MAX).into_iter().map(|node| (node, digest("payload"))).collect();
     let weigh = Some(Weigh { updates, ..weigh() });
     let evaluations = vec![Evaluate { round: Round(4), theta: digest("theta") }; TASKS_MAX];
-    let votes = vec![vote(); TASKS_MAX];
-    let tasks = Tasks { replays: vec![replay; TASKS_MAX], evaluations, weigh, votes };
+    let tasks = Tasks { replays: vec![replay; TASKS_MAX], evaluations, weigh };
     let reply = duty(Duty::Tasks(tasks));
     assert_eq!(open_our_reply(&sealed_reply(&reply)).map(|opened| opened.message), Ok(reply));
 }
@@ -122,7 +121,6 @@ fn replies_outside_the_limits_are_refused_by_field() {
     assert_eq!(tasked(|tasks| tasks.replays = vec![replay(HEAD); TASKS_MAX + 1]), "tasks.replays");
     let evaluations = |tasks: &mut Tasks| tasks.evaluations = vec![evaluate(); TASKS_MAX + 1];
     assert_eq!(tasked(evaluations), "tasks.evaluations");
-    assert_eq!(tasked(|tasks| tasks.votes = vec![vote(); TASKS_MAX + 1]), "tasks.votes");
     let unordered = |tasks: &mut Tasks| tasks.weigh.as_mut().expect("some").updates.reverse();
     assert_eq!(tasked(unordered), "weigh.updates");
     assert_eq!(tasked(|tasks| tasks.replays[0].head_moments = None), "replay.head_moments");

@@ -133,15 +133,6 @@ fn weigh() -> Weigh {
     Weigh { round: Round(4), theta: digest("theta"), updates }
 }
 
-fn vote() -> Vote {
-    Vote {
-        round: Round(3),
-        worker: worker().node_id(),
-        evidence: digest("evidence"),
-        class: class(),
-    }
-}
-
 fn requests() -> Vec<Request> {
     let possession = Possession::prove(Round(4), worker().node_id(), b"theta");
     vec![
@@ -196,7 +187,6 @@ fn replies() -> Vec<Reply> {
             replays: vec![replay(Start::Fresh), replay(HEAD)],
             evaluations: vec![Evaluate { round: Round(4), theta: digest("theta") }],
             weigh: Some(weigh()),
-            votes: vec![vote()],
         }),
         Duty::Complete { round: Round(9), theta: digest("last") },
         Duty::Dismissed(refusal.clone()),

@@ -224,8 +224,8 @@ impl World {
                 let result = Compared::Distances { distances, evidence };
                 Input::Compared { id, verifier: replay.verifier, result }
             }
-            Effect::CompareJudges(contradiction) => {
-                let commitment = contradiction.commitment.digest();
+            Effect::CompareJudges(case) => {
+                let commitment = case.commitment.digest();
                 Input::JudgesCompared { commitment, liars: self.liars.clone() }
             }
             Effect::ReportVerifier { end, .. } => {
@@ -376,16 +376,19 @@ fn two_verifiers_that_find_against_a_worker_are_asked_to_say_so_on_the_chain() {
     let found = record.checks.iter().find(|check| matches!(check.finding, Finding::ReplayFault(_)));
     let found = found.expect("the cheat is found");
     assert_eq!((found.worker, found.judgements.len()), (node(2), 2));
-    let by: Vec<NodeId> = found.judgements.iter().map(Judgement::verifier).collect();
-    for id in [7, 8, 9] {
-        let votes = world.machine.votes_of(node(id));
-        let own = found.judgements.iter().find(|judgement| judgement.verifier() == node(id));
-        let evidence: Vec<_> = votes.iter().map(|vote| Some(vote.evidence)).collect();
-        assert_eq!(evidence, own.map(|own| own.evidence).into_iter().collect::<Vec<_>>());
-        assert_eq!(votes.len(), usize::from(by.contains(&node(id))));
-    }
-    // Only what somebody was accused with is kept.
-    assert_eq!(world.machine.evidence().count(), 2);
+    // What the chain is told is the digest of all that the verifiers that are to vote have to see.
+    let told = world.machine.wanted().into_iter().find_map(|effect| {
+        let Effect::ReportFault { evidence, case, .. } = effect else { return None };
+        Some((evidence, case.expect("found by verifiers")))
+    });
+    let (evidence, case) = told.expect("the chain is not through with it");
+    assert_eq!(evidence, case.digest());
+    assert_eq!((case.worker(), &case.judgements), (node(2), &found.judgements));
+    assert_eq!(case.attending, record.attending);
+    // Only what somebody was accused with is kept: two replays, and what follows from them.
+    let kept: Vec<Digest> = world.machine.evidence().map(|(digest, _)| digest).collect();
+    assert_eq!(kept.len(), 3);
+    assert!(kept.contains(&evidence));
     let passed = record.checks.iter().filter(|it| matches!(it.finding, Finding::ReplayPassed(_)));
     assert!(passed.flat_map(|check| &check.judgements).all(|it| it.evidence.is_none()));
     assert_eq!(world.outcome(0, 1), &Outcome::Admitted);
