@@ -298,11 +298,12 @@ pub(crate) fn check_bonds(
                 let why = "dismissed on chain, though the record holds on to it";
                 findings.unchecked(at, "the bond of a verifier that made its replay up", why);
             }
-            (true, _) => {
-                if let Some((_, digest)) = cases.get(&(end.worker, end.round)) {
-                    findings.same(at, "evidence", (fault.evidence_digest, *digest));
+            (true, _) => match cases.get(&(end.worker, end.round)) {
+                Some((_, digest)) => {
+                    _ = findings.same(at, "evidence", (fault.evidence_digest, *digest));
                 }
-            }
+                None => findings.unchecked(at, "its evidence", "no verdict of it on record"),
+            },
             (false, FaultState::Executed { .. }) => {
                 findings.failed(at, "a replay on record as made up", "none");
             }

@@ -121,7 +121,7 @@ impl ChainState {
 
 impl ChainClient {
     /// The owner of the run accuses. It has the deposit of a record held until the run is pruned, and pays a
-    /// contest's bond if the accused turns out to be innocent.
+    /// contest's bond if a quorum finds the accused innocent.
     ///
     /// # Errors
     /// What the chain refuses ([`SubmitError::Failed`], by name): `NotOwner` and `SelfReport`; `WorkerUnknown`
@@ -151,8 +151,8 @@ impl ChainClient {
         }
     }
 
-    /// The accused objects, and has the run's contest bond held: it comes back, with as much from the run's owner,
-    /// unless a quorum of verifiers and most of those who vote find it guilty.
+    /// The accused objects, and has the run's contest bond held: it comes back, unless a quorum of verifiers and most of
+    /// those who vote find it guilty.
     ///
     /// # Errors
     /// What the chain refuses ([`SubmitError::Failed`], by name): `FaultUnknown`; `NotContestable` where it was
@@ -187,7 +187,7 @@ impl ChainClient {
     /// What the chain refuses ([`SubmitError::Failed`], by name): `FaultUnknown`; `VerifierUnknown` and
     /// `VerifierInactive`; `JoinedLater` of a verifier that was none before the round, and `RoundNotAnchored` of a
     /// round of which nobody can say so; `SelfReport`; `AlreadyVoted` otherwise; `FaultDecided`; and `WindowOver`
-    /// for a vote that comes too late. Or a node that does not answer.
+    /// for a vote on what was contested that comes too late. Or a node that does not answer.
     pub async fn vote(
         &self,
         key: &NodeKey,

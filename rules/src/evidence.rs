@@ -238,8 +238,8 @@ pub fn check_case(
     Ok(())
 }
 
-/// The judgements of a case that its evidence bears: an accusation by its distances, or by the verifier's own word that it
-/// was shown nothing.
+/// The judgements of a case that anybody can see to be right: accusations by chunks that were opened. That a verifier was
+/// shown nothing, or was led nowhere, only itself knows.
 pub fn proven(
     case: &Case,
     evidence: &BTreeMap<Digest, ReplayEvidence>,
@@ -250,11 +250,9 @@ pub fn proven(
     let holds = |judgement: &&Judgement| match &judgement.verdict {
         // Nobody is accused by it.
         Judged::Passed(_) => true,
-        Judged::Withheld(_) => {
-            matches!(judgement.replay.replayed.end, ReplayEnd::Withheld(_))
-        }
+        Judged::Withheld(_) => false,
         verdict @ Judged::Fault(_) => {
-            let shown = own(case, evidence, judgement);
+            let shown = own(case, evidence, judgement).filter(|shown| shown.opened.is_some());
             let distances = shown.and_then(|shown| distances(shown, subject).ok());
             distances
                 .zip(case.pair(judgement.verifier()))
@@ -670,14 +668,29 @@ mod tests {
         let mut absent = case.clone();
         absent.attending.clear();
         assert_eq!(accusing(&absent, &all), 0);
-        // That nothing was opened is the verifier's word, if it gave it.
-        let mut withheld = case.clone();
+        // A verifier's word that nothing was shown, or that it was led nowhere, shows nothing.
         let reason = "the moments".to_owned();
-        withheld.judgements[0].verdict = Judged::Withheld(reason.clone());
+        let mut withheld = case.clone();
+        withheld.judgements[0].replay =
+            signed_by(2, ReplayEnd::Withheld(reason.clone()), case.start);
+        withheld.judgements[0].verdict = Judged::Withheld(reason);
         assert_eq!(accusing(&withheld, &all), 1);
-        let end = ReplayEnd::Withheld(reason);
-        withheld.judgements[0].replay = signed_by(2, end, case.start);
-        assert_eq!(accusing(&withheld, &all), 2);
+        let mut nowhere = case.clone();
+        let replay = signed_by(2, ReplayEnd::Nowhere, case.start);
+        let word = ReplayEvidence {
+            replay: replay.clone(),
+            opened: None,
+            commitment: case.commitment.clone(),
+        };
+        let digest = Digest::of(&word.to_bytes());
+        nowhere.judgements[0] = Judgement {
+            replay,
+            verdict: Judged::Fault(Distances::FARTHEST),
+            evidence: Some(digest),
+        };
+        let mut with_word = all.clone();
+        with_word.insert(digest, word);
+        assert_eq!(accusing(&nowhere, &with_word), 1);
     }
 
     proptest! {

@@ -312,7 +312,6 @@ impl World {
                     task.updates.iter().map(|(worker, _)| (*worker, LossEffect(-1_000))).collect();
                 (100, worker::Input::Weighed(Weighing { round: task.round, effects }))
             }
-            // Here the chain needs no votes.
             worker::Effect::Abort => (50, worker::Input::Failed),
             worker::Effect::Exit(exit) => {
                 self.exits.insert(self.nodes[index].id(), exit);

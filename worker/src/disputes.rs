@@ -8,16 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use manyhands_chain_client::types::{FaultKind, Finding, Run};
+use manyhands_chain_client::types::{FaultKind, Finding, Run, Stage};
 use manyhands_chain_client::{
     Accusation, ChainClient, ChainState, Dispute, ReadError, SubmitError,
 };
 use manyhands_network::data::{FetchError, FetchRequest, Refusal, SourceError};
-use manyhands_proto::message::{ReplayEvidence, Role};
-use manyhands_proto::{Digest, NodeId};
+use manyhands_proto::message::{ReplayEnd, ReplayEvidence, Role};
+use manyhands_proto::{Balance, Digest};
 use manyhands_rules::evidence::{bytes_max, case_bytes_max, check_case, false_ends, proven};
-use manyhands_rules::panel::{Case, Judgement, decide};
-use manyhands_rules::record;
+use manyhands_rules::panel::{Case, Judged, Judgement};
 use manyhands_rules::reward::layout;
 use tokio::time::Instant;
 
@@ -63,6 +62,8 @@ struct Answers {
     done: BTreeSet<Accusation>,
     /// What is in the way of an answer was told once.
     told: BTreeSet<Accusation>,
+    /// Evidence was not there at the last look.
+    missing: BTreeSet<Accusation>,
 }
 
 /// Follows the chain for as long as the node takes part.
@@ -96,7 +97,7 @@ async fn look(
         let answered = if dispute.accusation.node() == me {
             defend(context, chain, (&run, state.block().number), &dispute).await
         } else if role == Role::Verifier && dispute.votes.of(&me).is_none() {
-            vote(context, chain, &state, &dispute, answers).await
+            vote(context, chain, (&state, &run), &dispute, answers).await
         } else {
             continue;
         };
@@ -146,16 +147,17 @@ async fn defend(
         }
         return Ok(());
     }
-    let is_voted_on = match accusation {
-        Accusation::Worker { kind: FaultKind::Replay, .. } | Accusation::Verifier { .. } => true,
-        // Nobody but the coordinator sees these: whoever objects to them does so by hand.
+    let dismisses = match accusation {
         Accusation::Worker {
-            kind: FaultKind::Codec | FaultKind::Withheld | FaultKind::Equivocation,
+            kind: FaultKind::Replay | FaultKind::Codec | FaultKind::Equivocation,
             ..
-        } => false,
+        }
+        | Accusation::Verifier { .. } => true,
+        // Whoever withheld something stays in the run, and knows it from there.
+        Accusation::Worker { kind: FaultKind::Withheld, .. } => false,
     };
     // By then a dismissal would have come.
-    if is_voted_on && !dispute.is_contested() && quarters_over(dispute, block) >= 2 {
+    if dismisses && !dispute.is_contested() && quarters_over(dispute, block) >= 2 {
         // There is nothing to show beside what is shown.
         let evidence = dispute.evidence_digest;
         chain.contest(&context.key, &context.run, accusation, evidence).await?;
@@ -164,25 +166,48 @@ async fn defend(
     Ok(())
 }
 
+/// Whether the chain would take a vote: a refused one costs as much.
+async fn has_a_vote(
+    context: &Context,
+    state: &ChainState,
+    run: &Run,
+    accusation: &Accusation,
+) -> Result<bool, ReadError> {
+    let me = context.key.node_id();
+    let Some(own) = state.verifier(&context.run, &me).await? else { return Ok(false) };
+    let anchor = state.anchor(&context.run, accusation.round(), Stage::Commit).await?;
+    let was_there = anchor.is_some_and(|anchor| own.registered_at <= anchor.block);
+    Ok(was_there && own.exit_at.is_none() && own.bond >= run.terms.verifier_bond)
+}
+
 async fn vote(
     context: &Context,
     chain: &ChainClient,
-    state: &ChainState,
+    (state, run): (&ChainState, &Run),
     dispute: &Dispute,
     answers: &mut Answers,
 ) -> Result<(), SubmitError> {
     let accusation = dispute.accusation;
+    if !has_a_vote(context, state, run, &accusation).await? {
+        return Ok(());
+    }
     let opinion = match answers.opinions.get(&accusation) {
         Some(opinion) => opinion.clone(),
         None => {
             let quarters = quarters_over(dispute, state.block().number);
             let opinion = match opinion(context, state, dispute).await? {
                 Ok(opinion) => opinion,
-                // What was found a moment ago may take another to be there.
-                Err(Unseen::NotShown) if quarters >= 2 => not_shown(),
+                // What was found a moment ago may take another to be there, and so may what a coordinator has that
+                // is just starting.
+                Err(Unseen::NotShown) => {
+                    let again = !answers.missing.insert(accusation);
+                    if quarters < 2 || !again {
+                        return Ok(());
+                    }
+                    not_shown()
+                }
                 // An accuser that answers nobody must not be better off than one that has nothing.
                 Err(Unseen::OutOfReach(_)) if quarters >= 3 => not_shown(),
-                Err(Unseen::NotShown) => return Ok(()),
                 Err(Unseen::OutOfReach(error)) => {
                     tracing::warn!(%error, "evidence is out of reach");
                     return Ok(());
@@ -220,11 +245,15 @@ async fn opinion(
     state: &ChainState,
     dispute: &Dispute,
 ) -> Result<Result<Opinion, Unseen>, ReadError> {
-    if let Accusation::Worker { kind: FaultKind::Codec | FaultKind::Equivocation, .. } =
-        dispute.accusation
-    {
-        // The coordinator finds these by itself.
-        return Ok(Ok(Opinion::None));
+    match dispute.accusation {
+        // The coordinator finds it by itself, and shows it to nobody yet.
+        Accusation::Worker { kind: FaultKind::Codec, .. } => return Ok(Ok(Opinion::None)),
+        Accusation::Worker { kind: FaultKind::Equivocation, .. } => {
+            let reason = "nothing in a run finds such a fault".to_owned();
+            return Ok(Ok(Opinion::Innocent(reason)));
+        }
+        Accusation::Worker { kind: FaultKind::Replay | FaultKind::Withheld, .. }
+        | Accusation::Verifier { .. } => {}
     }
     let (layout, terms) = (layout(&context.spec.model), &context.spec.verification);
     let bytes = match shown(context, dispute.evidence_digest, case_bytes_max(terms)).await {
@@ -238,10 +267,13 @@ async fn opinion(
     if let Err(reason) = check_case(&case, context.run, &layout, terms) {
         return Ok(Ok(Opinion::Innocent(reason)));
     }
+    let me = context.key.node_id();
+    // Whoever answers for its word with nothing, or never did, accuses nobody.
+    let mut bonded = BTreeSet::from([me]);
     for judge in case.judgements.iter().map(Judgement::verifier) {
-        if state.verifier(&context.run, &judge).await?.is_none() {
-            let reason = format!("{} answers for nothing with a bond", judge.short());
-            return Ok(Ok(Opinion::Innocent(reason)));
+        let record = state.verifier(&context.run, &judge).await?;
+        if record.is_some_and(|record| record.bond > Balance(0)) {
+            bonded.insert(judge);
         }
     }
     let drawn = (terms.replay_chunks as usize).min(layout.chunk_count());
@@ -256,19 +288,34 @@ async fn opinion(
             Err(unseen) => return Ok(Err(unseen)),
         }
     }
-    let me = context.key.node_id();
     Ok(Ok(match dispute.accusation {
         Accusation::Worker { worker, round, kind } => {
             if (case.worker(), case.round()) != (worker, round) {
                 Opinion::Innocent("the evidence is of another round".to_owned())
             } else {
-                of_worker(&proven(&case, &ends, &layout, terms), kind, me)
+                let own = case.judgements.iter().find(|judgement| judgement.verifier() == me);
+                let mut proven = proven(&case, &ends, &layout, terms);
+                proven.retain(|judgement| {
+                    !judgement.verdict.accuses() || bonded.contains(&judgement.verifier())
+                });
+                let is_word = |judgement: &&Judgement| match judgement.replay.replayed.end {
+                    ReplayEnd::At(_) => false,
+                    ReplayEnd::Nowhere | ReplayEnd::Withheld(_) => true,
+                };
+                let words = case.judgements.iter().filter(is_word).count();
+                of_worker(own, &proven, words, kind)
             }
         }
         Accusation::Verifier { verifier, worker, round } => {
             if (case.worker(), case.round()) != (worker, round) {
                 Opinion::Innocent("the evidence is of another round".to_owned())
             } else if false_ends(&case, &ends, &layout, terms).contains(&verifier) {
+                let known = |judge: &Judgement| {
+                    judge.verifier() == verifier || bonded.contains(&judge.verifier())
+                };
+                if !case.judgements.iter().all(known) {
+                    return Ok(Ok(Opinion::None));
+                }
                 Opinion::Guilty("two others ended near each other, and far from it".to_owned())
             } else {
                 Opinion::Innocent("no two others ended near each other, and far from it".to_owned())
@@ -277,31 +324,42 @@ async fn opinion(
     }))
 }
 
-/// What follows from judgements whose evidence was checked, for one verifier: `me`.
-fn of_worker(judgements: &[Judgement], kind: FaultKind, me: NodeId) -> Opinion {
-    let own = judgements.iter().find(|judgement| judgement.verifier() == me);
+/// What follows from what this verifier found itself, if it was asked, from what the evidence of others proves, and from how
+/// many say what nobody else can see.
+fn of_worker(
+    own: Option<&Judgement>,
+    proven: &[Judgement],
+    words: usize,
+    kind: FaultKind,
+) -> Opinion {
     if own.is_some_and(|own| !own.verdict.accuses()) {
         return Opinion::Innocent("this verifier's own replay let it pass".to_owned());
     }
-    let accusing = judgements.iter().filter(|judgement| judgement.verdict.accuses()).count();
-    // One word is enough where nobody else was there, but only for whoever gave it.
-    let is_enough = accusing >= 2 || own.is_some();
-    match (kind, decide(false, judgements, false)) {
-        (FaultKind::Replay, Some(record::Finding::ReplayFault(found))) if is_enough => {
-            Opinion::Guilty(format!(
-                "its replay ended elsewhere, at a distance of {:.1e}",
-                found.delta
-            ))
-        }
-        (FaultKind::Replay, Some(record::Finding::ReplayFault(_))) => Opinion::None,
-        (FaultKind::Replay, _) => Opinion::Innocent(
-            "the evidence does not show that its replay ended elsewhere".to_owned(),
-        ),
-        (FaultKind::Withheld, Some(record::Finding::Withheld(reason))) if is_enough => {
+    let accusing = proven.iter().filter(|judgement| judgement.verdict.accuses()).count();
+    let passed = proven.len() - accusing;
+    match (kind, own.map(|own| &own.verdict)) {
+        // What only it could know, a verifier may believe.
+        (FaultKind::Withheld, Some(Judged::Withheld(reason))) => {
             Opinion::Guilty(format!("it withheld evidence: {reason}"))
         }
         // That nothing was shown leaves nothing to show.
         (FaultKind::Withheld | FaultKind::Codec | FaultKind::Equivocation, _) => Opinion::None,
+        (FaultKind::Replay, own) => {
+            // As the panel decides: two against it, or one where nobody else was there. That one can know what it found.
+            let own_fault = matches!(own, Some(Judged::Fault(_)));
+            match (accusing.max(usize::from(own_fault)), passed) {
+                (2.., _) => Opinion::Guilty("two replays of it ended elsewhere".to_owned()),
+                (1, 0) if own_fault => {
+                    Opinion::Guilty("this verifier's own replay ended elsewhere".to_owned())
+                }
+                (1, 0) => Opinion::None,
+                (seen @ (0 | 1), _) if seen + words >= 2 => Opinion::None,
+                (0 | 1, _) => {
+                    let reason = "the evidence does not show that its replay ended elsewhere";
+                    Opinion::Innocent(reason.to_owned())
+                }
+            }
+        }
     }
 }
 
@@ -323,10 +381,12 @@ async fn shown(context: &Context, digest: Digest, bytes_max: u64) -> Result<Vec<
 /// Whether it is the coordinator that does not show something, rather than the line.
 fn is_withheld(error: &SourceError) -> bool {
     match error {
-        SourceError::Refused(Refusal::Unknown | Refusal::Forbidden | Refusal::NotYet)
+        SourceError::Refused(Refusal::Unknown | Refusal::Forbidden)
         | SourceError::Blame(_)
         | SourceError::TooLarge { .. } => true,
-        SourceError::Refused(Refusal::Busy { .. } | Refusal::OutOfRange | Refusal::Storage)
+        SourceError::Refused(
+            Refusal::NotYet | Refusal::Busy { .. } | Refusal::OutOfRange | Refusal::Storage,
+        )
         | SourceError::Connect(_)
         | SourceError::Stalled { .. }
         | SourceError::TooSlow { .. }
@@ -338,9 +398,8 @@ fn is_withheld(error: &SourceError) -> bool {
 #[cfg(test)]
 mod tests {
     use manyhands_proto::keys::NodeKey;
-    use manyhands_proto::message::{Distances, EndState, ReplayEnd, Replayed, SignedReplay};
+    use manyhands_proto::message::{Distances, EndState, Replayed, SignedReplay};
     use manyhands_proto::{Round, RunId};
-    use manyhands_rules::panel::Judged;
 
     use super::*;
 
@@ -359,16 +418,25 @@ mod tests {
         Judgement { replay, verdict, evidence: None }
     }
 
-    /// What the verifier `me` makes of what verifiers 2, 3, … found: a fault, a pass, or nothing shown.
+    /// What the verifier `me` makes of what verifiers 2, 3, … found: a fault, a pass, or nothing shown; in upper case
+    /// what can be seen.
     fn opinion_of(me: u8, found: &str, kind: FaultKind) -> char {
-        let verdict = |letter| match letter {
+        let verdict = |letter: char| match letter.to_ascii_lowercase() {
             'f' => Judged::Fault(ELSEWHERE),
             'p' => Judged::Passed(Distances::NONE),
             _ => Judged::Withheld("the moments".to_owned()),
         };
-        let judgements: Vec<Judgement> =
-            (2..).zip(found.chars()).map(|(id, letter)| judgement(id, verdict(letter))).collect();
-        match of_worker(&judgements, kind, key(me).node_id()) {
+        let judgements = (2..).zip(found.chars()).map(|(id, letter)| {
+            let judgement = judgement(id, verdict(letter));
+            (judgement, letter.is_ascii_uppercase())
+        });
+        let judgements: Vec<(Judgement, bool)> = judgements.collect();
+        let me = key(me).node_id();
+        let own = judgements.iter().map(|(it, _)| it).find(|it| it.verifier() == me);
+        let proven: Vec<Judgement> =
+            judgements.iter().filter(|(_, seen)| *seen).map(|(it, _)| it.clone()).collect();
+        let words = judgements.iter().filter(|(it, seen)| !seen && it.verdict.accuses()).count();
+        match of_worker(own, &proven, words, kind) {
             Opinion::Guilty(_) => 'g',
             Opinion::Innocent(_) => 'i',
             Opinion::None => '-',
@@ -376,21 +444,23 @@ mod tests {
     }
 
     #[test]
-    fn a_verifier_believes_two_others_or_itself() {
+    fn a_verifier_believes_what_it_sees_or_found_itself() {
         let replay = |me, found| opinion_of(me, found, FaultKind::Replay);
-        assert_eq!(replay(9, "ff"), 'g', "two that were drawn");
-        assert_eq!(replay(9, "ffp"), 'g');
-        assert_eq!(replay(2, "ff"), 'g', "and each of them");
-        assert_eq!(replay(2, "f"), 'g', "alone, it knows what it found");
-        assert_eq!(replay(9, "f"), '-', "others have only its word");
-        assert_eq!(replay(9, "fpp"), 'i', "outvoted");
-        assert_eq!(replay(4, "ffp"), 'i', "whoever let it pass does not believe two others");
+        assert_eq!(replay(9, "FF"), 'g', "two that were drawn");
+        assert_eq!(replay(9, "FFP"), 'g');
+        assert_eq!(replay(2, "FF"), 'g', "and each of them");
+        assert_eq!(replay(2, "f"), 'g', "alone, it knows where it was led");
+        assert_eq!(replay(9, "F"), '-', "others have only one word");
+        assert_eq!(replay(9, "ff"), '-', "or two, with nothing to see behind them");
+        assert_eq!(replay(9, "fPP"), 'i');
+        assert_eq!(replay(9, "FPP"), 'i', "outvoted");
+        assert_eq!(replay(4, "FFP"), 'i', "whoever let it pass does not believe two others");
         assert_eq!(replay(9, ""), 'i', "nothing that was shown holds");
         let withheld = |me, found| opinion_of(me, found, FaultKind::Withheld);
-        assert_eq!(withheld(9, "ww"), 'g');
-        assert_eq!(withheld(9, "w"), '-');
+        assert_eq!(withheld(9, "ww"), '-', "only those who were there know");
+        assert_eq!(withheld(2, "ww"), 'g');
         assert_eq!(withheld(2, "w"), 'g');
-        assert_eq!(withheld(9, ""), '-', "what the coordinator was not shown, nobody can show");
+        assert_eq!(withheld(2, "Pw"), 'i');
     }
 
     #[test]

@@ -58,7 +58,7 @@ mirror! {
 mirror! {
     #[derive(Copy)]
     enum FaultState {
-        /// Can be contested before `executable_at` and executed from then on.
+        /// Can be contested before `executable_at` and executed from then on; votes count until it is.
         Reported { executable_at: u32, },
         /// Can be voted on before `resolves_at` and executed from then on.
         Contested { bond: Balance, evidence_digest: Digest, resolves_at: u32, },
@@ -100,7 +100,7 @@ mirror! {
         evidence_digest: Digest,
         /// Held from the run's owner for the record.
         deposit: Balance,
-        /// Verifiers that could have a vote on it when it was reported.
+        /// No more verifiers than these have a vote on it.
         jury: u32,
         votes: Votes,
         reported_at: u32,
@@ -115,7 +115,7 @@ mirror! {
         evidence_digest: Digest,
         /// Held from the run's owner for the record.
         deposit: Balance,
-        /// Verifiers that could have a vote on it when it was reported.
+        /// No more verifiers than these have a vote on it.
         jury: u32,
         votes: Votes,
         /// The block in which it was reported first.

@@ -150,7 +150,7 @@ impl<T: Config> Pallet<T> {
         Ok(votes.at_the_end(contested, run.terms.fault_quorum))
     }
 
-    /// Takes a penalty: the reporters' share of it goes to those who voted, the rest into the
+    /// Takes a penalty: the voters' share of it goes to those who found the loser guilty, the rest into the
     /// escrow, and so does the bond of a contest that was lost.
     pub(crate) fn collect(
         run_id: &RunId,
@@ -185,15 +185,19 @@ impl<T: Config> Pallet<T> {
         Ok(paid)
     }
 
-    /// The accused is innocent: it gets its bond back, if it contested, and a contest's bond from the
-    /// owner's, if that has it. Returns what the owner paid.
+    /// The accused is not slashed: it gets its bond back, if it contested, and where a quorum found it
+    /// innocent a contest's bond from the owner's, if that has it. Nobody is paid for what nobody could
+    /// look at. Returns what the owner paid.
     pub(crate) fn indemnify(
         run: &mut Run,
         accused: &AccountId,
-        state: &FaultState,
+        (state, votes): (&FaultState, &Votes),
     ) -> Result<Balance, DispatchError> {
         if let FaultState::Contested { bond, .. } = state {
             Self::release(HoldReason::ContestBond, accused, *bond)?;
+        }
+        if !votes.clear(run.terms.fault_quorum) {
+            return Ok(0);
         }
         let due = run.terms.contest_bond.min(run.bond);
         let penalty = Self::pay_from_hold(HoldReason::CoordinatorBond, &run.owner, accused, due)?;

@@ -198,7 +198,7 @@ impl<T: Config> Pallet<T> {
         Ok(())
     }
 
-    /// The worker is paid a contest's bond by the run's owner.
+    /// The worker keeps its stake.
     fn acquit(
         run: &mut Run,
         worker: &mut Worker,
@@ -206,7 +206,7 @@ impl<T: Config> Pallet<T> {
         fault: &mut Fault,
     ) -> DispatchResult {
         let Accusation { run_id, worker: who, round } = accusation;
-        let penalty = Self::indemnify(run, who, &fault.state)?;
+        let penalty = Self::indemnify(run, who, (&fault.state, &fault.votes))?;
         fault.state = FaultState::Dismissed;
         Self::end_dispute(run, worker, accusation);
         Self::deposit_event(Event::FaultDismissed {

@@ -46,7 +46,7 @@ impl Expected {
         entry.1 = entry.1.saturating_add(amount);
     }
 
-    /// Adds what a fault's record keeps on hold: the opener's deposit, and the bond of a contest.
+    /// Adds what a fault's record keeps on hold: the owner's deposit, and the bond of a contest.
     fn add_dispute(
         &mut self,
         accused: &AccountId,

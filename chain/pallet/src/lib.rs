@@ -30,7 +30,8 @@
 //! whose record verdicts are, accuses; verifiers that were there before the round vote on it, for and
 //! against. A fault is executed when its worker lets the contest window pass and no quorum speaks for
 //! it, or when, contested, more find it guilty than innocent and they are a quorum; it is decided at
-//! once where no vote to come could change that. Otherwise it is dismissed and the owner pays. A
+//! once where no vote to come could change that. Otherwise it is dismissed; where a quorum found the
+//! accused innocent, the owner pays it for that. A
 //! verifier answers for what it says about a replay by the same rules, with its whole bond; the others
 //! of its run vote on it. Every state that waits for somebody has a call that anybody may make when
 //! the time is over.
@@ -625,7 +626,6 @@ pub mod pallet {
         // Faults.
         FaultUnknown,
         FaultDecided,
-        FaultKindMismatch,
         /// The round is neither committed nor anchored.
         RoundNotAnchored,
         /// The worker joined, or a verifier registered, after the round was anchored.

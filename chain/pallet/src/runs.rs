@@ -307,8 +307,8 @@ impl<T: Config> Pallet<T> {
         let mut run = Self::run(&run_id)?;
         ensure!(run.state == RunState::Settled, Error::<T>::RunNotSettled);
         let mut left = limit;
-        // A settled run has no open disputes, so that no verifier is accused or answers for a
-        // report. Collected first: the map must not change under its iterator.
+        // A settled run has no open disputes, so that no verifier is accused. Collected first: the map
+        // must not change under its iterator.
         let verifiers: Vec<_> = Verifiers::<T>::iter_prefix(run_id).take(left as usize).collect();
         for (who, verifier) in verifiers {
             Self::remove_verifier(&run_id, &mut run, who, &verifier)?;

@@ -60,7 +60,7 @@ stored! {
         pub equivocation: Balance,
         /// Taken from the coordinator's bond when a challenge is upheld or the run times out.
         pub coordinator: Balance,
-        /// The part of a slash that goes to those who showed the fault; the rest is the run's.
+        /// The part of a slash that those share who found the accused guilty; the rest is the run's.
         pub reporter_share: Percent,
     }
 }
@@ -406,7 +406,7 @@ stored! {
 stored! {
     #[derive(Copy)]
     pub enum FaultState {
-        /// Can be contested before `executable_at` and executed from then on.
+        /// Can be contested before `executable_at` and executed from then on; votes count until it is.
         Reported { executable_at: BlockNumber },
         /// Can be voted on before `resolves_at` and executed from then on.
         Contested { bond: Balance, evidence_digest: Digest, resolves_at: BlockNumber },
@@ -437,7 +437,7 @@ impl Votes {
     /// What a run's verifiers decided, as soon as no vote that is still to come could change it.
     ///
     /// # Arguments
-    /// `jury`: verifiers that can have a vote. `quorum`: votes that a side needs.
+    /// `jury`: an upper bound of those that can have a vote. `quorum`: votes that a side needs.
     pub fn settled(&self, jury: u32, quorum: u32) -> Option<Finding> {
         let most = |side: &Accounts| {
             let votes = side.len() as u64;
@@ -451,15 +451,19 @@ impl Votes {
             .then_some(Finding::Innocent)
     }
 
+    /// Whether a quorum found the accused innocent.
+    pub fn clear(&self, quorum: u32) -> bool {
+        self.innocent.len() as u64 >= u64::from(quorum)
+    }
+
     /// What they decided when the time for votes is over. Silence of the accused lets an accusation stand
     /// unless a quorum speaks for it; who objects is to be found guilty by a quorum.
     pub fn at_the_end(&self, contested: bool, quorum: u32) -> Finding {
         let (against, in_favour) = (self.guilty.len(), self.innocent.len());
-        let has_quorum = |votes: usize| votes as u64 >= u64::from(quorum);
         let guilty = if contested {
-            has_quorum(against) && against > in_favour
+            against as u64 >= u64::from(quorum) && against > in_favour
         } else {
-            !(has_quorum(in_favour) && in_favour >= against)
+            !(self.clear(quorum) && in_favour >= against)
         };
         if guilty { Finding::Guilty } else { Finding::Innocent }
     }
@@ -471,7 +475,7 @@ stored! {
         pub evidence_digest: Digest,
         /// Planck of the run's owner held as storage deposit.
         pub deposit: Balance,
-        /// The run's verifiers when it was reported.
+        /// The run's verifiers when it was reported: no more than these have a vote.
         pub jury: u32,
         pub votes: Votes,
         pub reported_at: BlockNumber,
@@ -485,7 +489,7 @@ stored! {
         pub evidence_digest: Digest,
         /// Planck of the run's owner held as storage deposit.
         pub deposit: Balance,
-        /// The run's verifiers beside the accused when it was reported.
+        /// The run's verifiers beside the accused when it was reported: no more than these have a vote.
         pub jury: u32,
         pub votes: Votes,
         pub reported_at: BlockNumber,

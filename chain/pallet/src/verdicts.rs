@@ -189,7 +189,7 @@ impl<T: Config> Pallet<T> {
         Ok(())
     }
 
-    /// The verifier is paid a contest's bond by the run's owner.
+    /// The verifier keeps its bond.
     fn acquit_verifier(
         run: &mut Run,
         accused: &mut Verifier,
@@ -197,7 +197,7 @@ impl<T: Config> Pallet<T> {
         fault: &mut VerifierFault,
     ) -> DispatchResult {
         let Verdict { run_id, verifier, worker, round } = verdict;
-        let penalty = Self::indemnify(run, verifier, &fault.state)?;
+        let penalty = Self::indemnify(run, verifier, (&fault.state, &fault.votes))?;
         fault.state = FaultState::Dismissed;
         Self::end_verifier_dispute(run, accused);
         Self::deposit_event(Event::VerifierFaultDismissed {

@@ -89,8 +89,8 @@ pub(crate) enum Command {
     Claim(claim::Args),
     /// Object to what this node is accused of in a run
     ///
-    /// Puts down the run's contest bond. Verifiers vote; without most of them against it, the bond comes back with as much
-    /// from whoever accused it. What a verifier says and the run does not, a node objects to by itself.
+    /// Puts down the run's contest bond, which comes back unless verifiers find the node guilty. What a node was never told,
+    /// it objects to by itself.
     Contest(contest::Args),
     /// Write a run's model as a folder that Hugging Face transformers opens
     ///

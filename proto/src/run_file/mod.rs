@@ -334,7 +334,7 @@ pub struct Chain {
     /// What it takes to have committed and then not uploaded, or not opened what was drawn.
     #[serde(default = "default::withheld_slash_per_mille")]
     pub withheld_slash_per_mille: u32,
-    /// What the one who reported it gets of the slash, in thousandths; the rest goes to the escrow.
+    /// What verifiers that found the accused guilty share of the slash, in thousandths; the rest goes to the escrow.
     #[serde(default = "default::reporter_share_per_mille")]
     pub reporter_share_per_mille: u32,
     /// Rounds until a reward can be claimed.

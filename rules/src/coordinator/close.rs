@@ -1,6 +1,6 @@
 //! How a round ends: outcomes, merge, record, later audits, faults; and what is wanted meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use manyhands_proto::message::{
     Assignment, Flagged, Refusal, RefusalCode, Replay, SignedCommitment, Source,
@@ -435,7 +435,9 @@ impl Coordinator {
         }
         self.closed.retain(|round, _| round.0 >= kept);
         self.audits.forget_passed_before(Round(kept.saturating_sub(1)));
-        self.evidence.retain(|(round, _)| round.0 >= kept);
+        let disputed: BTreeSet<Round> =
+            self.faults.iter().map(|fault| fault.round).chain(self.judges.disputed()).collect();
+        self.evidence.retain(|(round, _)| round.0 >= kept || disputed.contains(round));
         self.cases.retain(|(_, case)| case.round().0 >= kept);
         self.draw_audits(now, number);
         if panel::all_is_looked_over(number, self.spec.run.rounds) {

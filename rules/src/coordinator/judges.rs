@@ -1,7 +1,7 @@
 //! What becomes of verifiers that contradict each other: whoever made its end up is out, and the chain is told.
 
 use manyhands_proto::message::{Refusal, RefusalCode};
-use manyhands_proto::{Balance, Digest, NodeId, Tick};
+use manyhands_proto::{Balance, Digest, NodeId, Round, Tick};
 use serde::{Deserialize, Serialize};
 
 use super::Coordinator;
@@ -31,6 +31,11 @@ impl Judges {
             case: Box::new(case.clone()),
         };
         compare.chain(self.undecided.iter().map(report))
+    }
+
+    /// The rounds of what is before the chain: what shows it is still looked at.
+    pub(super) fn disputed(&self) -> impl Iterator<Item = Round> {
+        self.undecided.iter().map(|(end, _)| end.round)
     }
 
     /// Whether what a verifier did is still before the chain: it may not come back meanwhile.

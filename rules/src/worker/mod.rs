@@ -127,7 +127,6 @@ pub struct Worker {
     verdicts: Vec<Verdict>,
     evaluations: Vec<Evaluation>,
     weighing: Option<Weighing>,
-    /// Said on the chain, as long as the coordinator asks for it.
     steps_done: u32,
     stopping: bool,
     situation: Option<Situation>,

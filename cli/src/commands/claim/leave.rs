@@ -62,7 +62,7 @@ enum Wait {
     OtherRuns { runs: usize },
     /// Faults of the account that are not decided; those of this run are listed.
     Faults { open: u32, in_this_run: Vec<Undecided> },
-    /// Faults that the verifier reported first, or is accused of.
+    /// What the verifier is accused of.
     Disputes { open: u32 },
 }
 
@@ -290,8 +290,7 @@ impl Held {
                 )
             }
             Wait::Disputes { open } => format!(
-                "{what} until the faults that it reported first, or is accused of, are decided: \
-                 {open} open; this is block {block}"
+                "{what} until what it is accused of is decided: {open} open; this is block {block}"
             ),
         }
     }

@@ -359,7 +359,7 @@ fn a_fault_found_after_the_merge_is_revoked_and_its_reward_forfeit() {
 }
 
 #[test]
-fn two_verifiers_that_find_against_a_worker_are_asked_to_say_so_on_the_chain() {
+fn what_two_verifiers_found_is_shown_to_all_that_vote_on_it() {
     let mut spec = tests_support::spec();
     spec.run.rounds = 1;
     let mut world = World::new(spec);
