@@ -29,6 +29,9 @@ pub use state::{AccountBalance, ChainState};
 pub use submit::{Submission, SubmitError};
 pub use terms::{RunMismatch, TermDifference};
 
+// The macro below reads it behind cargo's back: a new file is a new build.
+const _: &[u8] = include_bytes!("../metadata.scale");
+
 /// The runtime's interface as its metadata tells it; a node with another runtime is refused when
 /// connecting. The runtime's example `dump_metadata` writes the file anew when it changes.
 #[subxt::subxt(
