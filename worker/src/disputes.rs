@@ -58,11 +58,11 @@ enum Unseen {
 #[derive(Default)]
 struct Answers {
     opinions: BTreeMap<Accusation, Opinion>,
-    /// Nothing more is to be said.
+    /// This verifier has nothing more to say.
     done: BTreeSet<Accusation>,
     /// What is in the way of an answer was told once.
     told: BTreeSet<Accusation>,
-    /// Evidence was not there at the last look.
+    /// Evidence was not there at an earlier look.
     missing: BTreeSet<Accusation>,
 }
 
@@ -90,13 +90,16 @@ async fn look(
     };
     let me = context.key.node_id();
     let mut open = state.disputes(&context.run).await?;
-    open.retain(|it| it.decided_from().is_some() && !answers.done.contains(&it.accusation));
+    open.retain(|it| it.decided_from().is_some());
     // What this node is accused of comes first, then what is decided soonest.
     open.sort_by_key(|it| (it.accusation.node() != me, it.decided_from()));
     for dispute in open {
         let answered = if dispute.accusation.node() == me {
             defend(context, chain, (&run, state.block().number), &dispute).await
-        } else if role == Role::Verifier && dispute.votes.of(&me).is_none() {
+        } else if role == Role::Verifier
+            && dispute.votes.of(&me).is_none()
+            && !answers.done.contains(&dispute.accusation)
+        {
             vote(context, chain, (&state, &run), &dispute, answers).await
         } else {
             continue;
