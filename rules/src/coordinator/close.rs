@@ -1,16 +1,15 @@
-//! How a round ends: outcomes, merge, record, later audits, faults; and what is wanted meanwhile.
+//! How a round ends: outcomes, merge, record, later audits; and what is wanted meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use manyhands_proto::message::{
-    Assignment, Flagged, Refusal, RefusalCode, Replay, SignedCommitment, Source,
-};
+use manyhands_proto::message::{Assignment, Flagged, Replay, SignedCommitment, Source};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Balance, Digest, NodeId, Round, Tick, TokenCount, WorkUnits};
 use serde::{Deserialize, Serialize};
 
 use super::Coordinator;
 use super::audits::Asked;
+use super::faults::PendingFault;
 use super::input::{
     CodecCheck, Contribution, Effect, ErrorBuffer, MergeOrder, MergeResult, RevocationOrder, Stage,
 };
@@ -19,10 +18,10 @@ use super::round::{OpenRound, Parameters, Phase};
 use super::status::EventKind;
 use super::weighing::Measurement;
 use crate::draw::Beacon;
-use crate::panel::{self, Attendee, Case};
+use crate::panel::{self, Attendee};
 use crate::record::{
-    Draw, Earning, Entropy, FaultKind, Outcome, Revocation, RoundRecord, Weighed, WorkerResult,
-    admitted_set, by_round, committed, hiding_is_held_against, loss_effects,
+    Draw, Earning, Entropy, Outcome, Revocation, RoundRecord, Weighed, WorkerResult, admitted_set,
+    by_round, committed, hiding_is_held_against, loss_effects,
 };
 use crate::reward;
 
@@ -67,17 +66,6 @@ impl ClosedRound {
             })
             .collect()
     }
-}
-
-/// A fault that the chain has not dealt with yet.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct PendingFault {
-    pub(super) round: Round,
-    pub(super) worker: NodeId,
-    pub(super) kind: FaultKind,
-    /// What verifiers found; none of what the coordinator did.
-    case: Option<Box<Case>>,
-    evidence: Digest,
 }
 
 impl Coordinator {
@@ -241,70 +229,6 @@ impl Coordinator {
             | Outcome::Withheld(_)
             | Outcome::Unverified => None,
         }
-    }
-
-    /// What a fault means beyond its round: lost trust and state, a report to the chain, and mostly the end.
-    fn accuse(&mut self, now: Tick, round: Round, worker: NodeId, outcome: &Outcome) {
-        let Some(kind) = outcome.fault() else { return };
-        let what = outcome.to_string();
-        if let Some(member) = self.membership.get_mut(worker) {
-            member.head = None;
-            member.credibility.failed();
-            if kind.bars() {
-                member.barred = Some(Refusal {
-                    code: RefusalCode::Barred,
-                    reason: format!("fault in round {round}: {what}"),
-                });
-            }
-        }
-        // The coordinator may have found something else first.
-        let is_it = |(found, case): &(Outcome, Case)| {
-            (case.round(), case.worker()) == (round, worker) && found == outcome
-        };
-        let found = self.cases.iter().position(is_it);
-        let case = found.map(|at| Box::new(self.cases.swap_remove(at).1));
-        let evidence = match &case {
-            Some(case) => {
-                let evidence = case.digest();
-                self.evidence.push((round, evidence));
-                evidence
-            }
-            None => {
-                let told = serde_json::to_vec(&(self.run, round, worker, outcome));
-                Digest::of(&told.expect("ids and an outcome serialise"))
-            }
-        };
-        let barred = if kind.bars() { "is barred, " } else { "" };
-        self.history.note(
-            now,
-            EventKind::Fault,
-            format!("worker {} {barred}fault in round {round}: {what}", worker.short()),
-        );
-        self.history.note_fault(round, worker, what);
-        self.faults.push(PendingFault { round, worker, kind, case, evidence });
-    }
-
-    /// A fault of a merged round: the reward is forfeit and the update is to be taken back.
-    pub(super) fn find_fault_after_merge(
-        &mut self,
-        now: Tick,
-        round: Round,
-        worker: NodeId,
-        outcome: Outcome,
-    ) {
-        let Some(closed) = self.closed.get_mut(&round) else { return };
-        let Some(result) = closed.results.iter().find(|result| result.worker == worker) else {
-            return;
-        };
-        let (was, reward, work) = (result.outcome.clone(), result.reward, result.work);
-        if let Some(member) = self.membership.get_mut(worker) {
-            member.earned.0 = member.earned.0.saturating_sub(reward.0);
-            member.work.0 = member.work.0.saturating_sub(work.0);
-        }
-        if was == Outcome::Admitted {
-            self.revocations.push(Revocation { round, worker });
-        }
-        self.accuse(now, round, worker, &outcome);
     }
 
     pub(super) fn handle_late_entropy(&mut self, now: Tick, round: Round, entropy: Entropy) {
@@ -501,17 +425,6 @@ impl Coordinator {
         }
     }
 
-    pub(super) fn handle_fault_settled(
-        &mut self,
-        now: Tick,
-        round: Round,
-        worker: NodeId,
-        slashed: Balance,
-    ) {
-        self.faults.retain(|fault| (fault.round, fault.worker) != (round, worker));
-        self.history.note_slash(now, round, worker, slashed);
-    }
-
     /// What is asked now has the whole time before it.
     fn finish_later(&mut self, now: Tick) {
         if matches!(self.round.phase, Phase::Finishing { .. }) {
@@ -622,13 +535,7 @@ impl Coordinator {
         }
         wanted
             .extend(self.unsettled.front().map(|record| Effect::Settle(Box::new(record.clone()))));
-        wanted.extend(self.faults.iter().map(|fault| Effect::ReportFault {
-            round: fault.round,
-            worker: fault.worker,
-            kind: fault.kind,
-            evidence: fault.evidence,
-            case: fault.case.clone(),
-        }));
+        wanted.extend(self.faults.iter().map(PendingFault::report));
         if self.may_complete() {
             wanted.push(Effect::CompleteRun { theta: round.theta });
         }

@@ -10,6 +10,7 @@
 mod audits;
 mod close;
 mod duty;
+mod faults;
 mod input;
 mod judges;
 mod membership;
@@ -37,7 +38,8 @@ pub use status::{EventKind, MemberStatus, RoundStatus, Status};
 pub use weighing::WEIGHERS_MAX;
 
 use self::audits::{Audits, ReplayTask};
-use self::close::{ClosedRound, PendingFault};
+use self::close::ClosedRound;
+use self::faults::PendingFault;
 use self::judges::Judges;
 use self::membership::Membership;
 use self::requests::Answer;

@@ -9,7 +9,7 @@ use manyhands_proto::message::{
 };
 
 use super::Coordinator;
-use super::close::PendingFault;
+use super::faults::PendingFault;
 use super::input::Facts;
 use super::round::Phase;
 use super::status::EventKind;

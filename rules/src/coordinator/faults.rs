@@ -1,0 +1,111 @@
+//! What becomes of a worker whose fault was found, and what the chain is told of it.
+
+use manyhands_proto::message::{Refusal, RefusalCode};
+use manyhands_proto::{Balance, Digest, NodeId, Round, Tick};
+use serde::{Deserialize, Serialize};
+
+use super::Coordinator;
+use super::input::Effect;
+use super::status::EventKind;
+use crate::panel::Case;
+use crate::record::{FaultKind, Outcome, Revocation};
+
+/// A fault that the chain has not dealt with yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct PendingFault {
+    pub(super) round: Round,
+    pub(super) worker: NodeId,
+    pub(super) kind: FaultKind,
+    /// What verifiers found; none of what the coordinator did.
+    case: Option<Box<Case>>,
+    evidence: Digest,
+}
+
+impl PendingFault {
+    pub(super) fn report(&self) -> Effect {
+        Effect::ReportFault {
+            round: self.round,
+            worker: self.worker,
+            kind: self.kind,
+            evidence: self.evidence,
+            case: self.case.clone(),
+        }
+    }
+}
+
+impl Coordinator {
+    /// What a fault means beyond its round: lost trust and state, a report to the chain, and mostly the end.
+    pub(super) fn accuse(&mut self, now: Tick, round: Round, worker: NodeId, outcome: &Outcome) {
+        let Some(kind) = outcome.fault() else { return };
+        let what = outcome.to_string();
+        if let Some(member) = self.membership.get_mut(worker) {
+            member.head = None;
+            member.credibility.failed();
+            if kind.bars() {
+                member.barred = Some(Refusal {
+                    code: RefusalCode::Barred,
+                    reason: format!("fault in round {round}: {what}"),
+                });
+            }
+        }
+        // The coordinator may have found something else first.
+        let is_it = |(found, case): &(Outcome, Case)| {
+            (case.round(), case.worker()) == (round, worker) && found == outcome
+        };
+        let found = self.cases.iter().position(is_it);
+        let case = found.map(|at| Box::new(self.cases.swap_remove(at).1));
+        let evidence = match &case {
+            Some(case) => {
+                let evidence = case.digest();
+                self.evidence.push((round, evidence));
+                evidence
+            }
+            None => {
+                let told = serde_json::to_vec(&(self.run, round, worker, outcome));
+                Digest::of(&told.expect("ids and an outcome serialise"))
+            }
+        };
+        let barred = if kind.bars() { "is barred, " } else { "" };
+        self.history.note(
+            now,
+            EventKind::Fault,
+            format!("worker {} {barred}fault in round {round}: {what}", worker.short()),
+        );
+        self.history.note_fault(round, worker, what);
+        self.faults.push(PendingFault { round, worker, kind, case, evidence });
+    }
+
+    /// A fault of a merged round: the reward is forfeit and the update is to be taken back.
+    pub(super) fn find_fault_after_merge(
+        &mut self,
+        now: Tick,
+        round: Round,
+        worker: NodeId,
+        outcome: Outcome,
+    ) {
+        let Some(closed) = self.closed.get_mut(&round) else { return };
+        let Some(result) = closed.results.iter().find(|result| result.worker == worker) else {
+            return;
+        };
+        let (was, reward, work) = (result.outcome.clone(), result.reward, result.work);
+        if let Some(member) = self.membership.get_mut(worker) {
+            member.earned.0 = member.earned.0.saturating_sub(reward.0);
+            member.work.0 = member.work.0.saturating_sub(work.0);
+        }
+        if was == Outcome::Admitted {
+            self.revocations.push(Revocation { round, worker });
+        }
+        self.accuse(now, round, worker, &outcome);
+    }
+
+    pub(super) fn handle_fault_settled(
+        &mut self,
+        now: Tick,
+        round: Round,
+        worker: NodeId,
+        slashed: Balance,
+    ) {
+        self.faults.retain(|fault| (fault.round, fault.worker) != (round, worker));
+        self.history.note_slash(now, round, worker, slashed);
+    }
+}
