@@ -3,9 +3,6 @@
 
 mod leave;
 
-use std::collections::VecDeque;
-use std::path::PathBuf;
-
 use manyhands_chain_client::types::{
     Forfeit, RoundCommitment, RoundRecord as ChainRound, RoundState, Run, RunState, Suspension,
 };
@@ -16,32 +13,26 @@ use manyhands_proto::leaf::{RewardLeaf, merkle_proof};
 use manyhands_proto::{Balance, NodeId, Round, RunId};
 use manyhands_rules::record::RoundRecord;
 use serde::Serialize;
+use std::collections::VecDeque;
 
 use self::leave::{Left, leave};
-use super::RunChainArg;
+use super::MemberArgs;
 use crate::failure::{Explain, Failure};
-use crate::folder;
 use crate::output::Output;
 use crate::remote::Remote;
-use crate::run_reference::{self, RunReference};
+use crate::run_reference::RunReference;
 
 /// Records of a round hold a commitment and a result of every worker: kilobytes each.
 const RECORD_BYTES_MAX: u64 = 64 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The invitation, a file that holds it, or the folder of the run's launch.
-    run: String,
-    /// The folder whose `node.key` earned [default: $MANYHANDS_HOME/worker; a verifier's is
-    /// $MANYHANDS_HOME/verifier].
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
+    #[command(flatten)]
+    member: MemberArgs,
     /// Leave the run and take back the stake, or a verifier's bond, as far as the chain lets it go; say what
     /// is still to wait for. Given again, it goes on from there.
     #[arg(long)]
     leave: bool,
-    #[command(flatten)]
-    chain: RunChainArg,
 }
 
 /// What a claim did.
@@ -80,11 +71,8 @@ struct Parting {
 }
 
 pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
-    let folder = folder::choose(args.dir, "worker")?;
-    let key = folder::existing_key(&folder)?;
-    let reference = run_reference::parse(&args.run)?;
+    let (key, reference, chain) = args.member.open().await?;
     let run = reference.invitation.run;
-    let chain = args.chain.connect(&reference.invitation).await?;
     let claimed = claim(&chain, &key, reference).await;
     if !args.leave {
         let claimed = claimed?;

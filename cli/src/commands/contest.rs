@@ -1,29 +1,13 @@
 //! `contest`: objects on the chain to what this node is accused of.
 
-use std::path::PathBuf;
-
 use manyhands_chain_client::{Accusation, ChainClient, Dispute};
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::{Balance, NodeId, RunId};
 use serde::Serialize;
 
-use super::RunChainArg;
+use super::MemberArgs;
 use crate::failure::Failure;
-use crate::folder;
 use crate::output::Output;
-use crate::run_reference;
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// The invitation, a file that holds it, or the folder of the run's launch.
-    run: String,
-    /// The folder whose `node.key` is accused [default: $MANYHANDS_HOME/worker; a verifier's is
-    /// $MANYHANDS_HOME/verifier].
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
-    #[command(flatten)]
-    chain: RunChainArg,
-}
 
 /// What became of the accusations.
 #[derive(Debug, Clone, Serialize)]
@@ -52,12 +36,9 @@ enum Answer {
     Failed(String),
 }
 
-pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
-    let folder = folder::choose(args.dir, "worker")?;
-    let key = folder::existing_key(&folder)?;
-    let reference = run_reference::parse(&args.run)?;
+pub(crate) async fn run(member: MemberArgs, output: Output) -> Result<(), Failure> {
+    let (key, reference, chain) = member.open().await?;
     let run = reference.invitation.run;
-    let chain = args.chain.connect(&reference.invitation).await?;
     let state = chain.state().await?;
     let Some(on_chain) = state.run(&run).await? else {
         let reason = format!("the chain does not know run {run}");

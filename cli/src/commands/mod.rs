@@ -24,15 +24,19 @@ mod status;
 mod work;
 
 use std::future::Future;
+use std::path::PathBuf;
 
 use clap::Subcommand;
 use manyhands_chain_client::ChainClient;
 use manyhands_network::invitation::Invitation;
 use manyhands_proto::Digest;
+use manyhands_proto::keys::NodeKey;
 
 use crate::Globals;
 use crate::failure::{Explain, Failure};
+use crate::folder;
 use crate::output::Output;
+use crate::run_reference::{self, RunReference};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -91,7 +95,7 @@ pub(crate) enum Command {
     ///
     /// Puts down the run's contest bond, which comes back unless verifiers find the node guilty. What a node was never told,
     /// it objects to by itself.
-    Contest(contest::Args),
+    Contest(MemberArgs),
     /// Write a run's model as a folder that Hugging Face transformers opens
     ///
     /// A run that is named by its folder is read from there; otherwise the coordinator is asked. Either way the
@@ -197,6 +201,30 @@ impl RunChainArg {
             return Err(Failure::new("wrong_chain", reason, remedy));
         }
         Ok(chain)
+    }
+}
+
+/// Whose business in which run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MemberArgs {
+    /// The invitation, a file that holds it, or the folder of the run's launch.
+    run: String,
+    /// The folder whose `node.key` it is about [default: $MANYHANDS_HOME/worker; a verifier's is
+    /// $MANYHANDS_HOME/verifier].
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    #[command(flatten)]
+    chain: RunChainArg,
+}
+
+impl MemberArgs {
+    /// The member's key, its run, and the chain that the run is on.
+    pub(crate) async fn open(self) -> Result<(NodeKey, RunReference, ChainClient), Failure> {
+        let folder = folder::choose(self.dir, "worker")?;
+        let key = folder::existing_key(&folder)?;
+        let reference = run_reference::parse(&self.run)?;
+        let chain = self.chain.connect(&reference.invitation).await?;
+        Ok((key, reference, chain))
     }
 }
 
