@@ -55,7 +55,8 @@ impl<'a> Pay<'a> {
                 | Outcome::CodecFault(_)
                 | Outcome::ReplayFault(_)
                 | Outcome::Withheld(_)
-                | Outcome::Unverified => (WorkUnits(0), Balance(0)),
+                | Outcome::Unverified
+                | Outcome::Irreproducible => (WorkUnits(0), Balance(0)),
             };
             let at = Link::Rewards.at(record.round).of(worker);
             findings.same(at, "work", (work, result.work));
@@ -68,7 +69,7 @@ impl<'a> Pay<'a> {
     /// Forfeits what was earned with rounds that were found faulty, or were not opened, later.
     fn take_back(&mut self, records: &Records, record: &RoundRecord) {
         for check in late_checks(record) {
-            if !found_against(check) || !is_kept(self.spec, record.round, check.round) {
+            if !is_taken_back(check) || !is_kept(self.spec, record.round, check.round) {
                 continue;
             }
             let Some(result) = records.result(check.round, check.worker) else { continue };
@@ -201,9 +202,10 @@ pub(crate) fn effective<'r>(
         .collect()
 }
 
-fn found_against(check: &Check) -> bool {
+/// Whether what was paid for a merged round is forfeit, and its update taken back.
+fn is_taken_back(check: &Check) -> bool {
     match check.finding {
-        Finding::ReplayFault(_) | Finding::Withheld(_) => true,
+        Finding::ReplayFault(_) | Finding::Withheld(_) | Finding::Irreproducible => true,
         Finding::CodecPassed
         | Finding::CodecFault(_)
         | Finding::ReplayPassed(_)

@@ -100,7 +100,8 @@ impl Records {
                 Finding::CodecPassed
                 | Finding::CodecFault(_)
                 | Finding::ReplayPassed(_)
-                | Finding::Undecided => None,
+                | Finding::Undecided
+                | Finding::Irreproducible => None,
             });
             at_close.chain(later)
         })

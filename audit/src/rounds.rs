@@ -8,6 +8,7 @@ use manyhands_proto::run_file::{Rule, RunSpec};
 use manyhands_proto::{Digest, NodeId, Round, RunId};
 use manyhands_rules::assignment::{Opening, plan};
 use manyhands_rules::coordinator::WEIGHERS_MAX;
+use manyhands_rules::quarantine::Quarantine;
 use manyhands_rules::record::{Check, Finding, Outcome, RoundRecord, Weighed};
 
 use crate::records::{Records, early_checks, late_checks};
@@ -21,6 +22,7 @@ pub(crate) struct Walker<'a> {
     theta: Digest,
     first_sequence: u64,
     heads: BTreeMap<NodeId, Head>,
+    quarantine: Quarantine,
     verdicts: Verdicts,
 }
 
@@ -40,6 +42,7 @@ impl<'a> Walker<'a> {
             theta: spec.data.theta,
             first_sequence: 0,
             heads: BTreeMap::new(),
+            quarantine: Quarantine::default(),
             verdicts: Verdicts::default(),
         }
     }
@@ -61,6 +64,9 @@ impl<'a> Walker<'a> {
         self.verdicts.step(self.spec, records, record, findings);
         self.theta = record.theta_next;
         self.follow(record, &assignments);
+        self.quarantine.follow(self.spec, record, |check| {
+            records.commitment(check.round, check.worker).map(|signed| &signed.commitment)
+        });
     }
 
     fn assignments(
@@ -102,8 +108,12 @@ impl<'a> Walker<'a> {
                 return BTreeMap::new();
             }
         }
-        let opening =
-            Opening { round: *round, theta: record.theta, first_sequence: record.first_sequence };
+        let opening = Opening {
+            round: *round,
+            theta: record.theta,
+            first_sequence: record.first_sequence,
+            left_out: &self.quarantine.left_out(),
+        };
         let assigned = plan_within(self.spec, opening, record);
         let Some(assigned) = assigned else {
             findings.failed(at, "positions that fit 64 bits", "larger ones");
@@ -187,14 +197,15 @@ impl<'a> Walker<'a> {
                 | Outcome::Withheld(_)
                 | Outcome::Malformed(_)
                 | Outcome::CodecFault(_)
-                | Outcome::ReplayFault(_) => _ = self.heads.remove(&result.worker),
+                | Outcome::ReplayFault(_)
+                | Outcome::Irreproducible => _ = self.heads.remove(&result.worker),
             }
         }
         for check in late_checks(record) {
             match check.finding {
                 Finding::ReplayFault(_) => _ = self.heads.remove(&check.worker),
                 // Without blame: a commitment of this very round may have come after it.
-                Finding::Withheld(_) => {
+                Finding::Withheld(_) | Finding::Irreproducible => {
                     let newer = |head: &Head| head.round == record.round;
                     if !self.heads.get(&check.worker).is_some_and(newer) {
                         self.heads.remove(&check.worker);
@@ -218,7 +229,11 @@ impl std::fmt::Display for Head {
 }
 
 /// The plan; none if its positions would not fit.
-fn plan_within(spec: &RunSpec, opening: Opening, record: &RoundRecord) -> Option<Vec<Assignment>> {
+fn plan_within(
+    spec: &RunSpec,
+    opening: Opening<'_>,
+    record: &RoundRecord,
+) -> Option<Vec<Assignment>> {
     let sequences_max = u64::from(u32::MAX).checked_mul(record.candidates.len() as u64)?;
     opening.first_sequence.checked_add(sequences_max)?;
     Some(plan(spec, opening, &record.candidates))
@@ -328,9 +343,17 @@ impl Known<'_> {
             (Some(Finding::CodecPassed), Some(Finding::Undecided)) => {
                 *outcome == Outcome::Unverified
             }
+            (Some(Finding::CodecPassed), Some(Finding::Irreproducible)) => {
+                *outcome == Outcome::Irreproducible
+            }
             (_, Some(_))
             | (
-                Some(Finding::ReplayPassed(_) | Finding::ReplayFault(_) | Finding::Undecided),
+                Some(
+                    Finding::ReplayPassed(_)
+                    | Finding::ReplayFault(_)
+                    | Finding::Undecided
+                    | Finding::Irreproducible,
+                ),
                 None,
             ) => false,
         }
@@ -343,6 +366,7 @@ impl Known<'_> {
             Some(Finding::CodecFault(_) | Finding::ReplayFault(_)) => "a fault",
             Some(Finding::Withheld(_)) => "withheld",
             Some(Finding::Undecided) => "undecided",
+            Some(Finding::Irreproducible) => "irreproducible",
         };
         let committed = if self.committed { "committed" } else { "not committed" };
         let (codec, replay) = (finding(self.codec), finding(self.replay));
@@ -363,5 +387,6 @@ fn said(outcome: &Outcome) -> String {
         }
         Outcome::Withheld(reason) => format!("withheld ({reason})"),
         Outcome::Unverified => "unverified".to_owned(),
+        Outcome::Irreproducible => "irreproducible".to_owned(),
     }
 }

@@ -330,7 +330,8 @@ fn says(finding: &Finding, outcome: &Outcome) -> bool {
             | Finding::ReplayPassed(_)
             | Finding::CodecPassed
             | Finding::CodecFault(_)
-            | Finding::Undecided,
+            | Finding::Undecided
+            | Finding::Irreproducible,
             _,
         ) => false,
     }

@@ -112,7 +112,7 @@ impl<'a> Trust<'a> {
                 // That it passed counted when one had found so.
                 Finding::ReplayPassed(_) if looked_over(records, record, check).is_some() => {}
                 Finding::ReplayPassed(_) => events.push(Event::Passed(check.worker)),
-                Finding::ReplayFault(_) | Finding::Withheld(_)
+                Finding::ReplayFault(_) | Finding::Withheld(_) | Finding::Irreproducible
                     if late
                         && !check.is_of_codec()
                         && is_kept(self.spec, record.round, check.round) =>
@@ -123,7 +123,8 @@ impl<'a> Trust<'a> {
                 | Finding::Withheld(_)
                 | Finding::CodecPassed
                 | Finding::CodecFault(_)
-                | Finding::Undecided => {}
+                | Finding::Undecided
+                | Finding::Irreproducible => {}
             }
         }
         let closed_at = closed_at.unwrap_or(events.len());
@@ -271,9 +272,10 @@ fn fits_probation(record: &RoundRecord, members: &BTreeMap<NodeId, Credibility>)
         let waits = record.verified
             && members.get(&result.worker).is_some_and(Credibility::is_on_probation);
         match &result.outcome {
-            Outcome::Admitted | Outcome::Late | Outcome::ReplayFault(_) => {
-                waits == replayed.contains(&result.worker)
-            }
+            Outcome::Admitted
+            | Outcome::Late
+            | Outcome::ReplayFault(_)
+            | Outcome::Irreproducible => waits == replayed.contains(&result.worker),
             Outcome::Unverified => waits,
             // Ended before any replay, or by one: then it was on probation.
             Outcome::NotCommitted
@@ -314,7 +316,8 @@ fn drawn(
             | Outcome::CodecFault(_)
             | Outcome::ReplayFault(_)
             | Outcome::Withheld(_)
-            | Outcome::Unverified => false,
+            | Outcome::Unverified
+            | Outcome::Irreproducible => false,
         })
         .map(|result| result.worker)
         .collect()
@@ -327,7 +330,8 @@ fn loses_trust(outcome: &Outcome) -> bool {
         | Outcome::Withheld(_)
         | Outcome::Malformed(_)
         | Outcome::CodecFault(_)
-        | Outcome::ReplayFault(_) => true,
+        | Outcome::ReplayFault(_)
+        | Outcome::Irreproducible => true,
         Outcome::Admitted | Outcome::Late | Outcome::NotCommitted | Outcome::Unverified => false,
     }
 }

@@ -12,7 +12,7 @@ use manyhands_proto::run_file::{RunSpec, Verification};
 use manyhands_proto::{ChunkIndex, Digest, NodeId, Round};
 use manyhands_rules::coordinator::late_beacon;
 use manyhands_rules::draw::Beacon;
-use manyhands_rules::evidence::{Subject, bytes_max, distances, false_ends};
+use manyhands_rules::evidence::{Subject, bytes_max, distances, false_ends, near};
 use manyhands_rules::panel::{
     Case, JUDGES_MAX, Judged, Judgement, Pair, all_is_looked_over, decide, panel, within,
 };
@@ -87,9 +87,10 @@ fn check_place(
 ) {
     let belongs = match &check.finding {
         Finding::CodecPassed | Finding::CodecFault(_) => check.is_of_codec(),
-        Finding::ReplayPassed(_) | Finding::ReplayFault(_) | Finding::Undecided => {
-            !check.is_of_codec()
-        }
+        Finding::ReplayPassed(_)
+        | Finding::ReplayFault(_)
+        | Finding::Undecided
+        | Finding::Irreproducible => !check.is_of_codec(),
         Finding::Withheld(_) => true,
     };
     let in_time = if check.is_of_codec() {
@@ -258,7 +259,9 @@ fn follows(
         Judged::Fault(distances) => !within(distances, terms, pair),
         Judged::Withheld(_) => true,
     };
+    let is_fault = matches!(judgement.verdict, Judged::Fault(_));
     by_threshold
+        && (is_fault || judgement.near.is_empty())
         && match (&judgement.replay.replayed.end, &judgement.verdict) {
             // It ended where the worker did: there is nothing to find, and nothing to show.
             (ReplayEnd::At(end), Judged::Passed(distances)) if *end == claimed => {
@@ -293,6 +296,7 @@ pub(crate) async fn recompute<E: Evidence>(
             };
             let blobs = decided.fetch(evidence, findings).await?;
             decided.check_distances(&blobs, findings);
+            decided.check_near(&blobs, findings);
             let wanted = check.judgements.iter().filter(|judgement| judgement.evidence.is_some());
             if blobs.len() < wanted.count() {
                 gone.insert((check.round, check.worker));
@@ -416,6 +420,34 @@ impl<'a> Decided<'a> {
                 found.as_ref() == Ok(&judgement.verdict),
                 || found.as_ref().map_or_else(Clone::clone, said),
                 || said(&judgement.verdict),
+            );
+        }
+    }
+
+    /// Whether those that found a fault ended near each other as is recorded.
+    fn check_near(&self, blobs: &BTreeMap<Digest, ReplayEvidence>, findings: &mut Findings) {
+        let (case, terms) = (self.case(), &self.spec.verification);
+        let names = |verifiers: &[NodeId]| match verifiers {
+            [] => "an end near nobody's".to_owned(),
+            some => format!(
+                "an end near that of {}",
+                some.iter().map(NodeId::short).collect::<Vec<_>>().join(", ")
+            ),
+        };
+        for judgement in &self.check.judgements {
+            let is_fault = matches!(judgement.verdict, Judged::Fault(_));
+            let blob = judgement.evidence.and_then(|digest| blobs.get(&digest));
+            let Some(blob) = blob.filter(|_| is_fault) else { continue };
+            // What is missing of the others is said where it was not found.
+            let Some(expected) = near(&case, blobs, (&judgement.replay, blob), self.layout, terms)
+            else {
+                continue;
+            };
+            findings.require(
+                self.at(),
+                expected == judgement.near,
+                || names(&expected),
+                || names(&judgement.near),
             );
         }
     }

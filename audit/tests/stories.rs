@@ -6,6 +6,7 @@ use manyhands_audit::{
 };
 use manyhands_proto::message::Role;
 use manyhands_proto::{NodeId, Round};
+use manyhands_rules::panel::Judged;
 use manyhands_rules::record::{Check, Finding, Outcome, RoundRecord};
 
 use crate::chain::TestChain;
@@ -184,6 +185,50 @@ fn a_verifier_that_makes_its_replays_up_is_outvoted_and_on_record() {
     let at = at.expect("one");
     world.rewrite(at, |record| record.false_ends[0].verifier = node(9));
     assert!(world.audit().failures().any(|finding| finding.link == Link::Outcomes));
+}
+
+/// Rounds of worker 3 that nobody repeats, and the records that say so.
+fn unstable(terms: &str, of: &[u32]) -> (World, Vec<usize>) {
+    let mut world = World::new(spec(terms));
+    world.unstable.extend(of.iter().map(|round| (3, *round)));
+    world.run_with_three_verifiers();
+    let is_unstable = |record: &&RoundRecord| {
+        record.checks.iter().any(|check| check.finding == Finding::Irreproducible)
+    };
+    let records = world.records.iter().filter(is_unstable).map(|it| it.round.0 as usize);
+    let records = records.collect();
+    (world, records)
+}
+
+#[test]
+fn a_round_that_nobody_repeats_costs_its_pay_and_nothing_else() {
+    let (before, at) = unstable(VERIFIED, &[0]);
+    assert_eq!(at, [0]);
+    let result = before.records[0].results.iter().find(|it| it.worker == node(3)).expect("one");
+    assert_eq!(result.outcome, Outcome::Irreproducible);
+    let (mut after, at) = unstable(VERIFIED, &[1, 2, 3, 4, 5]);
+    let revoked = after.records.iter().flat_map(|record| &record.revocations);
+    assert!(revoked.into_iter().any(|it| it.worker == node(3)), "found after the merge");
+    for world in [&before, &after] {
+        assert!(world.chain.faults.is_empty());
+        assert!(world.records.iter().all(|record| record.false_ends.is_empty()));
+        let report = world.audit();
+        assert!(report.ok(), "{report}");
+    }
+    // Two of them are said to have ended at the same place.
+    after.rewrite(at[0], |record| {
+        let mut checks = record.checks.iter_mut();
+        let check = checks.find(|it| it.finding == Finding::Irreproducible).expect("one");
+        let first = check.judgements[0].verifier();
+        check.judgements[1].near = vec![first];
+        let Judged::Fault(distances) = check.judgements[0].verdict else { panic!("a fault") };
+        check.finding = Finding::ReplayFault(distances);
+    });
+    let report = after.audit();
+    let said = |finding: &manyhands_audit::Finding| {
+        finding.link == Link::Outcomes && finding.to_string().contains("an end near nobody's")
+    };
+    assert!(report.failures().any(said), "{report}");
 }
 
 #[test]

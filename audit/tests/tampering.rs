@@ -342,6 +342,7 @@ fn a_second_look_is_neither_left_out_nor_invented_nor_of_another_beginning() {
         replay,
         verdict: verdict.clone(),
         evidence: None,
+        near: Vec::new(),
     });
     let judgements = judgements.to_vec();
     invented.rewrite(2, |record| record.checks.push(Check { judgements, ..first }));

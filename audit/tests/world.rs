@@ -147,6 +147,8 @@ pub(crate) struct World {
     pub(crate) unsent: BTreeSet<(u8, u32)>,
     /// Rounds of which a replay comes out elsewhere.
     pub(crate) cheats: BTreeSet<(u8, u32)>,
+    /// Rounds of which every replay comes out somewhere else.
+    pub(crate) unstable: BTreeSet<(u8, u32)>,
     /// Whose updates verifiers find to raise held-out loss.
     pub(crate) harms: BTreeSet<u8>,
     /// Verifiers that make their replays up.
@@ -192,6 +194,7 @@ impl World {
             idle: BTreeSet::new(),
             unsent: BTreeSet::new(),
             cheats: BTreeSet::new(),
+            unstable: BTreeSet::new(),
             harms: BTreeSet::new(),
             liars: BTreeSet::new(),
             accomplices: BTreeSet::new(),
@@ -333,11 +336,15 @@ impl World {
         let Assignment { round, worker, first_sequence, theta: start, .. } = *assignment;
         let mut end = self.ends[&(worker, round)].clone();
         let cheats = |&(id, cheated): &(u8, u32)| (node(id), Round(cheated)) == (worker, round);
+        let goes_on = |end: &mut Vec<f32>, start: &[f32], share: f32| {
+            end.iter_mut().zip(start).for_each(|(end, start)| *end += share * (*end - start));
+        };
         if self.liars.contains(&verifier) {
             end.iter_mut().filter(|value| **value != 0.0).for_each(|value| *value += 1e-3);
         } else if self.cheats.iter().any(cheats) && !self.accomplices.contains(&verifier) {
-            let start = &self.thetas[&start];
-            end.iter_mut().zip(start).for_each(|(end, start)| *end += 0.5 * (*end - start));
+            goes_on(&mut end, &self.thetas[&start], 0.5);
+        } else if self.unstable.iter().any(cheats) {
+            goes_on(&mut end, &self.thetas[&start], f32::from(verifier));
         }
         let theta = vector::digest(&end);
         self.replayed.insert(theta, end);
@@ -349,13 +356,15 @@ impl World {
 
     /// As the coordinator's shell does it.
     fn compare(&mut self, order: Comparison) -> Input {
-        let Comparison { id, commitment, replay, chunks } = order;
+        let Comparison { id, case, replay } = order;
+        let (commitment, chunks) = (case.commitment.clone(), case.chunks.clone());
         let (verifier, start) = (replay.verifier, replay.replayed.start);
         let ReplayEnd::At(end) = replay.replayed.end else { panic!("replays end somewhere") };
         let EndState { theta, moments } = end;
         let claimed = &commitment.commitment;
         if (theta, moments) == (claimed.theta, claimed.moments) {
-            let result = Compared::Distances { distances: Distances::NONE, evidence: None };
+            let (distances, near) = (Distances::NONE, Vec::new());
+            let result = Compared::Distances { distances, evidence: None, near };
             return Input::Compared { id, verifier, result };
         }
         let open = |vector: &[f32]| {
@@ -373,17 +382,24 @@ impl World {
         let shown = ReplayEvidence { commitment, replay, opened: Some(opened) };
         let subject = evidence::Subject { layout: &self.layout, start, chunks: &chunks };
         let distances = evidence::distances(&shown, subject).expect("it leads where it should");
+        let (blobs, terms) = (self.shown(&case), &self.spec.verification);
+        let near = evidence::near(&case, &blobs, (&shown.replay, &shown), &self.layout, terms)
+            .expect("all is there");
         let evidence = Some(self.evidence.insert(shown.to_bytes()));
-        Input::Compared { id, verifier, result: Compared::Distances { distances, evidence } }
+        Input::Compared { id, verifier, result: Compared::Distances { distances, evidence, near } }
     }
 
-    fn compare_judges(&self, case: &Case) -> Input {
+    fn shown(&self, case: &Case) -> BTreeMap<Digest, ReplayEvidence> {
         let digests = case.judgements.iter().filter_map(|judgement| judgement.evidence);
         let blob = |digest: Digest| {
             let parsed = ReplayEvidence::parse(&self.evidence.0[&digest]);
             (digest, parsed.expect("it was made here"))
         };
-        let blobs = digests.map(blob).collect();
+        digests.map(blob).collect()
+    }
+
+    fn compare_judges(&self, case: &Case) -> Input {
+        let blobs = self.shown(case);
         let terms = &self.spec.verification;
         let liars = evidence::false_ends(case, &blobs, &self.layout, terms);
         Input::JudgesCompared { commitment: case.commitment.digest(), liars }

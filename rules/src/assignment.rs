@@ -17,11 +17,13 @@ pub struct Candidate {
 
 /// The state of the run when a round opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Opening {
+pub struct Opening<'a> {
     pub round: Round,
     pub theta: Digest,
     /// Positions of the run's sequence order that earlier rounds used up.
     pub first_sequence: u64,
+    /// [`crate::quarantine::Quarantine::left_out`], by the records of earlier rounds.
+    pub left_out: &'a [u64],
 }
 
 /// The assignments of a round, in worker order. Their positions are consecutive from
@@ -31,7 +33,7 @@ pub struct Opening {
 /// to speed (largest remainder, ties to the lower id), at least one sequence each, and at most what
 /// the worker does in half of the commitment deadline. A share smaller than `steps_per_round`
 /// means fewer steps.
-pub fn plan(spec: &RunSpec, opening: Opening, candidates: &[Candidate]) -> Vec<Assignment> {
+pub fn plan(spec: &RunSpec, opening: Opening<'_>, candidates: &[Candidate]) -> Vec<Assignment> {
     let mut candidates: Vec<_> = candidates.iter().collect();
     candidates.sort_by_key(|candidate| candidate.worker);
     let shares = shares(spec, &candidates);
@@ -50,6 +52,7 @@ pub fn plan(spec: &RunSpec, opening: Opening, candidates: &[Candidate]) -> Vec<A
                 steps: spec.training.steps_per_round.min(sequences),
                 first_step: u64::from(opening.round.0) * u64::from(spec.training.steps_per_round),
                 start: candidate.start,
+                left_out: opening.left_out.to_vec(),
                 commit_deadline_ms: spec.round.commit_ms,
             };
             first_sequence += u64::from(sequences);
@@ -103,8 +106,13 @@ mod tests {
         }
     }
 
-    fn opening() -> Opening {
-        Opening { round: Round(3), theta: Digest::of(b"theta"), first_sequence: 1_000 }
+    fn opening() -> Opening<'static> {
+        Opening {
+            round: Round(3),
+            theta: Digest::of(b"theta"),
+            first_sequence: 1_000,
+            left_out: &[7],
+        }
     }
 
     #[test]
@@ -123,6 +131,7 @@ mod tests {
         let steps: u64 = (0..10).map(|j| plan[1].step(j).end - plan[1].step(j).start).sum();
         assert_eq!(steps, 27);
         assert_eq!(plan[1].step(9).end, 1_134);
+        assert!(plan.iter().all(|assignment| assignment.left_out == [7]));
     }
 
     #[test]

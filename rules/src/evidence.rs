@@ -138,6 +138,24 @@ struct Ended {
     end: EndChunks,
 }
 
+impl Ended {
+    /// Whether both can be the same round's, by the thresholds of their machines.
+    fn is_near(&self, other: &Self, terms: &Verification) -> bool {
+        let pair = Pair { worker: &self.class, verifier: &other.class };
+        let from = |claimed: &EndChunks, replayed: &EndChunks| {
+            let mut comparison = Comparison::default();
+            let ends = claimed.chunks.iter().zip(&replayed.chunks);
+            for (start, (claimed, replayed)) in claimed.starts.iter().zip(ends) {
+                comparison.add(start, claimed.end(), replayed.end());
+            }
+            comparison.distances()
+        };
+        // From either side: the one that did not move is infinitely near to nobody.
+        within(&from(&self.end, &other.end), terms, pair)
+            || within(&from(&other.end, &self.end), terms, pair)
+    }
+}
+
 /// The drawn chunks of an end state.
 struct EndChunks {
     starts: Vec<Vec<f32>>,
@@ -173,21 +191,7 @@ fn end_of(
 ///
 /// A majority near the threshold proves nothing of a single one, so it is ends that are compared, not verdicts.
 fn liars(ended: &[Ended], terms: &Verification) -> Vec<usize> {
-    let near = |one: usize, other: usize| {
-        let (one, other) = (&ended[one], &ended[other]);
-        let pair = Pair { worker: &one.class, verifier: &other.class };
-        let from = |claimed: &EndChunks, replayed: &EndChunks| {
-            let mut comparison = Comparison::default();
-            let ends = claimed.chunks.iter().zip(&replayed.chunks);
-            for (start, (claimed, replayed)) in claimed.starts.iter().zip(ends) {
-                comparison.add(start, claimed.end(), replayed.end());
-            }
-            comparison.distances()
-        };
-        // From either side: the one that did not move is infinitely near to nobody.
-        within(&from(&one.end, &other.end), terms, pair)
-            || within(&from(&other.end, &one.end), terms, pair)
-    };
+    let near = |one: usize, other: usize| ended[one].is_near(&ended[other], terms);
     let kind = |of: usize| ended[of].class.device;
     let lies = |of: &usize| {
         // Between kinds of devices an honest round that is unstable ends as far apart as one that was made up.
@@ -238,6 +242,42 @@ pub fn check_case(
     Ok(())
 }
 
+/// The verifiers of a case that found a fault before `replay` and ended near it, in the order of their judgements; none
+/// where evidence is missing. Replays that led nowhere ended at one place.
+pub fn near(
+    case: &Case,
+    evidence: &BTreeMap<Digest, ReplayEvidence>,
+    (replay, shown): (&SignedReplay, &ReplayEvidence),
+    layout: &Layout,
+    terms: &Verification,
+) -> Option<Vec<NodeId>> {
+    let subject = Subject { layout, start: case.start, chunks: &case.chunks };
+    let reached = |verifier: NodeId, shown: &ReplayEvidence| {
+        if shown.opened.is_none() {
+            return check_about(shown, subject).ok().map(|()| None);
+        }
+        let attendee = case.attending.iter().find(|it| it.verifier == verifier)?;
+        let end = end_of(shown, Side::Replayed, subject).ok()?;
+        Some(Some(Ended { class: attendee.class.clone(), end }))
+    };
+    let own_end = reached(replay.verifier, shown)?;
+    let mut near = Vec::new();
+    let before = case.judgements.iter().take_while(|it| it.verifier() != replay.verifier);
+    for judgement in before.filter(|it| matches!(it.verdict, Judged::Fault(_))) {
+        let verifier = judgement.verifier();
+        let other = reached(verifier, own(case, evidence, judgement)?)?;
+        let is_near = match (&own_end, &other) {
+            (None, None) => true,
+            (Some(one), Some(other)) => one.is_near(other, terms),
+            (None, Some(_)) | (Some(_), None) => false,
+        };
+        if is_near {
+            near.push(verifier);
+        }
+    }
+    Some(near)
+}
+
 /// The judgements of a case that anybody can see to be right: accusations by chunks that were opened. That a verifier was
 /// shown nothing, or was led nowhere, only itself knows.
 pub fn proven(
@@ -253,10 +293,13 @@ pub fn proven(
         Judged::Withheld(_) => false,
         verdict @ Judged::Fault(_) => {
             let shown = own(case, evidence, judgement).filter(|shown| shown.opened.is_some());
-            let distances = shown.and_then(|shown| distances(shown, subject).ok());
-            distances
-                .zip(case.pair(judgement.verifier()))
-                .is_some_and(|(distances, pair)| Judged::by(distances, terms, pair) == *verdict)
+            let found = shown.zip(case.pair(judgement.verifier()));
+            found.is_some_and(|(shown, pair)| {
+                let is_verdict = distances(shown, subject)
+                    .is_ok_and(|distances| Judged::by(distances, terms, pair) == *verdict);
+                let near = near(case, evidence, (&judgement.replay, shown), layout, terms);
+                is_verdict && near.as_ref() == Some(&judgement.near)
+            })
         }
     };
     case.judgements.iter().filter(holds).cloned().collect()

@@ -12,6 +12,7 @@ pub mod draw;
 pub mod economics;
 pub mod evidence;
 pub mod panel;
+pub mod quarantine;
 pub mod record;
 pub mod requirements;
 pub mod reward;

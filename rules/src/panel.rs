@@ -30,11 +30,20 @@ pub struct Judgement {
     pub verdict: Judged,
     /// The blob of chunks that the distances follow from ([`crate::evidence`]); kept where somebody accused.
     pub evidence: Option<Digest>,
+    /// Of those that found a fault before it, whose ends are near its own; none unless it found one.
+    pub near: Vec<NodeId>,
 }
 
 impl Judgement {
     pub fn verifier(&self) -> NodeId {
         self.replay.verifier
+    }
+
+    fn fault(&self) -> Option<Distances> {
+        match self.verdict {
+            Judged::Fault(distances) => Some(distances),
+            Judged::Passed(_) | Judged::Withheld(_) => None,
+        }
     }
 }
 
@@ -91,7 +100,8 @@ impl Judged {
             Finding::ReplayPassed(_) => !self.accuses(),
             // Whoever opens nothing to one verifier can have cheated towards another.
             Finding::ReplayFault(_) | Finding::Withheld(_) => self.accuses(),
-            Finding::CodecPassed | Finding::CodecFault(_) => false,
+            // An end that nobody else came near may as well be made up.
+            Finding::Irreproducible | Finding::CodecPassed | Finding::CodecFault(_) => false,
         }
     }
 }
@@ -167,6 +177,16 @@ pub fn judges_needed(looked_over: bool, judgements: &[Judgement]) -> usize {
     if accused { JUDGES_MAX } else { enough(looked_over) }
 }
 
+/// What the first of two says who both ended elsewhere, and near each other: a round that ends somewhere else in every replay
+/// shows nothing of its worker.
+pub fn agreed(judgements: &[Judgement]) -> Option<Distances> {
+    judgements.iter().find_map(|one| {
+        let joins = |other: &Judgement| other.near.contains(&one.verifier());
+        let found = one.fault()?;
+        judgements.iter().any(|other| other.fault().is_some() && joins(other)).then_some(found)
+    })
+}
+
 /// What follows from `judgements`, in the order in which they came; none while there is nothing to follow, or
 /// `more` are to come and could change it.
 pub fn decide(looked_over: bool, judgements: &[Judgement], more: bool) -> Option<Finding> {
@@ -185,8 +205,8 @@ pub fn decide(looked_over: bool, judgements: &[Judgement], more: bool) -> Option
     if passed.len() >= enough {
         return Some(Finding::ReplayPassed(passed[0]));
     }
-    if faults.len() >= 2 {
-        return Some(Finding::ReplayFault(faults[0]));
+    if let Some(distances) = agreed(judgements) {
+        return Some(Finding::ReplayFault(distances));
     }
     if withheld.len() >= 2 {
         return Some(Finding::Withheld(withheld.swap_remove(0)));
@@ -196,6 +216,7 @@ pub fn decide(looked_over: bool, judgements: &[Judgement], more: bool) -> Option
     }
     match (passed.first(), faults.first(), withheld.first()) {
         (None, None, None) => None,
+        (None, Some(_), _) if faults.len() >= 2 => Some(Finding::Irreproducible),
         (Some(passed), None, None) => Some(Finding::ReplayPassed(*passed)),
         (None, Some(fault), None) => Some(Finding::ReplayFault(*fault)),
         (None, _, Some(reason)) => Some(Finding::Withheld(reason.clone())),
@@ -220,8 +241,14 @@ mod tests {
     fn told(story: &str) -> Vec<Judgement> {
         let judged = |letter| match letter {
             'p' => Judged::Passed(distances(0.0)),
-            'f' => Judged::Fault(distances(0.5)),
+            'f' | 'x' => Judged::Fault(distances(0.5)),
             _ => Judged::Withheld("nothing".to_owned()),
+        };
+        let judge = |number| NodeKey::from_seed([number; 32]).node_id();
+        // Whoever finds "f" ends where others do that find it, and "x" is an end of its own.
+        let near = |number: u8, letter| -> Vec<NodeId> {
+            let before = (0..).zip(story.chars()).take(usize::from(number));
+            before.filter(|it| letter == 'f' && it.1 == 'f').map(|it| judge(it.0)).collect()
         };
         let judgement = |(number, letter)| {
             let replayed = Replayed {
@@ -233,7 +260,12 @@ mod tests {
             };
             let key = NodeKey::from_seed([number; 32]);
             let replay = SignedReplay::sign(&key, RunId::new([5; 32]), replayed);
-            Judgement { replay, verdict: judged(letter), evidence: None }
+            Judgement {
+                replay,
+                verdict: judged(letter),
+                evidence: None,
+                near: near(number, letter),
+            }
         };
         (0..).zip(story.chars()).map(judgement).collect()
     }
@@ -244,6 +276,7 @@ mod tests {
         let fault = Some(Finding::ReplayFault(distances(0.5)));
         let withheld = Some(Finding::Withheld("nothing".to_owned()));
         let undecided = Some(Finding::Undecided);
+        let irreproducible = Some(Finding::Irreproducible);
         let stories = [
             // While others can be asked, and when nobody else can.
             ("", None, None),
@@ -258,8 +291,14 @@ mod tests {
             ("fpf", fault.clone(), fault.clone()),
             ("fpp", passed.clone(), passed.clone()),
             ("fwp", None, withheld.clone()),
-            ("wp", None, undecided),
-            ("fwf", fault.clone(), fault),
+            ("wp", None, undecided.clone()),
+            ("fwf", fault.clone(), fault.clone()),
+            // Ends that are nobody else's.
+            ("fx", None, irreproducible.clone()),
+            ("fxf", fault.clone(), fault),
+            ("fxx", None, irreproducible.clone()),
+            ("fxw", None, irreproducible),
+            ("fxp", None, undecided.clone()),
             ("pwp", passed.clone(), passed),
         ];
         for (story, with_others, alone) in stories {

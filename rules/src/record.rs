@@ -173,6 +173,8 @@ pub enum Outcome {
     Withheld(String),
     /// No verifier answered in time. Nobody is blamed.
     Unverified,
+    /// Every replay ended somewhere else. Nobody is blamed.
+    Irreproducible,
 }
 
 /// In words, for log, status, page and refusals alike.
@@ -195,6 +197,9 @@ impl fmt::Display for Outcome {
             Self::ReplayFault(_) => f.write_str("the replay came out beyond any distance"),
             Self::Withheld(reason) => write!(f, "withheld evidence: {reason}"),
             Self::Unverified => f.write_str("no verdict in time, which is nobody's fault"),
+            Self::Irreproducible => {
+                f.write_str("every replay of it ended somewhere else, which is nobody's fault")
+            }
         }
     }
 }
@@ -207,7 +212,11 @@ impl Outcome {
             Self::CodecFault(_) => Some(FaultKind::Codec),
             Self::ReplayFault(_) => Some(FaultKind::Replay),
             Self::NotUploaded | Self::Withheld(_) => Some(FaultKind::Withheld),
-            Self::Admitted | Self::Late | Self::NotCommitted | Self::Unverified => None,
+            Self::Admitted
+            | Self::Late
+            | Self::NotCommitted
+            | Self::Unverified
+            | Self::Irreproducible => None,
         }
     }
 }
@@ -307,6 +316,8 @@ pub enum Finding {
     Withheld(String),
     /// As many verifiers found against the worker as for it, and no other could be asked.
     Undecided,
+    /// Each of at least two verifiers ended somewhere else, and none where the worker did.
+    Irreproducible,
 }
 
 /// A verifier's replay of a worker's round that did not end where it says.

@@ -1,5 +1,7 @@
 //! What is simulated, said in a few words.
 
+use std::collections::BTreeSet;
+
 use manyhands_proto::Digest;
 use manyhands_proto::run_file::{DataSet, RunFile, RunSpec};
 
@@ -43,6 +45,8 @@ pub struct Simulation {
     pub(crate) crashes: Vec<u32>,
     /// The coordinator is killed and restarted from its journal before every so many inputs.
     pub(crate) coordinator_restarts_every: Option<u64>,
+    /// Training sequences after which no two machines end at the same place.
+    pub(crate) unstable: BTreeSet<u64>,
     /// Workers that come in the middle.
     pub(crate) latecomers: u32,
     pub(crate) spec: RunSpec,
@@ -60,6 +64,7 @@ impl Simulation {
             loss_percent: 0,
             crashes: Vec::new(),
             coordinator_restarts_every: None,
+            unstable: BTreeSet::new(),
             latecomers: 0,
             spec: spec(seed),
         }
@@ -113,6 +118,13 @@ impl Simulation {
     #[must_use]
     pub fn restarting_coordinator_every(mut self, inputs: u64) -> Self {
         self.coordinator_restarts_every = Some(inputs);
+        self
+    }
+
+    /// A training sequence after which no two machines end at the same place.
+    #[must_use]
+    pub fn unstable_sequence(mut self, number: u64) -> Self {
+        self.unstable.insert(number);
         self
     }
 

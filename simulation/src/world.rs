@@ -10,7 +10,8 @@ use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, Tick};
 use manyhands_rules::coordinator::{
     CodecResult, Compared, Comparison, Coordinator, Effect, Facts, Input, MergeResult, Phase,
 };
-use manyhands_rules::panel::Judgement;
+use manyhands_rules::panel::{Judged, Judgement};
+use manyhands_rules::quarantine::step_sequences;
 use manyhands_rules::record::{Entropy, RoundRecord};
 use manyhands_rules::worker::{self, Exit};
 use rand_chacha::ChaCha12Rng;
@@ -69,6 +70,8 @@ pub(crate) struct World {
     records: Vec<RoundRecord>,
     reported: Vec<(Round, NodeId)>,
     unmasked: BTreeSet<NodeId>,
+    /// Rounds that no two machines repeat.
+    unstable: BTreeSet<(Round, NodeId)>,
     exits: BTreeMap<NodeId, Exit>,
     thetas: BTreeMap<Round, BTreeSet<Digest>>,
 }
@@ -106,6 +109,7 @@ impl World {
             records: Vec::new(),
             reported: Vec::new(),
             unmasked: BTreeSet::new(),
+            unstable: BTreeSet::new(),
             exits: BTreeMap::new(),
             thetas: BTreeMap::new(),
             scenario,
@@ -279,6 +283,12 @@ impl World {
                     self.after(delay / 2 + 10_000, Event::Return(index));
                     return;
                 }
+                let spec = &self.scenario.spec;
+                let mut sequences =
+                    (0..assignment.steps).flat_map(|step| step_sequences(spec, &assignment, step));
+                if sequences.any(|number| self.scenario.unstable.contains(&number)) {
+                    self.unstable.insert((assignment.round, assignment.worker));
+                }
                 let trained = self.nodes[index].train(RUN, assignment, context_length);
                 (delay, worker::Input::Trained(trained))
             }
@@ -369,14 +379,23 @@ impl World {
                 };
                 (200, Input::CodecChecked { round: check.round, worker: check.worker, result })
             }
-            Effect::Compare(Comparison { id, commitment, replay, .. }) => {
-                let (worker, verifier) = (self.node(commitment.worker), self.node(replay.verifier));
+            Effect::Compare(Comparison { id, case, replay }) => {
+                let (worker, verifier) = (self.node(case.worker()), self.node(replay.verifier));
+                let is_unstable = self.unstable.contains(&(case.round(), case.worker()));
                 let result = if worker.adversary == Some(Adversary::NeverOpens) {
                     Compared::Withheld("its end was not opened".to_owned())
                 } else {
-                    let delta = distance(verifier, worker);
+                    let delta = if is_unstable { 0.3 } else { distance(verifier, worker) };
                     let distances = Distances { delta, first_moment: delta, second_moment: delta };
-                    Compared::Distances { distances, evidence: Some(Digest::of(&replay.signature)) }
+                    let lies = |judge: &Node| judge.adversary == Some(Adversary::AccusesEverybody);
+                    let faults =
+                        case.judgements.iter().filter(|it| matches!(it.verdict, Judged::Fault(_)));
+                    let judges = faults.map(Judgement::verifier);
+                    let near = judges
+                        .filter(|judge| !is_unstable && !lies(verifier) && !lies(self.node(*judge)))
+                        .collect();
+                    let evidence = Some(Digest::of(&replay.signature));
+                    Compared::Distances { distances, evidence, near }
                 };
                 (400, Input::Compared { id, verifier: replay.verifier, result })
             }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use manyhands_proto::run_file::RunSpec;
+use manyhands_proto::{NodeId, Round};
 use manyhands_rules::record::{Finding, Outcome as RoundOutcome};
 use manyhands_rules::worker::Exit;
 use manyhands_simulation::{Adversary, Simulation};
@@ -194,6 +195,40 @@ fn where_one_verifier_stands_against_another_nobody_is_blamed() {
     assert!(checks.clone().any(|check| check.finding == Finding::Undecided));
     assert!(outcome.unmasked.is_empty(), "of two nobody can say which lies");
     assert!(checks.into_iter().all(|check| !matches!(check.finding, Finding::ReplayFault(_))));
+}
+
+#[test]
+fn what_no_two_machines_repeat_blames_nobody_and_is_left_out_in_the_end() {
+    let simulation = Simulation::new(35)
+        .workers(3)
+        .verifiers(3)
+        .adversary(Adversary::SkipsSteps)
+        .unstable_sequence(17)
+        .rounds(24)
+        .terms(audited_always)
+        .terms(|spec| spec.data.train_sequences = 1_000);
+    let outcome = simulation.run();
+    outcome.assert_invariants();
+    let [cheater] = outcome.adversaries[..] else { panic!("one adversary") };
+    assert!(outcome.slashed().contains(&cheater));
+    assert!(outcome.honest.iter().all(|worker| !outcome.slashed().contains(worker)));
+    assert!(outcome.unmasked.is_empty());
+    let checks = outcome.records.iter().flat_map(|record| &record.checks);
+    let unstable: Vec<(Round, NodeId)> = checks
+        .filter(|check| check.finding == Finding::Irreproducible)
+        .map(|check| (check.round, check.worker))
+        .collect();
+    let workers: BTreeSet<NodeId> = unstable.iter().map(|(_, worker)| *worker).collect();
+    assert!(workers.len() > 1, "{unstable:?}");
+    let last = unstable.iter().map(|(round, _)| round.0).max().expect("some");
+    assert!(last + 8 < 24, "from then on it is left out: {unstable:?}");
+    for (round, worker) in unstable {
+        let of = &outcome.records[round.0 as usize];
+        let result = of.results.iter().find(|result| result.worker == worker).expect("there");
+        let mut revoked = outcome.records.iter().flat_map(|record| &record.revocations);
+        let taken_back = revoked.any(|it| (it.round, it.worker) == (round, worker));
+        assert!(taken_back != (result.outcome == RoundOutcome::Irreproducible));
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use manyhands_network::data::{FetchError, FetchRequest, ProgressFn};
 use manyhands_proto::Digest;
 use manyhands_proto::message::Assignment;
 use manyhands_proto::run_file::RunSpec;
-use manyhands_rules::sampling::sequence_at;
+use manyhands_rules::quarantine::step_sequences;
 
 use crate::context::{Context, WorkerEvent};
 
@@ -87,14 +87,11 @@ impl RunData {
         assignment: &Assignment,
     ) -> Result<Vec<Vec<SequenceId>>, DataError> {
         check_size(&context.spec, assignment)?;
-        let (seed, sequences) = (context.spec.run.seed, context.spec.data.train_sequences);
-        let (train, assignment) = (self.train(), assignment.clone());
+        let (spec, train, assignment) = (context.spec.clone(), self.train(), assignment.clone());
         let work = tokio::task::spawn_blocking(move || {
+            let sequences = |step| step_sequences(&spec, &assignment, step);
             let batches: Vec<Vec<SequenceId>> = (0..assignment.steps)
-                .map(|step| {
-                    let positions = assignment.step(step);
-                    positions.map(|at| SequenceId(sequence_at(seed, at, sequences))).collect()
-                })
+                .map(|step| sequences(step).into_iter().map(SequenceId).collect())
                 .collect();
             let shards: BTreeSet<Digest> =
                 batches.iter().flat_map(|batch| train.shards_for(batch)).collect();
@@ -256,6 +253,7 @@ mod tests {
             steps,
             first_step: 0,
             start: Start::Fresh,
+            left_out: Vec::new(),
             commit_deadline_ms: 1,
         };
         // Four steps of four sequences for each of at most 256 workers.

@@ -207,6 +207,7 @@ mod tests {
             steps: 2,
             first_step: 0,
             start: Start::Fresh,
+            left_out: Vec::new(),
             commit_deadline_ms: 1_000,
         };
         let commitment = Commitment {

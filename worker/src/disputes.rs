@@ -16,7 +16,7 @@ use manyhands_network::data::{FetchError, FetchRequest, Refusal, SourceError};
 use manyhands_proto::message::{ReplayEnd, ReplayEvidence, Role};
 use manyhands_proto::{Balance, Digest};
 use manyhands_rules::evidence::{bytes_max, case_bytes_max, check_case, false_ends, proven};
-use manyhands_rules::panel::{Case, Judged, Judgement};
+use manyhands_rules::panel::{Case, Judged, Judgement, agreed};
 use manyhands_rules::reward::layout;
 use tokio::time::Instant;
 
@@ -350,8 +350,14 @@ fn of_worker(
         (FaultKind::Replay, own) => {
             // As the panel decides: two against it, or one where nobody else was there. That one can know what it found.
             let own_fault = matches!(own, Some(Judged::Fault(_)));
+            if agreed(proven).is_some() {
+                return Opinion::Guilty("two replays of it ended elsewhere".to_owned());
+            }
             match (accusing.max(usize::from(own_fault)), passed) {
-                (2.., _) => Opinion::Guilty("two replays of it ended elsewhere".to_owned()),
+                (2.., _) if words == 0 => {
+                    Opinion::Innocent("no two replays of it ended near each other".to_owned())
+                }
+                (2.., _) => Opinion::None,
                 (1, 0) if own_fault => {
                     Opinion::Guilty("this verifier's own replay ended elsewhere".to_owned())
                 }
@@ -418,19 +424,22 @@ mod tests {
         let (round, worker) = (Round(3), key(1).node_id());
         let replayed = Replayed { round, worker, first_sequence: 0, start, end };
         let replay = SignedReplay::sign(&key(verifier), RunId::new([5; 32]), replayed);
-        Judgement { replay, verdict, evidence: None }
+        Judgement { replay, verdict, evidence: None, near: Vec::new() }
     }
 
-    /// What the verifier `me` makes of what verifiers 2, 3, … found: a fault, a pass, or nothing shown; in upper case
-    /// what can be seen.
+    /// What the verifier `me` makes of what verifiers 2, 3, … found: a fault where others found it, one somewhere else
+    /// (x), a pass, or nothing shown; in upper case what can be seen.
     fn opinion_of(me: u8, found: &str, kind: FaultKind) -> char {
         let verdict = |letter: char| match letter.to_ascii_lowercase() {
-            'f' => Judged::Fault(ELSEWHERE),
+            'f' | 'x' => Judged::Fault(ELSEWHERE),
             'p' => Judged::Passed(Distances::NONE),
             _ => Judged::Withheld("the moments".to_owned()),
         };
         let judgements = (2..).zip(found.chars()).map(|(id, letter)| {
-            let judgement = judgement(id, verdict(letter));
+            let mut judgement = judgement(id, verdict(letter));
+            let before = (2..).zip(found.chars()).take_while(|(other, _)| *other < id);
+            let near = before.filter(|(_, other)| (letter, *other) == ('F', 'F'));
+            judgement.near = near.map(|(other, _)| key(other).node_id()).collect();
             (judgement, letter.is_ascii_uppercase())
         });
         let judgements: Vec<(Judgement, bool)> = judgements.collect();
@@ -456,6 +465,9 @@ mod tests {
         assert_eq!(replay(9, "F"), '-', "others have only one word");
         assert_eq!(replay(9, "ff"), '-', "or two, with nothing to see behind them");
         assert_eq!(replay(9, "fPP"), 'i');
+        assert_eq!(replay(9, "FX"), 'i', "two that do not agree");
+        assert_eq!(replay(2, "FX"), 'i');
+        assert_eq!(replay(9, "FXF"), 'g');
         assert_eq!(replay(9, "FPP"), 'i', "outvoted");
         assert_eq!(replay(4, "FFP"), 'i', "whoever let it pass does not believe two others");
         assert_eq!(replay(9, ""), 'i', "nothing that was shown holds");

@@ -10,9 +10,9 @@ use manyhands_model::{
 };
 use manyhands_proto::run_file::RunSpec;
 use manyhands_rules::assignment::{Opening, plan};
+use manyhands_rules::quarantine::{Quarantine, step_sequences};
 use manyhands_rules::record::RoundRecord;
 use manyhands_rules::reward::layout;
-use manyhands_rules::sampling::sequence_at;
 
 use crate::failure::{Explain, Failure};
 
@@ -66,23 +66,30 @@ pub(super) fn held_out_loss(
 /// The sequences of every inner step of the run: those of all workers whose update was merged.
 fn batches(spec: &RunSpec, records: &[RoundRecord]) -> Vec<Vec<SequenceId>> {
     let mut batches = Vec::new();
+    let mut quarantine = Quarantine::default();
     for record in records {
+        let left_out = quarantine.left_out();
+        quarantine.follow(spec, record, |check| {
+            let of = records.get(check.round.0 as usize)?;
+            let signed = of.commitments.iter().find(|signed| signed.worker == check.worker)?;
+            Some(&signed.commitment)
+        });
         let opening = Opening {
             round: record.round,
             theta: record.theta,
             first_sequence: record.first_sequence,
+            left_out: &left_out,
         };
         let admitted: Vec<_> = record.admitted().map(|result| result.worker).collect();
         let assignments = plan(spec, opening, &record.candidates);
         let merged: Vec<_> =
             assignments.iter().filter(|assignment| admitted.contains(&assignment.worker)).collect();
         for step in 0..spec.training.steps_per_round {
-            let positions = merged
+            let batch: Vec<_> = merged
                 .iter()
                 .filter(|assignment| step < assignment.steps)
-                .flat_map(|assignment| assignment.step(step));
-            let batch: Vec<_> = positions
-                .map(|at| SequenceId(sequence_at(spec.run.seed, at, spec.data.train_sequences)))
+                .flat_map(|assignment| step_sequences(spec, assignment, step))
+                .map(SequenceId)
                 .collect();
             if !batch.is_empty() {
                 batches.push(batch);

@@ -165,7 +165,8 @@ fn reason(records: &[RoundRecord], worker: NodeId, round: Round) -> String {
         Finding::CodecPassed
         | Finding::ReplayPassed(_)
         | Finding::Withheld(_)
-        | Finding::Undecided => None,
+        | Finding::Undecided
+        | Finding::Irreproducible => None,
     });
     let outcome = || {
         let record = records.iter().find(|record| record.round == round)?;

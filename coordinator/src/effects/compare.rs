@@ -11,9 +11,10 @@ use manyhands_proto::message::{EndState, OpenedEnd, OpenedEnds, ReplayEnd, Repla
 use manyhands_proto::tree::Openings;
 use manyhands_proto::{ChunkIndex, Digest, NodeId};
 use manyhands_rules::coordinator::{Compared, Comparison, Input};
-use manyhands_rules::evidence::{Subject, Whose, distances, moments_groups, theta_groups};
+use manyhands_rules::evidence::{Subject, Whose, distances, moments_groups, near, theta_groups};
 use tokio::time::Instant;
 
+use super::judges::stored_evidence;
 use super::openings::{Blob, NotOpened, open};
 use super::{Done, EffectError, blocking};
 use crate::context::Context;
@@ -24,8 +25,7 @@ pub(super) async fn compare(
     context: &Arc<Context>,
     order: Comparison,
 ) -> Result<Done, EffectError> {
-    let (id, verifier) = (order.id, order.replay.verifier);
-    let round = order.commitment.commitment.round;
+    let (id, verifier, round) = (order.id, order.replay.verifier, order.case.round());
     let result = run(context, order).await?;
     let blobs = match &result {
         Compared::Distances { evidence: Some(digest), .. } => {
@@ -39,33 +39,36 @@ pub(super) async fn compare(
 }
 
 async fn run(context: &Arc<Context>, order: Comparison) -> Result<Compared, EffectError> {
-    let (worker, verifier) = (order.commitment.worker, order.replay.verifier);
+    let (worker, verifier) = (order.case.worker(), order.replay.verifier);
+    let chunks = &order.case.chunks;
     let replayed = match &order.replay.replayed.end {
         ReplayEnd::At(end) => *end,
         ReplayEnd::Nowhere => return judge(context, order, None).await,
         ReplayEnd::Withheld(reason) => return Ok(Compared::Withheld(reason.clone())),
     };
-    let claimed = &order.commitment.commitment;
+    let claimed = &order.case.commitment.commitment;
     let claimed = EndState { theta: claimed.theta, moments: claimed.moments };
     // Checks have this time; a verifier's own work and another's come out of it too.
     let quarter = Duration::from_millis(context.spec.round.check_ms / 4);
     if replayed == claimed {
         // The same bits. That it has them it has to show: the digests are no secret.
         let count = context.spec.verification.codec_chunks as usize;
-        let apart = order.chunks.len().div_ceil(count.max(1));
-        let shown: Vec<ChunkIndex> = order.chunks.iter().copied().step_by(apart).collect();
+        let apart = chunks.len().div_ceil(count.max(1));
+        let shown: Vec<ChunkIndex> = chunks.iter().copied().step_by(apart).collect();
         let opened =
             open_theta(context, verifier, replayed.theta, &shown, Instant::now() + quarter);
         return Ok(match opened.await {
-            Ok(_) => Compared::Distances { distances: Distances::NONE, evidence: None },
+            Ok(_) => {
+                Compared::Distances { distances: Distances::NONE, evidence: None, near: Vec::new() }
+            }
             Err(NotOpened(reason)) => Compared::Unopened(reason),
         });
     }
-    let replayed = match open_end(context, verifier, replayed, &order.chunks, quarter).await {
+    let replayed = match open_end(context, verifier, replayed, chunks, quarter).await {
         Ok(opened) => opened,
         Err(NotOpened(reason)) => return Ok(Compared::Unopened(reason)),
     };
-    let claimed = match open_end(context, worker, claimed, &order.chunks, 2 * quarter).await {
+    let claimed = match open_end(context, worker, claimed, chunks, 2 * quarter).await {
         Ok(opened) => opened,
         Err(NotOpened(reason)) => return Ok(Compared::Withheld(reason)),
     };
@@ -104,7 +107,8 @@ async fn judge(
     order: Comparison,
     ends: Option<(OpenedEnd, OpenedEnd)>,
 ) -> Result<Compared, EffectError> {
-    let start = order.replay.replayed.start;
+    let Comparison { case, replay, .. } = order;
+    let start = case.start;
     let context = context.clone();
     blocking(move || {
         let opened = match ends {
@@ -119,14 +123,14 @@ async fn judge(
                     }
                     Err(error) => return Err(error.into()),
                 };
-                let start = Openings::of(&theta, &theta_groups(&order.chunks))
+                let start = Openings::of(&theta, &theta_groups(&case.chunks))
                     .expect("drawn chunks are chunks of θ");
                 Some(OpenedEnds { start, claimed, replayed })
             }
         };
         let evidence =
-            ReplayEvidence { commitment: order.commitment, replay: order.replay, opened };
-        let subject = Subject { layout: &context.layout, start, chunks: &order.chunks };
+            ReplayEvidence { commitment: case.commitment.clone(), replay: replay.clone(), opened };
+        let subject = Subject { layout: &context.layout, start, chunks: &case.chunks };
         let distances = match distances(&evidence, subject) {
             Ok(distances) => distances,
             Err(error) => {
@@ -136,8 +140,13 @@ async fn judge(
                 });
             }
         };
+        let earlier = stored_evidence(&context, &case)?;
+        let terms = &context.spec.verification;
+        let near = near(&case, &earlier, (&replay, &evidence), &context.layout, terms)
+            // What was judged by it a moment ago was parsed and compared.
+            .unwrap_or_default();
         let evidence = Some(context.store.insert(&evidence.to_bytes(), Access::Nobody)?);
-        Ok(Compared::Distances { distances, evidence })
+        Ok(Compared::Distances { distances, evidence, near })
     })
     .await?
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use manyhands_proto::Digest;
 use manyhands_proto::message::ReplayEvidence;
 use manyhands_rules::coordinator::Input;
 use manyhands_rules::evidence::false_ends;
@@ -15,22 +16,30 @@ use crate::store::ReadBlobError;
 pub(super) async fn compare(context: &Arc<Context>, case: Case) -> Result<Done, EffectError> {
     let context = context.clone();
     blocking(move || {
-        let mut evidence = BTreeMap::new();
-        for digest in case.judgements.iter().filter_map(|judgement| judgement.evidence) {
-            // Our own, from when the ends were compared; without it there is nothing to hold against anybody.
-            let bytes = match context.store.get(digest) {
-                Ok(bytes) => bytes,
-                Err(ReadBlobError::Missing(_)) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            if let Ok(parsed) = ReplayEvidence::parse(&bytes) {
-                evidence.insert(digest, parsed);
-            }
-        }
+        let evidence = stored_evidence(&context, &case)?;
         let terms = &context.spec.verification;
         let liars = false_ends(&case, &evidence, &context.layout, terms);
         let commitment = case.commitment.digest();
         Ok(Input::JudgesCompared { commitment, liars }.into())
     })
     .await?
+}
+
+/// What was opened when the ends of a case were compared; without it there is nothing to hold against anybody.
+pub(super) fn stored_evidence(
+    context: &Context,
+    case: &Case,
+) -> Result<BTreeMap<Digest, ReplayEvidence>, ReadBlobError> {
+    let mut evidence = BTreeMap::new();
+    for digest in case.judgements.iter().filter_map(|judgement| judgement.evidence) {
+        let bytes = match context.store.get(digest) {
+            Ok(bytes) => bytes,
+            Err(ReadBlobError::Missing(_)) => continue,
+            Err(error) => return Err(error),
+        };
+        if let Ok(parsed) = ReplayEvidence::parse(&bytes) {
+            evidence.insert(digest, parsed);
+        }
+    }
+    Ok(evidence)
 }

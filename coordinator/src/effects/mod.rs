@@ -63,7 +63,7 @@ pub(crate) fn peers(effect: &Effect) -> Vec<NodeId> {
     match effect {
         Effect::FetchPayload { worker, .. } => vec![*worker],
         Effect::CheckCodec(check) => vec![check.worker],
-        Effect::Compare(order) => vec![order.commitment.worker, order.replay.verifier],
+        Effect::Compare(order) => vec![order.case.worker(), order.replay.verifier],
         Effect::CheckPossession { .. }
         | Effect::CompareJudges(_)
         | Effect::ReportVerifier { .. }

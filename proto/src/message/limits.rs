@@ -32,6 +32,8 @@ pub const TASKS_MAX: usize = 1_024;
 /// fits a request.
 pub const WEIGHED_MAX: usize = 1_024;
 pub const VERIFIERS_MAX: usize = 64;
+/// Training sequences that an assignment may leave out.
+pub const QUARANTINED_MAX: usize = 256;
 
 /// α: far above what training wants, and small enough that no merge overflows.
 pub const OUTER_LEARNING_RATE_MAX: f32 = 10.0;

@@ -162,7 +162,7 @@ impl Request {
 }
 
 /// The protocol's version: peers of another are refused.
-pub const PROTOCOL_VERSION: u32 = 7;
+pub const PROTOCOL_VERSION: u32 = 8;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Join {
@@ -256,6 +256,8 @@ pub struct Assignment {
     /// Global inner step of the first one: sets the learning rate.
     pub first_step: u64,
     pub start: Start,
+    /// Training sequences, ascending, in whose place the next ones come.
+    pub left_out: Vec<u64>,
     /// Milliseconds of the training phase that were left when this was sent.
     pub commit_deadline_ms: u64,
 }

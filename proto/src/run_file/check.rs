@@ -487,6 +487,19 @@ dataset = "data"
     }
 
     #[test]
+    fn deadlines_are_shares_of_the_runs_own_clock() {
+        let times = |section: &str| {
+            let text = format!("{GOOD}\n[round]\n{section}\n");
+            let RoundTimes { commit_ms, upload_ms, check_ms, sync_ms, .. } =
+                RunFile::parse(&text).expect("a good file").round;
+            [commit_ms, upload_ms, check_ms, sync_ms]
+        };
+        assert_eq!(times(""), [120_000, 40_000, 120_000, 60_000]);
+        assert_eq!(times("commit_ms = 3_600_000"), [3_600_000, 1_200_000, 3_600_000, 1_800_000]);
+        assert_eq!(times("commit_ms = 900\ncheck_ms = 500"), [900, 300, 500, 450]);
+    }
+
+    #[test]
     fn a_missing_section_or_field_is_named_with_where_to_add_it() {
         let remedy = |left_out: &str| {
             let error = RunFile::parse(&GOOD.replace(left_out, "")).expect_err("it is missing");

@@ -243,22 +243,44 @@ pub struct Aggregation {
 
 /// Deadlines, from the moment a phase begins. A phase ends earlier when everybody has answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "WrittenTimes")]
 pub struct RoundTimes {
-    /// Training and commitment. Nobody is given more than half of it can hold at its speed.
-    #[serde(default = "default::commit_ms")]
+    /// Training and commitment: the run's clock, of which the other phases are shares where they are not said. Nobody is
+    /// given more than half of it can hold at its speed.
     pub commit_ms: u64,
-    #[serde(default = "default::upload_ms")]
     pub upload_ms: u64,
     /// Codec checks, and replays before the merge.
-    #[serde(default = "default::check_ms")]
     pub check_ms: u64,
     /// Fetching the aggregate and proving θ.
-    #[serde(default = "default::sync_ms")]
     pub sync_ms: u64,
     /// A worker that was silent for so long is gone until it returns.
-    #[serde(default = "default::silence_ms")]
     pub silence_ms: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenTimes {
+    #[serde(default = "default::commit_ms")]
+    commit_ms: u64,
+    upload_ms: Option<u64>,
+    check_ms: Option<u64>,
+    sync_ms: Option<u64>,
+    #[serde(default = "default::silence_ms")]
+    silence_ms: u64,
+}
+
+impl From<WrittenTimes> for RoundTimes {
+    fn from(written: WrittenTimes) -> Self {
+        let WrittenTimes { commit_ms, upload_ms, check_ms, sync_ms, silence_ms } = written;
+        Self {
+            commit_ms,
+            upload_ms: upload_ms.unwrap_or(commit_ms / 3),
+            // A replay is as much work as what it repeats.
+            check_ms: check_ms.unwrap_or(commit_ms),
+            sync_ms: sync_ms.unwrap_or(commit_ms / 2),
+            silence_ms,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -468,9 +490,6 @@ mod default {
         outer_learning_rate: f32 = 1.0;
         outer_learning_rate_final: f32 = 1.0;
         commit_ms: u64 = 120_000;
-        upload_ms: u64 = 60_000;
-        check_ms: u64 = 120_000;
-        sync_ms: u64 = 60_000;
         silence_ms: u64 = 30_000;
         audit_rate_per_mille: u32 = 100;
         probation_checks: u32 = 5;

@@ -49,8 +49,9 @@ pub(super) struct ReplayTask {
     pub(super) looked_over: bool,
     /// Who is at it, and since when.
     given: BTreeMap<NodeId, Tick>,
-    /// Where verifiers ended, until it has been compared with where the worker says it did.
-    ends: BTreeMap<NodeId, SignedReplay>,
+    /// Where verifiers ended, in the order in which they came, until it has been compared with where the worker says it
+    /// did, and with where others ended: one after the other.
+    ends: Vec<SignedReplay>,
     /// Could not do it, or not in time.
     unable: Vec<NodeId>,
     /// In the order in which they came.
@@ -80,6 +81,10 @@ impl ReplayTask {
         }
     }
 
+    fn is_compared(&self, verifier: NodeId) -> bool {
+        self.ends.iter().any(|replay| replay.verifier == verifier)
+    }
+
     fn is_accused(&self) -> bool {
         self.judgements.iter().any(|judgement| judgement.verdict.accuses())
     }
@@ -99,7 +104,7 @@ impl ReplayTask {
         }
         let places = JUDGES_MAX.saturating_sub(self.judgements.len());
         let there = self.remaining().filter(|node| present.contains(node)).take(places);
-        let at_it = |node: &NodeId| self.given.contains_key(node) || self.ends.contains_key(node);
+        let at_it = |node: &NodeId| self.given.contains_key(node) || self.is_compared(*node);
         there.filter(|node| !at_it(node)).find(|node| idle.contains(node))
     }
 
@@ -139,7 +144,7 @@ impl Audits {
             classes,
             looked_over: false,
             given: BTreeMap::new(),
-            ends: BTreeMap::new(),
+            ends: Vec::new(),
             unable: Vec::new(),
             judgements: Vec::new(),
             judged_at: None,
@@ -215,7 +220,7 @@ impl Audits {
         }
         // Who has to show where it ended is not asked again meanwhile: it keeps few of its ends.
         let at_it = |task: &ReplayTask| -> Vec<NodeId> {
-            task.given.keys().chain(task.ends.keys()).copied().collect()
+            task.given.keys().copied().chain(task.ends.iter().map(|it| it.verifier)).collect()
         };
         let busy: Vec<NodeId> = self.replays.values().flat_map(at_it).collect();
         let mut idle: Vec<NodeId> =
@@ -296,7 +301,7 @@ impl Audits {
     pub(super) fn exclude(&mut self, verifier: NodeId) {
         for task in self.replays.values_mut() {
             task.given.remove(&verifier);
-            task.ends.remove(&verifier);
+            task.ends.retain(|replay| replay.verifier != verifier);
             // A first verdict that is looked over is on record, whoever gave it.
             let on_record = usize::from(task.looked_over);
             let mut at = 0;
@@ -304,6 +309,9 @@ impl Audits {
                 at += 1;
                 at <= on_record || judgement.verifier() != verifier
             });
+            for judgement in &mut task.judgements {
+                judgement.near.retain(|other| *other != verifier);
+            }
             if task.panel.contains(&verifier) && !task.unable.contains(&verifier) {
                 task.unable.push(verifier);
             }
@@ -364,7 +372,7 @@ impl Audits {
                     // Nothing of the worker's led it there.
                     task.unable.push(from);
                 } else {
-                    task.ends.insert(from, signed.clone());
+                    task.ends.push(signed.clone());
                 }
             }
         }
@@ -374,13 +382,10 @@ impl Audits {
 
     /// The ends that are to be compared now.
     pub(super) fn comparisons(&self) -> impl Iterator<Item = Comparison> {
-        self.replays.values().flat_map(|task| {
-            task.ends.values().map(|replay| Comparison {
-                id: task.replay.id,
-                commitment: task.signed.clone(),
-                replay: replay.clone(),
-                chunks: task.chunks.clone(),
-            })
+        self.replays.values().filter_map(|task| {
+            let replay = task.ends.first()?.clone();
+            let case = task.case(task.judgements.clone());
+            Some(Comparison { id: task.replay.id, case, replay })
         })
     }
 
@@ -393,21 +398,23 @@ impl Audits {
         terms: &Verification,
     ) {
         let Some(task) = self.replays.get_mut(&id) else { return };
-        let Some(replay) = task.ends.remove(&verifier) else { return };
-        let (verdict, evidence) = match compared {
-            Compared::Distances { distances, evidence } => {
+        let Some(at) = task.ends.iter().position(|it| it.verifier == verifier) else { return };
+        let replay = task.ends.remove(at);
+        let (verdict, evidence, near) = match compared {
+            Compared::Distances { distances, evidence, near } => {
                 let judge = task.classes.iter().find(|it| it.verifier == verifier);
                 let Some(judge) = judge else { return };
                 let pair = Pair { worker: &task.replay.assignment.class, verifier: &judge.class };
-                (Judged::by(distances, terms, pair), evidence)
+                (Judged::by(distances, terms, pair), evidence, near)
             }
-            Compared::Withheld(reason) => (Judged::Withheld(reason), None),
+            Compared::Withheld(reason) => (Judged::Withheld(reason), None, Vec::new()),
             Compared::Unopened(_) => {
                 task.unable.push(verifier);
                 return;
             }
         };
-        task.judge(now, Judgement { replay, verdict, evidence });
+        let near = if matches!(verdict, Judged::Fault(_)) { near } else { Vec::new() };
+        task.judge(now, Judgement { replay, verdict, evidence, near });
     }
 
     /// Blobs behind judgements of what is not decided yet, or may be looked over.

@@ -169,7 +169,8 @@ impl Coordinator {
             | Outcome::CodecFault(_)
             | Outcome::ReplayFault(_)
             | Outcome::Withheld(_)
-            | Outcome::Unverified => (WorkUnits(0), Balance(0)),
+            | Outcome::Unverified
+            | Outcome::Irreproducible => (WorkUnits(0), Balance(0)),
         };
         WorkerResult { worker, outcome, work, reward }
     }
@@ -195,9 +196,9 @@ impl Coordinator {
                 }
             }
             Outcome::NotUploaded | Outcome::Withheld(_) if !hiding_is_held_against => {
-                member.head = None;
-                member.credibility.failed();
+                member.start_afresh();
             }
+            Outcome::Irreproducible => member.start_afresh(),
             fault @ (Outcome::NotUploaded
             | Outcome::Withheld(_)
             | Outcome::Malformed(_)
@@ -227,7 +228,8 @@ impl Coordinator {
             | Outcome::CodecFault(_)
             | Outcome::ReplayFault(_)
             | Outcome::Withheld(_)
-            | Outcome::Unverified => None,
+            | Outcome::Unverified
+            | Outcome::Irreproducible => None,
         }
     }
 
@@ -270,7 +272,8 @@ impl Coordinator {
                     | Outcome::CodecFault(_)
                     | Outcome::ReplayFault(_)
                     | Outcome::Withheld(_)
-                    | Outcome::Unverified => false,
+                    | Outcome::Unverified
+                    | Outcome::Irreproducible => false,
                 }
             })
             .map(|result| result.worker)
@@ -333,6 +336,10 @@ impl Coordinator {
         }
         let record = self.record(theta_next, merge, revocations);
         self.last_record = record.digest();
+        self.quarantine.follow(&self.spec, &record, |check| {
+            let signed = self.closed.get(&check.round)?.commitments.get(&check.worker)?;
+            Some(&signed.commitment)
+        });
         self.history.note_round(now, &self.round, &record);
         for Flagged { worker, signal } in &record.flagged {
             let worker = worker.short();

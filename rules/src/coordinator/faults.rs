@@ -39,8 +39,7 @@ impl Coordinator {
         let Some(kind) = outcome.fault() else { return };
         let what = outcome.to_string();
         if let Some(member) = self.membership.get_mut(worker) {
-            member.head = None;
-            member.credibility.failed();
+            member.start_afresh();
             if kind.bars() {
                 member.barred = Some(Refusal {
                     code: RefusalCode::Barred,
@@ -75,14 +74,8 @@ impl Coordinator {
         self.faults.push(PendingFault { round, worker, kind, case, evidence });
     }
 
-    /// A fault of a merged round: the reward is forfeit and the update is to be taken back.
-    pub(super) fn find_fault_after_merge(
-        &mut self,
-        now: Tick,
-        round: Round,
-        worker: NodeId,
-        outcome: Outcome,
-    ) {
+    /// What a merged round is found to be is no reason for a reward: it is forfeit, and the update is to be taken back.
+    pub(super) fn take_back(&mut self, now: Tick, round: Round, worker: NodeId, outcome: Outcome) {
         let Some(closed) = self.closed.get_mut(&round) else { return };
         let Some(result) = closed.results.iter().find(|result| result.worker == worker) else {
             return;
@@ -95,7 +88,11 @@ impl Coordinator {
         if was == Outcome::Admitted {
             self.revocations.push(Revocation { round, worker });
         }
-        self.accuse(now, round, worker, &outcome);
+        if outcome.fault().is_some() {
+            self.accuse(now, round, worker, &outcome);
+        } else if let Some(member) = self.membership.get_mut(worker) {
+            member.start_afresh();
+        }
     }
 
     pub(super) fn handle_fault_settled(

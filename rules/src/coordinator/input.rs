@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use manyhands_proto::message::{
-    Distances, Flagged, LossEffect, Merge, Request, Role, SignedCommitment, SignedReplay,
+    Distances, Flagged, LossEffect, Merge, Request, Role, SignedReplay,
 };
-use manyhands_proto::{Balance, ChunkIndex, Digest, NodeId, Round, TokenCount};
+use manyhands_proto::{Balance, Digest, NodeId, Round, TokenCount};
 use serde::{Deserialize, Serialize};
 
 use crate::draw::Beacon;
@@ -110,6 +110,8 @@ pub enum Compared {
         distances: Distances,
         /// The blob that they follow from; none if both ends are the same.
         evidence: Option<Digest>,
+        /// Of those that found a fault before, whose ends are near this one.
+        near: Vec<NodeId>,
     },
     /// The worker did not open its end, or opened something else.
     Withheld(String),
@@ -207,10 +209,9 @@ pub struct CodecCheck {
 pub struct Comparison {
     /// The replay task's.
     pub id: u64,
-    pub commitment: SignedCommitment,
+    /// What others found before.
+    pub case: Case,
     pub replay: SignedReplay,
-    /// The chunks to open, ascending.
-    pub chunks: Vec<ChunkIndex>,
 }
 
 /// What e_in follows from.

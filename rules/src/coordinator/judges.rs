@@ -50,7 +50,8 @@ impl Coordinator {
     pub(super) fn note_contradiction(&mut self, case: &Case) {
         let judgements = &case.judgements;
         let accusing = judgements.iter().filter(|it| it.verdict.accuses()).count();
-        if judgements.len() < JUDGES_MAX || accusing == 0 || accusing == judgements.len() {
+        let all_near = judgements.last().is_some_and(|last| last.near.len() + 1 == JUDGES_MAX);
+        if judgements.len() < JUDGES_MAX || accusing == 0 || all_near {
             return;
         }
         self.judges.contradictions.push(case.clone());

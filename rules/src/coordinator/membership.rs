@@ -70,6 +70,12 @@ impl Member {
         if self.is_measured { self.tokens_per_second } else { self.tokens_per_second.min(typical) }
     }
 
+    /// What it holds may not be what it says: it goes on from nothing, and every round of it is replayed for a while.
+    pub(super) fn start_afresh(&mut self) {
+        self.head = None;
+        self.credibility.failed();
+    }
+
     /// Notes what a round showed of its speed, whose share followed from `assumed`.
     pub(super) fn note_speed(&mut self, assumed: u64, tokens_per_second: u64) {
         // Half old, half new: one busy minute must not decide the next round. At most twice the

@@ -45,6 +45,7 @@ use self::membership::Membership;
 use self::requests::Answer;
 use self::round::{OpenRound, Parameters, Upload};
 use crate::panel::{Case, Judgement};
+use crate::quarantine::Quarantine;
 use crate::record::{Check, Draw, Finding, Outcome, Revocation, RoundRecord};
 use crate::reward::{self, layout};
 
@@ -77,6 +78,8 @@ pub struct Coordinator {
     cases: Vec<(Outcome, Case)>,
     /// Blobs that verdicts of these rounds follow from.
     evidence: Vec<(Round, Digest)>,
+    /// By what is on record.
+    quarantine: Quarantine,
     /// What goes into the next record.
     checks: Vec<Check>,
     draws: Vec<Draw>,
@@ -109,6 +112,7 @@ impl Coordinator {
             judges: Judges::default(),
             cases: Vec::new(),
             evidence: Vec::new(),
+            quarantine: Quarantine::default(),
             checks: Vec::new(),
             draws: Vec::new(),
             evaluations: Vec::new(),
@@ -273,6 +277,11 @@ impl Coordinator {
                 self.history.note(now, EventKind::Audit, format!("{text} {}", worker.short()));
                 Some(Outcome::Unverified)
             }
+            Some(Finding::Irreproducible) => {
+                let text = format!("round {round} of {} cannot be repeated", worker.short());
+                self.history.note(now, EventKind::Audit, text);
+                Some(Outcome::Irreproducible)
+            }
             Some(Finding::ReplayPassed(_) | Finding::CodecPassed | Finding::CodecFault(_)) => None,
             None => {
                 let text = format!("no verifier could replay round {round} of {}", worker.short());
@@ -309,7 +318,7 @@ impl Coordinator {
                 self.round.replayed.insert(worker, outcome);
             }
         } else if let Some(outcome) = outcome.filter(|outcome| *outcome != Outcome::Unverified) {
-            self.find_fault_after_merge(now, round, worker, outcome);
+            self.take_back(now, round, worker, outcome);
         }
     }
 

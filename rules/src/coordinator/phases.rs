@@ -123,6 +123,7 @@ impl Coordinator {
             round: round.number,
             theta: round.theta,
             first_sequence: round.first_sequence,
+            left_out: &self.quarantine.left_out(),
         };
         round.attending = attending(&self.membership);
         round.verified = !round.attending.is_empty();

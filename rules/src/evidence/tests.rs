@@ -216,7 +216,8 @@ fn two_against(shown: &Shown) -> (Case, BTreeMap<Digest, ReplayEvidence>) {
         let verdict = Judged::by(found, &terms(), pair);
         assert!(verdict.accuses());
         let digest = Digest::of(&evidence.to_bytes());
-        judgements.push(Judgement { replay, verdict, evidence: Some(digest) });
+        let near = judgements.iter().map(Judgement::verifier).collect();
+        judgements.push(Judgement { replay, verdict, evidence: Some(digest), near });
         all.insert(digest, evidence);
     }
     let attendee = |id| Attendee { verifier: key(id).node_id(), class: class.clone() };
@@ -288,6 +289,8 @@ fn only_what_the_evidence_bears_accuses() {
     let mut withheld = case.clone();
     withheld.judgements[0].replay = signed_by(2, ReplayEnd::Withheld(reason.clone()), case.start);
     withheld.judgements[0].verdict = Judged::Withheld(reason);
+    assert_eq!(accusing(&withheld, &all), 0, "it names an end near its own that there is not");
+    withheld.judgements[1].near.clear();
     assert_eq!(accusing(&withheld, &all), 1);
     let mut nowhere = case.clone();
     let replay = signed_by(2, ReplayEnd::Nowhere, case.start);
@@ -297,11 +300,57 @@ fn only_what_the_evidence_bears_accuses() {
         commitment: case.commitment.clone(),
     };
     let digest = Digest::of(&word.to_bytes());
-    nowhere.judgements[0] =
-        Judgement { replay, verdict: Judged::Fault(Distances::FARTHEST), evidence: Some(digest) };
+    let verdict = Judged::Fault(Distances::FARTHEST);
+    nowhere.judgements[0] = Judgement { replay, verdict, evidence: Some(digest), near: Vec::new() };
+    nowhere.judgements[1].near.clear();
     let mut with_word = all.clone();
     with_word.insert(digest, word);
     assert_eq!(accusing(&nowhere, &with_word), 1);
+}
+
+#[test]
+fn ends_are_near_others_or_of_their_own() {
+    let shown = shown();
+    let (case, mut all) = two_against(&shown);
+    let start = case.start;
+    let ended = |verifier, seed| {
+        let end = Ended::new(&shown.layout, seed);
+        let replay = signed_by(verifier, ReplayEnd::At(end.digests()), start);
+        let mut evidence = ReplayEvidence { replay, ..shown.evidence.clone() };
+        evidence.opened.as_mut().expect("some").replayed = end.open(&drawn());
+        evidence
+    };
+    let mut case = case;
+    let attendee = |id| Attendee { verifier: key(id).node_id(), class: case.class.clone() };
+    case.attending = (2..=5).map(attendee).collect();
+    let near = |case: &Case, all: &BTreeMap<Digest, ReplayEvidence>, third: &ReplayEvidence| {
+        super::near(case, all, (&third.replay, third), &shown.layout, &terms())
+    };
+    let both: Vec<NodeId> = [2, 3].map(|id| key(id).node_id()).to_vec();
+    // Where both of the others ended, and somewhere else.
+    assert_eq!(near(&case, &all, &ended(4, 0.31)), Some(both));
+    assert_eq!(near(&case, &all, &ended(4, 0.7)), Some(Vec::new()));
+    assert_eq!(near(&case, &all, &ended(6, 0.31)), None, "of a machine that nobody knows");
+    // What led nowhere is near what led nowhere.
+    let nowhere = |verifier| ReplayEvidence {
+        commitment: case.commitment.clone(),
+        replay: signed_by(verifier, ReplayEnd::Nowhere, start),
+        opened: None,
+    };
+    assert_eq!(near(&case, &all, &nowhere(4)), Some(Vec::new()));
+    let (word, verdict) = (nowhere(4), Judged::Fault(Distances::FARTHEST));
+    let digest = Digest::of(&word.to_bytes());
+    let replay = word.replay.clone();
+    let mut with_word = case.clone();
+    with_word.judgements.push(Judgement {
+        replay,
+        verdict,
+        evidence: Some(digest),
+        near: Vec::new(),
+    });
+    assert_eq!(near(&with_word, &all, &nowhere(5)), None, "its evidence is not there");
+    all.insert(digest, word);
+    assert_eq!(near(&with_word, &all, &nowhere(5)), Some(vec![key(4).node_id()]));
 }
 
 proptest! {

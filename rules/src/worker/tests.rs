@@ -39,6 +39,7 @@ fn assignment(round: u32) -> Assignment {
         steps: 4,
         first_step: 0,
         start: Start::Fresh,
+        left_out: Vec::new(),
         commit_deadline_ms: 1_000,
     }
 }

@@ -3,7 +3,9 @@
 use super::MessageError;
 use super::field::{ascending, at_most, check, digest, list, node, required, round, some_at_most};
 use super::shared::class;
-use crate::message::limits::{COUNT_MAX, SEQUENCES_MAX, STEPS_MAX, TASKS_MAX, WEIGHED_MAX};
+use crate::message::limits::{
+    COUNT_MAX, QUARANTINED_MAX, SEQUENCES_MAX, STEPS_MAX, TASKS_MAX, WEIGHED_MAX,
+};
 use crate::message::{Assignment, Evaluate, Replay, Start, Tasks, Weigh, wire};
 use crate::{Digest, NodeId, Round};
 
@@ -49,6 +51,7 @@ impl From<&Assignment> for wire::Assignment {
             steps: assignment.steps,
             first_step: assignment.first_step,
             start: Some((&assignment.start).into()),
+            left_out: assignment.left_out.clone(),
             commit_deadline_ms: assignment.commit_deadline_ms,
         }
     }
@@ -61,6 +64,7 @@ impl TryFrom<wire::Assignment> for Assignment {
     /// 2³⁰ and 10⁵.
     fn try_from(wire: wire::Assignment) -> Result<Self, MessageError> {
         let round = round("assignment.round", wire.round)?;
+        ascending("assignment.left_out", wire.left_out.iter())?;
         Ok(Self {
             round,
             worker: node("assignment.worker", &wire.worker)?,
@@ -71,6 +75,7 @@ impl TryFrom<wire::Assignment> for Assignment {
             steps: some_at_most("assignment.steps", wire.steps, STEPS_MAX)?,
             first_step: at_most("assignment.first_step", wire.first_step, COUNT_MAX)?,
             start: earlier_than(round, required("assignment.start", wire.start)?.try_into()?)?,
+            left_out: list("assignment.left_out", wire.left_out, QUARANTINED_MAX, Ok)?,
             commit_deadline_ms: at_most(
                 "assignment.commit_deadline_ms",
                 wire.commit_deadline_ms,

@@ -69,6 +69,7 @@ fn assignment(start: Start) -> Assignment {
         steps: 12,
         first_step: 48,
         start,
+        left_out: vec![3, 40],
         commit_deadline_ms: 30_000,
     }
 }

@@ -217,11 +217,12 @@ impl World {
             Effect::CheckPossession { round, worker, proof, .. } => {
                 Input::PossessionChecked { round, worker, proof, holds: true }
             }
-            Effect::Compare(Comparison { id, commitment, replay, .. }) => {
-                let cheated = self.cheats.contains(&commitment.worker);
+            Effect::Compare(Comparison { id, case, replay }) => {
+                let cheated = self.cheats.contains(&case.worker());
                 let distances = if cheated { Distances { delta: 0.2, ..PASSED } } else { PASSED };
                 let evidence = Some(Digest::of(&replay.signature));
-                let result = Compared::Distances { distances, evidence };
+                let near = case.judgements.iter().map(Judgement::verifier).collect();
+                let result = Compared::Distances { distances, evidence, near };
                 Input::Compared { id, verifier: replay.verifier, result }
             }
             Effect::CompareJudges(case) => {
@@ -313,7 +314,8 @@ fn records_form_a_chain_from_the_specification_and_positions_never_overlap() {
     for record in &world.records {
         assert_eq!(record.previous, previous);
         assert_eq!(record.first_sequence, first_sequence);
-        let opening = Opening { round: record.round, theta: record.theta, first_sequence };
+        let opening =
+            Opening { round: record.round, theta: record.theta, first_sequence, left_out: &[] };
         let assignments = plan(world.machine.spec(), opening, &record.candidates);
         first_sequence += assignments.iter().map(|a| u64::from(a.sequences)).sum::<u64>();
         previous = record.digest();
