@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use manyhands_gradient::Layout;
 use manyhands_proto::message::{
-    Commitment, Distances, EndState, NumericClass, ReplayEnd, ReplayEvidence, Replayed,
-    SignedCommitment, SignedReplay, Start,
+    Commitment, Distances, NumericClass, ReplayEnd, ReplayEvidence, Replayed, SignedCommitment,
+    SignedReplay, Start,
 };
 use manyhands_proto::run_file::{RunSpec, Verification};
 use manyhands_proto::{ChunkIndex, Digest, NodeId, Round};
@@ -253,7 +253,7 @@ fn follows(
     claimed: &Commitment,
     (terms, pair): (&Verification, Pair<'_>),
 ) -> bool {
-    let claimed = EndState { theta: claimed.theta, moments: claimed.moments };
+    let claimed = claimed.end();
     let by_threshold = match &judgement.verdict {
         Judged::Passed(distances) => within(distances, terms, pair),
         Judged::Fault(distances) => !within(distances, terms, pair),
@@ -462,7 +462,8 @@ impl<'a> Decided<'a> {
         if evidence.commitment != *self.signed || evidence.replay != judgement.replay {
             return Err("evidence of the recorded commitment and replay".to_owned());
         }
-        let subject = Subject { layout: self.layout, start: self.of.theta, chunks: &self.chunks };
+        let case = self.case();
+        let subject = Subject::of(&case, self.layout, &self.spec.verification);
         let distances = distances(evidence, subject).map_err(|error| error.to_string())?;
         Ok(Judged::by(distances, &self.spec.verification, pair))
     }

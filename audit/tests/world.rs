@@ -380,7 +380,7 @@ impl World {
             replayed: ended(&self.replayed[&theta]),
         };
         let shown = ReplayEvidence { commitment, replay, opened: Some(opened) };
-        let subject = evidence::Subject { layout: &self.layout, start, chunks: &chunks };
+        let subject = evidence::Subject::of(&case, &self.layout, &self.spec.verification);
         let distances = evidence::distances(&shown, subject).expect("it leads where it should");
         let (blobs, terms) = (self.shown(&case), &self.spec.verification);
         let near = evidence::near(&case, &blobs, (&shown.replay, &shown), &self.layout, terms)

@@ -38,6 +38,7 @@ fn help_lists_what_there_is_and_nothing_else() {
         "demo",
         "plan",
         "calibrate",
+        "fingerprint",
     ] {
         assert!(
             help.lines().any(|line| line.trim_start().starts_with(command)),

@@ -10,12 +10,10 @@ use tch::Device;
 use crate::data::{SequenceError, SequenceId, SequenceSource};
 use crate::trainer::{Control, LocalTrainer, TrainError, TrainTask};
 
-const STEPS: u64 = 4;
-const SEQUENCES: u64 = 5;
 const SEED: u64 = 7;
 
-/// The digest of θ and the moments after a fixed training on `device`; none if it does not come to the same bits
-/// twice, as a GPU's does not unless numerics are deterministic. Takes well under a second.
+/// The digest of θ and the moments after a fixed training of a very small model on `device`; none if it does not come to
+/// the same bits twice, as a GPU's does not unless numerics are deterministic. Takes well under a second.
 ///
 /// Two machines with one fingerprint agree on the kernels that it went through, at its sizes; it says nothing of others.
 ///
@@ -26,20 +24,52 @@ pub(crate) fn fingerprint(
     precision: Precision,
     threads: u32,
 ) -> Result<Option<Digest>, TrainError> {
-    let once = train(device, precision, threads)?;
-    Ok((train(device, precision, threads)? == once).then_some(once))
+    twice(&architecture(), &training(precision), 4, (device, threads))
 }
 
-fn train(device: Device, precision: Precision, threads: u32) -> Result<Digest, TrainError> {
-    let architecture = architecture();
-    let training = training(precision);
-    let layout = Layout::of(&architecture).expect("a few thousand weights");
-    let theta = initial_theta(&layout, &architecture, SEED);
-    let batches: Vec<Vec<SequenceId>> = (0..STEPS)
-        .map(|step| (step * SEQUENCES..(step + 1) * SEQUENCES).map(SequenceId).collect())
+/// The same of a run's own model and terms, two steps of it: two machines that agree on it take the same kernels at the
+/// run's sizes. Takes as long as a few steps of the run, and as much memory.
+///
+/// # Errors
+/// When the device fails.
+pub fn run_fingerprint(
+    architecture: &Architecture,
+    training: &Training,
+    device: Device,
+    threads: u32,
+) -> Result<Option<Digest>, TrainError> {
+    twice(architecture, training, 2, (device, threads))
+}
+
+fn twice(
+    architecture: &Architecture,
+    training: &Training,
+    steps: u64,
+    on: (Device, u32),
+) -> Result<Option<Digest>, TrainError> {
+    let once = train(architecture, training, steps, on)?;
+    Ok((train(architecture, training, steps, on)? == once).then_some(once))
+}
+
+/// Each step has two full micro-batches and one that is smaller than the others, where they have more than a sequence.
+fn train(
+    architecture: &Architecture,
+    training: &Training,
+    steps: u64,
+    (device, threads): (Device, u32),
+) -> Result<Digest, TrainError> {
+    let layout = Layout::of(architecture).expect("a run's layout was checked");
+    let theta = initial_theta(&layout, architecture, SEED);
+    let sequences = 2 * u64::from(training.micro_batch_sequences) + 1;
+    let batches: Vec<Vec<SequenceId>> = (0..steps)
+        .map(|step| (step * sequences..(step + 1) * sequences).map(SequenceId).collect())
         .collect();
-    let source = Arc::new(Counted);
-    let mut trainer = LocalTrainer::new(&architecture, &training, STEPS, source, device)
+    let source = Arc::new(Counted {
+        vocabulary_size: architecture.vocabulary_size,
+        context_length: architecture.context_length,
+        sequences: steps * sequences,
+    });
+    let mut trainer = LocalTrainer::new(architecture, training, steps, source, device)
         .expect("its layout was just made");
     let task = TrainTask {
         theta: &theta,
@@ -47,9 +77,8 @@ fn train(device: Device, precision: Precision, threads: u32) -> Result<Digest, T
         adam_step: 0,
         first_step: 0,
         batches: &batches,
-        // The last micro-batch of a step is smaller than the others.
-        micro_batch_sequences: 2,
-        precision,
+        micro_batch_sequences: training.micro_batch_sequences,
+        precision: training.precision,
         threads,
     };
     let outcome = trainer.train_unrounded(&task, None, &mut |_| Control::Continue)?;
@@ -75,8 +104,8 @@ fn architecture() -> Architecture {
 
 fn training(precision: Precision) -> Training {
     Training {
-        steps_per_round: STEPS as u32,
-        batch_sequences: SEQUENCES as u32,
+        steps_per_round: 4,
+        batch_sequences: 5,
         micro_batch_sequences: 2,
         learning_rate: 1e-3,
         warmup_steps: 1,
@@ -92,11 +121,15 @@ fn training(precision: Precision) -> Training {
 }
 
 /// Tokens that follow from where they stand.
-struct Counted;
+struct Counted {
+    vocabulary_size: u32,
+    context_length: u32,
+    sequences: u64,
+}
 
 impl SequenceSource for Counted {
     fn sequence(&self, id: SequenceId) -> Result<Vec<u32>, SequenceError> {
-        let Architecture { vocabulary_size, context_length, .. } = architecture();
+        let Self { vocabulary_size, context_length, .. } = *self;
         let token = |at: u32| {
             let at = id.0 * u64::from(context_length) + u64::from(at);
             (at.wrapping_mul(at).wrapping_add(3 * at) % u64::from(vocabulary_size)) as u32
@@ -105,10 +138,10 @@ impl SequenceSource for Counted {
     }
 
     fn sequence_count(&self) -> u64 {
-        STEPS * SEQUENCES
+        self.sequences
     }
 
     fn context_length(&self) -> u32 {
-        architecture().context_length
+        self.context_length
     }
 }

@@ -24,6 +24,7 @@ mod trainer;
 mod transformer;
 
 pub use evaluate::{EvaluateError, EvaluateTask, Evaluation, evaluate};
+pub use fingerprint::run_fingerprint;
 pub use generate::{GenerateError, GenerateOptions, generate};
 pub use schedule::learning_rate;
 pub use torch::TorchError;

@@ -124,11 +124,15 @@ impl Economics {
         let per_parameter = |values: f64| values * F32_BITS / parameters as f64;
         // Of θ_H, e_in and e_next.
         let opened = 3.0 * chunks.min(f64::from(verification.codec_chunks)) * CHUNK as f64;
-        // Of the worker's end and the verifier's.
-        let compared = 2.0
-            * GROUPS_PER_CHUNK
-            * chunks.min(f64::from(verification.replay_chunks))
-            * CHUNK as f64;
+        let compared = if verification.fingerprint.is_some() {
+            // Digests are compared; a verifier shows that it has what it names.
+            chunks.min(f64::from(verification.codec_chunks)) * CHUNK as f64
+        } else {
+            // Of the worker's end and the verifier's.
+            2.0 * GROUPS_PER_CHUNK
+                * chunks.min(f64::from(verification.replay_chunks))
+                * CHUNK as f64
+        };
         Self {
             parameters,
             detection: Detection {

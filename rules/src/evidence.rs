@@ -7,8 +7,7 @@ use manyhands_gradient::moments8::{Moments, Moments8, parse_chunk};
 use manyhands_gradient::replay::{Comparison, End};
 use manyhands_gradient::{Layout, vector};
 use manyhands_proto::message::{
-    Commitment, Distances, EndState, NumericClass, OpenedEnd, ReplayEnd, ReplayEvidence, Replayed,
-    SignedReplay,
+    Distances, EndState, NumericClass, OpenedEnd, ReplayEnd, ReplayEvidence, Replayed, SignedReplay,
 };
 use manyhands_proto::run_file::Verification;
 use manyhands_proto::tree::{GROUP_BYTES, Openings};
@@ -24,6 +23,14 @@ pub struct Subject<'a> {
     pub start: Digest,
     /// The drawn chunks, ascending.
     pub chunks: &'a [ChunkIndex],
+    /// The run asks for the same bits everywhere, so that ends are compared by their digests.
+    pub exact: bool,
+}
+
+impl<'a> Subject<'a> {
+    pub fn of(case: &'a Case, layout: &'a Layout, terms: &Verification) -> Self {
+        Self { layout, start: case.start, chunks: &case.chunks, exact: terms.fingerprint.is_some() }
+    }
 }
 
 /// Whose part of the evidence is not what it should be.
@@ -70,7 +77,8 @@ pub fn bytes_max(layout: &Layout, chunks: usize) -> u64 {
     7 * group * chunks as u64 + 8_192
 }
 
-/// The distances of the claimed end from the replayed one, over the drawn chunks.
+/// The distances of the claimed end from the replayed one, over the drawn chunks; where the same bits are asked for, none
+/// or the farthest.
 ///
 /// # Errors
 /// [`EvidenceError`], with whose part does not hold.
@@ -78,9 +86,18 @@ pub fn distances(
     evidence: &ReplayEvidence,
     subject: Subject<'_>,
 ) -> Result<Distances, EvidenceError> {
-    if let (None, ReplayEnd::Nowhere) = (&evidence.opened, &evidence.replay.replayed.end) {
+    let closed = match (&evidence.opened, &evidence.replay.replayed.end) {
+        (None, ReplayEnd::Nowhere) => Some(Distances::FARTHEST),
+        (None, ReplayEnd::At(end)) if subject.exact => {
+            let is_same = *end == evidence.commitment.commitment.end();
+            Some(if is_same { Distances::NONE } else { Distances::FARTHEST })
+        }
+        (Some(_), ReplayEnd::At(_)) if !subject.exact => None,
+        _ => return Err(of_verifier("chunks of what it did not reach, or none of what it did")),
+    };
+    if let Some(distances) = closed {
         check_about(evidence, subject)?;
-        return Ok(Distances::FARTHEST);
+        return Ok(distances);
     }
     let Opened { starts, claimed, replayed } = opened(evidence, subject)?;
     let mut comparison = Comparison::default();
@@ -122,8 +139,7 @@ fn opened(evidence: &ReplayEvidence, subject: Subject<'_>) -> Result<Opened, Evi
         return Err(of_verifier("chunks of what it did not reach, or none of what it did"));
     };
     let by = |whose| move |reason| EvidenceError { whose, reason };
-    let claimed = &evidence.commitment.commitment;
-    let claimed = EndState { theta: claimed.theta, moments: claimed.moments };
+    let claimed = evidence.commitment.commitment.end();
     Ok(Opened {
         starts: thetas(&opened.start, subject.start, subject).map_err(by(Whose::Start))?,
         claimed: ends(&opened.claimed, claimed, subject).map_err(by(Whose::Worker))?,
@@ -134,13 +150,26 @@ fn opened(evidence: &ReplayEvidence, subject: Subject<'_>) -> Result<Opened, Evi
 /// Where one of several that repeated the same round ended.
 struct Ended {
     class: NumericClass,
+    end: Place,
+}
+
+enum Place {
+    Nowhere,
+    /// Where the same bits are asked for.
+    Bits(EndState),
     /// As its evidence shows it; where it ended in the worker's own bits, as another's evidence shows the worker's.
-    end: EndChunks,
+    Chunks(EndChunks),
 }
 
 impl Ended {
     /// Whether both can be the same round's, by the thresholds of their machines.
     fn is_near(&self, other: &Self, terms: &Verification) -> bool {
+        let (one, other_end) = match (&self.end, &other.end) {
+            (Place::Nowhere, Place::Nowhere) => return true,
+            (Place::Bits(one), Place::Bits(other)) => return one == other,
+            (Place::Chunks(one), Place::Chunks(other)) => (one, other),
+            (Place::Nowhere | Place::Bits(_) | Place::Chunks(_), _) => return false,
+        };
         let pair = Pair { worker: &self.class, verifier: &other.class };
         let from = |claimed: &EndChunks, replayed: &EndChunks| {
             let mut comparison = Comparison::default();
@@ -151,8 +180,7 @@ impl Ended {
             comparison.distances()
         };
         // From either side: the one that did not move is infinitely near to nobody.
-        within(&from(&self.end, &other.end), terms, pair)
-            || within(&from(&other.end, &self.end), terms, pair)
+        within(&from(one, other_end), terms, pair) || within(&from(other_end, one), terms, pair)
     }
 }
 
@@ -251,14 +279,17 @@ pub fn near(
     layout: &Layout,
     terms: &Verification,
 ) -> Option<Vec<NodeId>> {
-    let subject = Subject { layout, start: case.start, chunks: &case.chunks };
+    let subject = Subject::of(case, layout, terms);
     let reached = |verifier: NodeId, shown: &ReplayEvidence| {
-        if shown.opened.is_none() {
-            return check_about(shown, subject).ok().map(|()| None);
-        }
         let attendee = case.attending.iter().find(|it| it.verifier == verifier)?;
-        let end = end_of(shown, Side::Replayed, subject).ok()?;
-        Some(Some(Ended { class: attendee.class.clone(), end }))
+        check_about(shown, subject).ok()?;
+        let end = match &shown.replay.replayed.end {
+            ReplayEnd::Nowhere => Place::Nowhere,
+            ReplayEnd::At(end) if subject.exact => Place::Bits(*end),
+            ReplayEnd::At(_) => Place::Chunks(end_of(shown, Side::Replayed, subject).ok()?),
+            ReplayEnd::Withheld(_) => return None,
+        };
+        Some(Ended { class: attendee.class.clone(), end })
     };
     let own_end = reached(replay.verifier, shown)?;
     let mut near = Vec::new();
@@ -266,12 +297,7 @@ pub fn near(
     for judgement in before.filter(|it| matches!(it.verdict, Judged::Fault(_))) {
         let verifier = judgement.verifier();
         let other = reached(verifier, own(case, evidence, judgement)?)?;
-        let is_near = match (&own_end, &other) {
-            (None, None) => true,
-            (Some(one), Some(other)) => one.is_near(other, terms),
-            (None, Some(_)) | (Some(_), None) => false,
-        };
-        if is_near {
+        if own_end.is_near(&other, terms) {
             near.push(verifier);
         }
     }
@@ -286,13 +312,14 @@ pub fn proven(
     layout: &Layout,
     terms: &Verification,
 ) -> Vec<Judgement> {
-    let subject = Subject { layout, start: case.start, chunks: &case.chunks };
+    let subject = Subject::of(case, layout, terms);
     let holds = |judgement: &&Judgement| match &judgement.verdict {
         // Nobody is accused by it.
         Judged::Passed(_) => true,
         Judged::Withheld(_) => false,
         verdict @ Judged::Fault(_) => {
-            let shown = own(case, evidence, judgement).filter(|shown| shown.opened.is_some());
+            let is_shown = matches!(judgement.replay.replayed.end, ReplayEnd::At(_));
+            let shown = own(case, evidence, judgement).filter(|_| is_shown);
             let found = shown.zip(case.pair(judgement.verifier()));
             found.is_some_and(|(shown, pair)| {
                 let is_verdict = distances(shown, subject)
@@ -324,19 +351,20 @@ pub fn false_ends(
     layout: &Layout,
     terms: &Verification,
 ) -> Vec<NodeId> {
-    let subject = Subject { layout, start: case.start, chunks: &case.chunks };
-    let Commitment { theta, moments, .. } = case.commitment.commitment;
-    let claimed = EndState { theta, moments };
+    let subject = Subject::of(case, layout, terms);
+    let claimed = case.commitment.commitment.end();
     let own = |judgement: &Judgement| own(case, evidence, judgement);
     let any = case.judgements.iter().filter_map(own).find(|evidence| evidence.opened.is_some());
     let (mut verifiers, mut ended) = (Vec::new(), Vec::new());
     for judgement in &case.judgements {
-        let shown = match own(judgement) {
-            Some(own) => end_of(own, Side::Replayed, subject).ok(),
-            None if judgement.replay.replayed.end == ReplayEnd::At(claimed) => {
-                any.and_then(|other| end_of(other, Side::Claimed, subject).ok())
+        let shown = match (&judgement.replay.replayed.end, own(judgement)) {
+            // Signed, and there is nothing more to it.
+            (ReplayEnd::At(end), _) if subject.exact => Some(Place::Bits(*end)),
+            (_, Some(own)) => end_of(own, Side::Replayed, subject).ok().map(Place::Chunks),
+            (ReplayEnd::At(end), None) if *end == claimed => {
+                any.and_then(|other| end_of(other, Side::Claimed, subject).ok()).map(Place::Chunks)
             }
-            None => None,
+            (ReplayEnd::At(_) | ReplayEnd::Nowhere | ReplayEnd::Withheld(_), None) => None,
         };
         let attendee = case.attending.iter().find(|it| it.verifier == judgement.verifier());
         if let Some((end, attendee)) = shown.zip(attendee) {

@@ -194,7 +194,7 @@ impl fmt::Display for Outcome {
                 "a replay differs from what was sent by {:.3} of the update's length",
                 distances.delta
             ),
-            Self::ReplayFault(_) => f.write_str("the replay came out beyond any distance"),
+            Self::ReplayFault(_) => f.write_str("the replay came out elsewhere altogether"),
             Self::Withheld(reason) => write!(f, "withheld evidence: {reason}"),
             Self::Unverified => f.write_str("no verdict in time, which is nobody's fault"),
             Self::Irreproducible => {

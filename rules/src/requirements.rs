@@ -1,7 +1,7 @@
 //! Who may work for a run: a typed predicate, so that a refusal says what was expected and what came.
 
 use crate::reward::layout;
-use manyhands_proto::message::{Join, PROTOCOL_VERSION, Refusal, RefusalCode, Role};
+use manyhands_proto::message::{Join, NumericClass, PROTOCOL_VERSION, Refusal, RefusalCode, Role};
 use manyhands_proto::run_file::{ChainKind, RunSpec};
 use manyhands_proto::{Balance, NodeId};
 
@@ -39,6 +39,7 @@ pub fn admit(spec: &RunSpec, node: NodeId, join: &Join, stake: Balance) -> Resul
     if !spec.run.allow.is_empty() && !spec.run.allow.contains(&node) {
         return refuse(RefusalCode::NotAllowed, format!("node {node} is not on the run's list"));
     }
+    check_numerics(spec, &join.class)?;
     let memory_min = memory_bytes_min(spec);
     if join.memory_bytes < memory_min {
         return refuse(
@@ -71,12 +72,31 @@ pub fn admit(spec: &RunSpec, node: NodeId, join: &Join, stake: Balance) -> Resul
     Ok(())
 }
 
+/// Whether a machine comes to the bits that a run asks for, if it does.
+///
+/// # Errors
+/// [`RefusalCode::OtherNumerics`].
+pub fn check_numerics(spec: &RunSpec, class: &NumericClass) -> Result<(), Refusal> {
+    match spec.verification.fingerprint {
+        Some(expected) if class.fingerprint != Some(expected) => {
+            let got = match class.fingerprint {
+                Some(got) => format!("yours comes to {got}"),
+                None => "yours does not come to the same bits twice".to_owned(),
+            };
+            let reason = format!("this run's machines come to the bits {expected}, {got}");
+            refuse(RefusalCode::OtherNumerics, reason)
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 fn refuse(code: RefusalCode, reason: String) -> Result<(), Refusal> {
     Err(Refusal { code, reason })
 }
 
 #[cfg(test)]
 mod tests {
+    use manyhands_proto::Digest;
     use manyhands_proto::message::{DeviceKind, NumericClass};
 
     use super::*;
@@ -110,6 +130,15 @@ mod tests {
         assert_eq!(code(&spec, &small, stake), Some(RefusalCode::TooLittleMemory));
         let slow = Join { tokens_per_second: 0, ..join() };
         assert_eq!(code(&spec, &slow, stake), Some(RefusalCode::TooSlow));
+        let bits = Digest::of(b"bits");
+        let exact =
+            Join { class: NumericClass { fingerprint: Some(bits), ..join().class }, ..join() };
+        spec.verification.fingerprint = Some(bits);
+        assert_eq!(code(&spec, &exact, stake), None);
+        assert_eq!(code(&spec, &join(), stake), Some(RefusalCode::OtherNumerics));
+        spec.verification.fingerprint = Some(Digest::of(b"other bits"));
+        assert_eq!(code(&spec, &exact, stake), Some(RefusalCode::OtherNumerics));
+        spec.verification.fingerprint = None;
         spec.run.allow = vec![NodeId::new([2; 32])];
         assert_eq!(code(&spec, &join(), stake), Some(RefusalCode::NotAllowed));
     }

@@ -106,7 +106,10 @@ impl Node {
     pub(crate) fn replay(&self, run: RunId, assignment: &Assignment) -> SignedReplay {
         let Assignment { round, worker, first_sequence, theta, .. } = *assignment;
         let blob = Digest::of(format!("replay {round} of {worker} by {}", self.id()).as_bytes());
-        let end = ReplayEnd::At(EndState { theta: blob, moments: blob });
+        let end = match self.adversary {
+            Some(Adversary::WasShownNothing) => ReplayEnd::Withheld("nothing".to_owned()),
+            Some(_) | None => ReplayEnd::At(EndState { theta: blob, moments: blob }),
+        };
         let replayed = Replayed { round, worker, first_sequence, start: theta, end };
         SignedReplay::sign(&self.key, run, replayed)
     }

@@ -29,6 +29,8 @@ pub enum Adversary {
     AccusesEverybody,
     /// As a verifier, finds against nobody.
     PassesEverybody,
+    /// As a verifier, says of everybody that it was shown nothing.
+    WasShownNothing,
 }
 
 /// A scenario; [`Simulation::run`] plays it.
@@ -139,6 +141,11 @@ impl Simulation {
     pub fn terms(mut self, change: impl FnOnce(&mut RunSpec)) -> Self {
         change(&mut self.spec);
         self
+    }
+
+    /// The run's terms.
+    pub fn spec(&self) -> &RunSpec {
+        &self.spec
     }
 
     /// Plays it with a first round that waits for the honest only: who is refused at the door never

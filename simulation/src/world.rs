@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use manyhands_proto::message::{
-    Distances, Evaluation, LossEffect, Merge, Possession, ReplayOutcome, Reply, Request, Role,
-    Start, Verdict, Weighing,
+    Distances, Evaluation, LossEffect, Merge, Possession, ReplayEnd, ReplayOutcome, Reply, Request,
+    Role, Start, Verdict, Weighing,
 };
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, Tick};
 use manyhands_rules::coordinator::{
@@ -384,6 +384,8 @@ impl World {
                 let is_unstable = self.unstable.contains(&(case.round(), case.worker()));
                 let result = if worker.adversary == Some(Adversary::NeverOpens) {
                     Compared::Withheld("its end was not opened".to_owned())
+                } else if let ReplayEnd::Withheld(reason) = &replay.replayed.end {
+                    Compared::Withheld(reason.clone())
                 } else {
                     let delta = if is_unstable { 0.3 } else { distance(verifier, worker) };
                     let distances = Distances { delta, first_moment: delta, second_moment: delta };

@@ -6,10 +6,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use manyhands_model::Device;
-use manyhands_model::device::{SpeedTask, measure_speed};
+use manyhands_model::device::{SpeedTask, measure_speed, numeric_class};
+use manyhands_model::{Device, TrainError, run_fingerprint};
 use manyhands_proto::message::limits::HEAD_ROUNDS_MAX;
-use manyhands_proto::message::{Join, PROTOCOL_VERSION, Role};
+use manyhands_proto::message::{Join, NumericClass, PROTOCOL_VERSION, Role};
+use manyhands_proto::run_file::RunSpec;
 use manyhands_rules::worker::Identity;
 
 use crate::context::{Context, WorkerEvent};
@@ -17,6 +18,20 @@ use crate::service::{BEAT_MS, RunWorkerError};
 
 /// How long the speed measurement trains on made-up tokens.
 const MEASURE: Duration = Duration::from_secs(2);
+
+/// What decides the bits that this machine computes; where the run asks for certain ones, which its own model comes to here.
+pub(crate) fn class(
+    spec: &RunSpec,
+    device: Device,
+    threads: u32,
+) -> Result<NumericClass, TrainError> {
+    let RunSpec { model, training, verification, .. } = spec;
+    let mut class = numeric_class(device, training.precision, threads)?;
+    if verification.fingerprint.is_some() {
+        class.fingerprint = run_fingerprint(model, training, device, threads)?;
+    }
+    Ok(class)
+}
 
 /// Measures this machine on the run's own model.
 pub(crate) async fn introduce(

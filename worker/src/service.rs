@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use manyhands_chain_client::{ChainClient, ConnectError};
 use manyhands_model::TrainError;
-use manyhands_model::device::{DeviceError, SpeedError, numeric_class};
+use manyhands_model::device::{DeviceError, SpeedError};
 use manyhands_network::control::{
     Control, ControlConfig, ControlEvent, ControlEvents, ControlHandle, RequestError,
     Role as SearchRole, StartControlError,
@@ -23,6 +23,7 @@ use manyhands_proto::message::{
 };
 use manyhands_proto::run_file::{ChainKind, RunSpec, RunSpecError};
 use manyhands_proto::{Round, RunId, Tick};
+use manyhands_rules::requirements::check_numerics;
 use manyhands_rules::reward::layout;
 use manyhands_rules::run_id::run_id;
 use manyhands_rules::worker::{Effect, Exit, Input, Worker};
@@ -33,7 +34,7 @@ use crate::context::{Context, WorkerConfig, WorkerEvent, describe};
 use crate::data::{DataError, RunData};
 use crate::disk::{DiskError, WorkerDisk};
 use crate::disputes::answer;
-use crate::introduce::introduce;
+use crate::introduce::{class, introduce};
 use crate::metrics;
 use crate::sync::{FetchBlobError, SyncError, Theta, restore, sync};
 use crate::train::{Reins, RoundError, publish, restore_access, train};
@@ -159,9 +160,10 @@ async fn prepare(
     let spec = describe_run(&mut line, &config).await?;
     let chain = open_chain(&config, &spec).await?;
     let device = config.device.resolve()?;
-    let (precision, threads) = (spec.training.precision, config.threads);
-    let class = tokio::task::spawn_blocking(move || numeric_class(device, precision, threads));
+    let (threads, terms) = (config.threads, spec.clone());
+    let class = tokio::task::spawn_blocking(move || class(&terms, device, threads));
     let class = class.await.expect("a measuring thread does not panic")?;
+    check_numerics(&spec, &class).map_err(RunWorkerError::Refused)?;
     let coordinator =
         Source { peer: config.invitation.coordinator, addresses: config.invitation.data.clone() };
     let context = Arc::new(Context {

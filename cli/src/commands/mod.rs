@@ -12,6 +12,8 @@ mod doctor;
 #[cfg(feature = "worker")]
 mod export;
 #[cfg(feature = "worker")]
+mod fingerprint;
+#[cfg(feature = "worker")]
 mod generate;
 mod keys;
 #[cfg(feature = "coordinator")]
@@ -61,6 +63,12 @@ pub(crate) enum Command {
     /// have them, and as cheats would. Tells the margins of the file's thresholds, and which ones the figures ask for.
     #[cfg(feature = "worker")]
     Calibrate(calibrate::Args),
+    /// Tell the bits that a run's own model comes to on this machine
+    ///
+    /// With them as verification.fingerprint a run takes only machines that come to the same, and allows no distance
+    /// between replays.
+    #[cfg(feature = "worker")]
+    Fingerprint(fingerprint::Args),
     /// What `calibrate` starts: trains the rounds that come on standard input.
     #[cfg(feature = "worker")]
     #[command(hide = true)]
@@ -130,6 +138,8 @@ pub(crate) fn run(command: Command, globals: &Globals, output: Output) -> Result
         Command::Calibrate(args) => calibrate::run(&args, output),
         #[cfg(feature = "worker")]
         Command::Replay => calibrate::replay(),
+        #[cfg(feature = "worker")]
+        Command::Fingerprint(args) => fingerprint::run(&args, output),
         #[cfg(feature = "coordinator")]
         Command::Launch(args) => wait(launch::run(args, output, with_stdin)),
         #[cfg(feature = "worker")]

@@ -43,6 +43,47 @@ pub(crate) struct VerifyArgs {
     node: NodeArgs,
 }
 
+/// What this machine computes with.
+#[derive(Debug, clap::Args)]
+pub(super) struct MachineArgs {
+    /// auto (the first of CUDA, MPS, CPU that is there), cpu, cuda, cuda:N or mps.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub(super) device: DeviceChoice,
+    /// CPU threads of one operation [default: all cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
+    /// Compute the same bits as every machine with the same libtorch, kind of device and --threads that does so too, at about
+    /// half the speed on a CPU: replays then agree to the bit.
+    #[arg(long)]
+    deterministic: bool,
+}
+
+impl MachineArgs {
+    pub(super) fn threads(&self) -> u32 {
+        self.threads.unwrap_or_else(all_cores)
+    }
+
+    /// Makes numerics deterministic, if that is asked for.
+    ///
+    /// What libtorch and its libraries read when they are loaded has to be there before: this process becomes another one
+    /// that has it from its start.
+    pub(super) fn prepare(&self) -> Result<(), Failure> {
+        if !self.deterministic {
+            return Ok(());
+        }
+        let failed = |error: &dyn std::fmt::Display| {
+            Failure::new("not_deterministic", error, "leave --deterministic out")
+        };
+        if determinism::check_environment().is_err() {
+            let program = std::env::current_exe().map_err(|error| failed(&error))?;
+            let arguments = std::env::args_os().skip(1);
+            let error = Command::new(program).args(arguments).envs(determinism::ENVIRONMENT).exec();
+            return Err(failed(&error));
+        }
+        determinism::switch_on().map_err(|error| failed(&error))
+    }
+}
+
 #[derive(Debug, clap::Args)]
 struct NodeArgs {
     /// The invitation that `launch` printed, or a file that holds it.
@@ -51,16 +92,8 @@ struct NodeArgs {
     /// $MANYHANDS_HOME is ~/.local/share/manyhands unless set].
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// auto (the first of CUDA, MPS, CPU that is there), cpu, cuda, cuda:N or mps.
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
-    device: DeviceChoice,
-    /// CPU threads of one operation [default: all cores].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    threads: Option<u32>,
-    /// Compute the same bits as every machine with the same libtorch, kind of device and --threads that does so too, at about
-    /// half the speed on a CPU: replays then agree to the bit.
-    #[arg(long)]
-    deterministic: bool,
+    #[command(flatten)]
+    machine: MachineArgs,
     #[command(flatten)]
     chain: RunChainArg,
     /// Where peers reach this node (QUIC and TCP); the data plane takes the next port. Port 0 takes free
@@ -110,9 +143,7 @@ async fn take_part(
     output: Output,
     with_stdin: bool,
 ) -> Result<(), Failure> {
-    if args.deterministic {
-        become_deterministic()?;
-    }
+    args.machine.prepare()?;
     let stop = stop::requested(with_stdin);
     args.metrics.serve()?;
     let invitation = run_reference::parse(&args.invitation)?.invitation;
@@ -126,7 +157,7 @@ async fn take_part(
         let made = if key_is_new { ", made now" } else { "" };
         Some(format!("node    0x{} (key in {}{made})", key.node_id(), folder.display()))
     });
-    warn_of_idle_gpu(args.device, output)?;
+    warn_of_idle_gpu(args.machine.device, output)?;
 
     let screen = Arc::new(Mutex::new(show::Screen::new(output, part.role)));
     let told = Arc::clone(&screen);
@@ -134,8 +165,8 @@ async fn take_part(
         folder,
         key,
         role: part.role,
-        device: args.device,
-        threads: args.threads.unwrap_or_else(all_cores),
+        device: args.machine.device,
+        threads: args.machine.threads(),
         load_max: part.load_max,
         control_listen: control_addresses(listen(&args, &invitation)),
         data_listen: next_port(listen(&args, &invitation)),
@@ -152,21 +183,6 @@ async fn take_part(
     let exit = run(config, stop).await.map_err(failures::run)?;
     let mut screen = screen.lock().unwrap_or_else(PoisonError::into_inner);
     screen.ended(&exit)
-}
-
-/// What libtorch and its libraries read when they are loaded has to be there before: this process becomes another one that
-/// has it from its start.
-fn become_deterministic() -> Result<(), Failure> {
-    let failed = |error: &dyn std::fmt::Display| {
-        Failure::new("not_deterministic", error, "join without --deterministic")
-    };
-    if determinism::check_environment().is_err() {
-        let program = std::env::current_exe().map_err(|error| failed(&error))?;
-        let arguments = std::env::args_os().skip(1);
-        let error = Command::new(program).args(arguments).envs(determinism::ENVIRONMENT).exec();
-        return Err(failed(&error));
-    }
-    determinism::switch_on().map_err(|error| failed(&error))
 }
 
 fn listen(args: &NodeArgs, invitation: &Invitation) -> SocketAddr {

@@ -46,8 +46,7 @@ async fn run(context: &Arc<Context>, order: Comparison) -> Result<Compared, Effe
         ReplayEnd::Nowhere => return judge(context, order, None).await,
         ReplayEnd::Withheld(reason) => return Ok(Compared::Withheld(reason.clone())),
     };
-    let claimed = &order.case.commitment.commitment;
-    let claimed = EndState { theta: claimed.theta, moments: claimed.moments };
+    let claimed = order.case.commitment.commitment.end();
     // Checks have this time; a verifier's own work and another's come out of it too.
     let quarter = Duration::from_millis(context.spec.round.check_ms / 4);
     if replayed == claimed {
@@ -63,6 +62,10 @@ async fn run(context: &Arc<Context>, order: Comparison) -> Result<Compared, Effe
             }
             Err(NotOpened(reason)) => Compared::Unopened(reason),
         });
+    }
+    if context.spec.verification.fingerprint.is_some() {
+        // Digests that differ say it all.
+        return judge(context, order, None).await;
     }
     let replayed = match open_end(context, verifier, replayed, chunks, quarter).await {
         Ok(opened) => opened,
@@ -130,7 +133,7 @@ async fn judge(
         };
         let evidence =
             ReplayEvidence { commitment: case.commitment.clone(), replay: replay.clone(), opened };
-        let subject = Subject { layout: &context.layout, start, chunks: &case.chunks };
+        let subject = Subject::of(&case, &context.layout, &context.spec.verification);
         let distances = match distances(&evidence, subject) {
             Ok(distances) => distances,
             Err(error) => {

@@ -42,6 +42,8 @@ pub(crate) enum Conduct {
     ForgesItsErrorBuffer,
     /// Uploads bytes that no codec wrote.
     SendsGarbage,
+    /// Changes the last bit of one value of where it ended.
+    ChangesOneBit,
     /// Does other work than was assigned.
     TrainsOnOtherData,
     /// As a verifier, does not show where a replay ended.
@@ -144,7 +146,10 @@ impl Peer {
             join: Join {
                 role: self.role,
                 version: PROTOCOL_VERSION,
-                class: NumericClass::unknown(DeviceKind::Cpu),
+                class: NumericClass {
+                    fingerprint: self.spec.verification.fingerprint,
+                    ..NumericClass::unknown(DeviceKind::Cpu)
+                },
                 memory_bytes: 1 << 40,
                 tokens_per_second: 1_000_000,
                 addresses: vec![self.data.local_addr()],
@@ -307,14 +312,20 @@ impl Peer {
         assert_eq!((*held, vector::digest(theta)), (round, assignment.theta));
         let elsewhere = u64::from(self.conduct == Conduct::TrainsOnOtherData) << 20;
         let seed = seed_of(round, self.key.node_id()) + elsewhere;
-        let end = add_noise(&self.layout, theta, seed);
+        let mut end = add_noise(&self.layout, theta, seed);
+        if self.conduct == Conduct::ChangesOneBit {
+            end[0] = f32::from_bits(end[0].to_bits() ^ 1);
+        }
         let mut error = self.error_in(assignment.start);
         let codec = UpdateCodec::new(self.spec.codec.profile, self.spec.codec.error_decay);
         let ends = Endpoints { start: theta, end: &end };
         let payload = codec.expect("codec").encode(&self.layout, &mut error, ends).expect("finite");
         let mut payload = payload.into_bytes();
         match self.conduct {
-            Conduct::Honest | Conduct::TrainsOnOtherData | Conduct::ShowsNothing => {}
+            Conduct::Honest
+            | Conduct::ChangesOneBit
+            | Conduct::TrainsOnOtherData
+            | Conduct::ShowsNothing => {}
             Conduct::ForgesItsErrorBuffer => error.iter_mut().for_each(|value| *value += 1.0),
             Conduct::SendsGarbage => payload = vec![7; 100],
         }

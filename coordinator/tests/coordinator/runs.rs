@@ -3,7 +3,7 @@
 use manyhands_coordinator::{read_record, service::records_folder};
 use manyhands_gradient::codec::Update;
 use manyhands_gradient::{Layout, initial_theta, vector};
-use manyhands_proto::message::{ReplayEvidence, Reply, Request, Role};
+use manyhands_proto::message::{Distances, ReplayEvidence, Reply, Request, Role};
 use manyhands_proto::{ChunkIndex, Digest, NodeId, Round};
 use manyhands_rules::evidence::{Subject, distances};
 use manyhands_rules::panel::Judged;
@@ -101,6 +101,34 @@ async fn a_forged_error_buffer_and_a_garbage_payload_are_faults_and_the_round_me
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_the_same_bits_are_asked_for_a_single_one_is_found() {
+    for fingerprint in [None, Some(Digest::of(b"bits"))] {
+        let mut file = run_file();
+        (file.run.rounds, file.run.workers_min) = (1, 2);
+        (file.verification.verifiers_min, file.verification.probation_checks) = (2, 1);
+        file.verification.fingerprint = fingerprint;
+        let world = World::new(file).await;
+        let peers = [
+            world.join(8, Role::Verifier, Conduct::Honest).await,
+            world.join(9, Role::Verifier, Conduct::Honest).await,
+            world.join(1, Role::Worker, Conduct::Honest).await,
+            world.join(2, Role::Worker, Conduct::ChangesOneBit).await,
+        ];
+        let completed = within("the run", world.handle().wait_complete()).await.expect("complete");
+        let record = &records(&world, completed.rounds)[0];
+        assert_eq!(outcome(record, key(1).node_id()), &Outcome::Admitted);
+        let changed = outcome(record, key(2).node_id());
+        match fingerprint {
+            None => assert_eq!(changed, &Outcome::Admitted, "far inside the tolerance"),
+            Some(_) => assert_eq!(changed, &Outcome::ReplayFault(Distances::FARTHEST)),
+        }
+        for peer in peers {
+            within("a peer's end", peer).await.expect("no panic");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_trains_on_other_data_is_found_and_anybody_can_see_that_it_is_so() {
     let mut file = run_file();
     (file.run.rounds, file.run.workers_min) = (1, 3);
@@ -131,7 +159,8 @@ async fn who_trains_on_other_data_is_found_and_anybody_can_see_that_it_is_so() {
         let bytes = within("evidence", stranger.fetch(blob)).await.expect("public");
         let evidence = ReplayEvidence::parse(&bytes).expect("evidence");
         let chunks: Vec<_> = (0..layout.chunk_count() as u32).map(ChunkIndex).collect();
-        let subject = Subject { layout: &layout, start: record.theta, chunks: &chunks };
+        let subject =
+            Subject { layout: &layout, start: record.theta, chunks: &chunks, exact: false };
         let shown = distances(&evidence, subject).expect("it leads where it should");
         assert_eq!(judgement.verdict, Judged::Fault(shown));
     }

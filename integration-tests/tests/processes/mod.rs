@@ -81,8 +81,7 @@ impl Bench {
     fn with(run_file: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name).display().to_string();
-        std::fs::write(folder.path().join("run.toml"), run_file)
-            .expect("the run's file is written");
+        std::fs::write(path("run.toml"), run_file).expect("the run's file is written");
         run_json(&[
             "prepare",
             "--text",
@@ -101,6 +100,10 @@ impl Bench {
         let devnet = devnet(&path("chain"), "127.0.0.1:0");
         let chain = text_of(&devnet.wait_for("serving"), "url");
         Self { devnet, chain, listen: free_address(), folder }
+    }
+
+    fn rewrite(&self, run_file: &str) {
+        std::fs::write(self.path("run.toml"), run_file).expect("the run's file is written");
     }
 
     fn path(&self, name: &str) -> String {
@@ -290,6 +293,34 @@ fn a_run_by_hand_from_the_chain_to_the_sample() {
         weights(&model).expect("exported"),
         weights(&again).expect("exported with nobody to ask"),
     );
+}
+
+#[test]
+fn a_run_takes_only_machines_that_come_to_its_bits() {
+    let text = RUN_FILE.replace("ROUNDS", "2").replace("workers_min = 2", "workers_min = 1");
+    let bench = Bench::with(&text);
+    let file = bench.path("run.toml");
+    let asked = ["fingerprint", &file, "--deterministic", "--threads", "1", "--device", "cpu"];
+    let found = run_json(&asked);
+    let bits = text_of(&found, "fingerprint");
+    bench.rewrite(
+        &text.replace("[verification]", &format!("[verification]\nfingerprint = \"{bits}\"")),
+    );
+    let again = run_json(&asked);
+    assert_eq!((text_of(&again, "fingerprint"), text_of(&again, "asked")), (bits.clone(), bits));
+
+    let (coordinator, launched) = bench.launch();
+    let invitation = text_of(&launched, "invitation");
+    let own = ["--deterministic", "--device", "cpu"];
+    let other = bench.node("join", "other", &invitation);
+    assert!(!other.wait_for_exit().success(), "it comes to other bits");
+    assert!(other.heard("enrolled").is_empty(), "and has put nothing down");
+    let _verifier = bench.node_with("verify", "verifier", &invitation, &own);
+    let worker = bench.node_with("join", "worker", &invitation, &own);
+    let worker_id = text_of(&worker.wait_for("starting"), "node");
+    coordinator.wait_for("final");
+    assert_eq!(outcomes(&coordinator, &worker_id), ["admitted"; 2]);
+    bench.audit(&invitation);
 }
 
 #[test]

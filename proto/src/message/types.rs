@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{NumericClass, SignedCommitment, SignedReplay};
+use super::{EndState, NumericClass, SignedCommitment, SignedReplay};
 use crate::{Digest, NodeId, Round, TokenCount};
 
 /// What a peer asks of the coordinator.
@@ -92,6 +92,7 @@ coded! {
         ImplausibleTokens = 18,
         TooSlow = 19,
         NotReady = 20,
+        OtherNumerics = 21,
     }
 }
 
@@ -122,6 +123,9 @@ impl RefusalCode {
                 "this key cannot work for the run any more; `manyhands status` says why, `manyhands claim` pays what was earned before"
             }
             Self::ImplausibleTokens => "commit the tokens of the assignment",
+            Self::OtherNumerics => {
+                "this run takes machines of one fingerprint only: `manyhands fingerprint` shows yours, with --deterministic and other --threads too"
+            }
             Self::TooSlow => "choose a faster device or a smaller run",
             Self::NotReady => "try again in a moment",
         }
@@ -223,6 +227,13 @@ pub struct Commitment {
     pub tokens: TokenCount,
     /// Mean training loss of the round, nats per token; a claim, used for display only.
     pub loss: f32,
+}
+
+impl Commitment {
+    /// Where the round ended, as it says.
+    pub fn end(&self) -> EndState {
+        EndState { theta: self.theta, moments: self.moments }
+    }
 }
 
 /// What a worker starts a round from, beside θ.

@@ -316,6 +316,9 @@ pub struct Verification {
     /// Largest relative L2 distance of the second moments.
     #[serde(default = "default::moment_distance_max")]
     pub second_moment_distance_max: f64,
+    /// Only machines on which the run's own model comes to just these bits take part: digests are compared, and no distance
+    /// is allowed. None: any machine, by the distances above.
+    pub fingerprint: Option<Digest>,
     /// Evaluate held-out loss after every so many rounds.
     #[serde(default = "default::evaluate_every_rounds")]
     pub evaluate_every_rounds: u32,

@@ -7,8 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::Coordinator;
 use super::input::Effect;
 use super::status::EventKind;
-use crate::panel::{Case, JUDGES_MAX};
+use crate::panel::{Case, JUDGES_MAX, Judged, Judgement};
 use crate::record::FalseEnd;
+
+/// A verifier that so many workers in a row show nothing, who show two others all, is of no use, or lies.
+pub(super) const SHOWN_NOTHING_MAX: u32 = 3;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Judges {
@@ -55,6 +58,31 @@ impl Coordinator {
             return;
         }
         self.judges.contradictions.push(case.clone());
+    }
+
+    /// Sends verifiers away that workers never show anything, by their word, though they show it to others: each costs two
+    /// more replays every time. Nothing is proved, so their bonds stay theirs.
+    pub(super) fn note_words(&mut self, now: Tick, judgements: &[Judgement], new: &[Judgement]) {
+        let is_word = |judgement: &Judgement| matches!(judgement.verdict, Judged::Withheld(_));
+        let was_shown = judgements.iter().filter(|judgement| !is_word(judgement)).count() >= 2;
+        for judgement in new {
+            let verifier = judgement.verifier();
+            let Some(member) = self.membership.get_mut(verifier) else { continue };
+            if !is_word(judgement) {
+                member.shown_nothing = 0;
+            } else if was_shown {
+                member.shown_nothing += 1;
+            }
+            if member.shown_nothing == SHOWN_NOTHING_MAX && member.barred.is_none() {
+                let reason = format!(
+                    "{SHOWN_NOTHING_MAX} workers in a row showed it nothing, which they showed to others"
+                );
+                let text = format!("verifier {} is sent away: {reason}", verifier.short());
+                member.barred = Some(Refusal { code: RefusalCode::Barred, reason });
+                self.audits.exclude(verifier);
+                self.history.note(now, EventKind::Fault, text);
+            }
+        }
     }
 
     pub(super) fn handle_judges_compared(

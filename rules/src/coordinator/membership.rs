@@ -52,6 +52,8 @@ pub(super) struct Member {
     pub(super) credibility: Credibility,
     pub(super) head: Option<Head>,
     pub(super) barred: Option<Refusal>,
+    /// Replays in a row of which it says that the worker showed it nothing, and two others were shown all.
+    pub(super) shown_nothing: u32,
     pub(super) steps_done: u32,
     pub(super) work: WorkUnits,
     pub(super) earned: Balance,
@@ -97,6 +99,7 @@ impl Member {
         !self.present
             && self.head.is_none()
             && self.barred.is_none()
+            && self.shown_nothing == 0
             && self.earned.0 == 0
             && self.credibility == Credibility::on_probation(probation)
     }
@@ -205,6 +208,7 @@ impl Membership {
                 .map_or(Credibility::on_probation(probation), |member| member.credibility),
             head,
             barred: None,
+            shown_nothing: earlier.as_ref().map_or(0, |member| member.shown_nothing),
             steps_done: 0,
             work: earlier.as_ref().map_or(WorkUnits(0), |member| member.work),
             earned: earlier.as_ref().map_or(Balance(0), |member| member.earned),

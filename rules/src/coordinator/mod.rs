@@ -297,8 +297,9 @@ impl Coordinator {
                 self.cases.push((fault, case));
             }
             let work = reward::work(&self.spec.model, task.signed.commitment.tokens);
-            let new = judgements.iter().skip(known);
-            for judgement in new.filter(|it| it.verdict.agrees_with(&finding)) {
+            let new = judgements.get(known..).unwrap_or_default();
+            self.note_words(now, &judgements, new);
+            for judgement in new.iter().filter(|it| it.verdict.agrees_with(&finding)) {
                 self.verifier_work.entry(judgement.verifier()).or_default().0 += work.0;
             }
             let one_word = outcome.is_none() && judgements.len() == 1;

@@ -11,6 +11,7 @@ use manyhands_proto::message::{
 use super::Coordinator;
 use super::faults::PendingFault;
 use super::input::Facts;
+use super::judges::SHOWN_NOTHING_MAX;
 use super::round::Phase;
 use super::status::EventKind;
 use crate::requirements;
@@ -103,6 +104,11 @@ impl Coordinator {
         }
         if let Some(end) = self.judges.undecided_of(from) {
             let reason = format!("your replay of round {} is still before the chain", end.round);
+            return refuse(RefusalCode::Barred, reason);
+        }
+        let shown_nothing = self.membership.get(from).map_or(0, |member| member.shown_nothing);
+        if join.role == Role::Verifier && shown_nothing >= SHOWN_NOTHING_MAX {
+            let reason = "workers show you nothing that they show to others".to_owned();
             return refuse(RefusalCode::Barred, reason);
         }
         self.ensure_room(from, join.role)?;

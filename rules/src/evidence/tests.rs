@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use manyhands_gradient::CHUNK;
 use manyhands_proto::keys::NodeKey;
-use manyhands_proto::message::{DeviceKind, OpenedEnds, SignedCommitment};
+use manyhands_proto::message::{Commitment, DeviceKind, OpenedEnds, SignedCommitment};
 use manyhands_proto::{Round, TokenCount};
 use proptest::prelude::*;
 
@@ -115,7 +115,8 @@ fn shown() -> Shown {
 impl Shown {
     fn judge(&self, evidence: &ReplayEvidence) -> Result<Distances, EvidenceError> {
         let start = self.start.digests().theta;
-        distances(evidence, Subject { layout: &self.layout, start, chunks: &drawn() })
+        let subject = Subject { layout: &self.layout, start, chunks: &drawn(), exact: false };
+        distances(evidence, subject)
     }
 }
 
@@ -176,14 +177,14 @@ fn a_replay_is_of_the_round_that_it_is_held_against() {
 fn who_is_far_from_two_that_agree_made_its_end_up() {
     let shown = shown();
     let start = shown.start.digests().theta;
-    let subject = Subject { layout: &shown.layout, start, chunks: &drawn() };
+    let subject = Subject { layout: &shown.layout, start, chunks: &drawn(), exact: false };
     let ended = |seed: f32| {
         let end = Ended::new(&shown.layout, seed);
         let mut evidence = shown.evidence.clone();
         evidence.replay = signed(ReplayEnd::At(end.digests()), start);
         evidence.opened.as_mut().expect("some").replayed = end.open(&drawn());
         let end = end_of(&evidence, Side::Replayed, subject).expect("it is opened");
-        super::Ended { class: NumericClass::unknown(DeviceKind::Cpu), end }
+        super::Ended { class: NumericClass::unknown(DeviceKind::Cpu), end: Place::Chunks(end) }
     };
     let found = |seeds: &[f32]| {
         let ended: Vec<super::Ended> = seeds.iter().map(|seed| ended(*seed)).collect();
@@ -306,6 +307,51 @@ fn only_what_the_evidence_bears_accuses() {
     let mut with_word = all.clone();
     with_word.insert(digest, word);
     assert_eq!(accusing(&nowhere, &with_word), 1);
+}
+
+#[test]
+fn where_the_same_bits_are_asked_for_digests_say_it_all() {
+    let shown = shown();
+    let (opened, _) = two_against(&shown);
+    let exact = Verification { fingerprint: Some(Digest::of(b"bits")), ..terms() };
+    let end_of = |id: u8| match id {
+        2 | 3 => ReplayEnd::At(shown.replayed.digests()),
+        _ => ReplayEnd::At(shown.start.digests()),
+    };
+    let mut case = Case { judgements: Vec::new(), ..opened };
+    let attendee = |id| Attendee { verifier: key(id).node_id(), class: case.class.clone() };
+    case.attending = (2..=4).map(attendee).collect();
+    let mut all = BTreeMap::new();
+    for id in 2..=4 {
+        let replay = signed_by(id, end_of(id), case.start);
+        let commitment = case.commitment.clone();
+        let evidence = ReplayEvidence { commitment, replay: replay.clone(), opened: None };
+        let subject = Subject::of(&case, &shown.layout, &exact);
+        assert_eq!(distances(&evidence, subject), Ok(Distances::FARTHEST));
+        let with_chunks =
+            ReplayEvidence { opened: shown.evidence.opened.clone(), ..evidence.clone() };
+        distances(&with_chunks, subject).expect_err("there is one form of it");
+        let near = near(&case, &all, (&replay, &evidence), &shown.layout, &exact);
+        let digest = Digest::of(&evidence.to_bytes());
+        all.insert(digest, evidence);
+        case.judgements.push(Judgement {
+            replay,
+            verdict: Judged::Fault(Distances::FARTHEST),
+            evidence: Some(digest),
+            near: near.expect("all is there"),
+        });
+    }
+    let near: Vec<usize> = case.judgements.iter().map(|it| it.near.len()).collect();
+    assert_eq!(near, [0, 1, 0]);
+    assert_eq!(proven(&case, &all, &shown.layout, &exact).len(), 3);
+    let liars = false_ends(&case, &BTreeMap::new(), &shown.layout, &exact);
+    assert_eq!(liars, [key(4).node_id()], "two others came to the same bits");
+    // A worker's own bits are nobody's fault.
+    let same = ReplayEnd::At(case.commitment.commitment.end());
+    let replay = signed_by(2, same, case.start);
+    let own = ReplayEvidence { replay, opened: None, commitment: case.commitment.clone() };
+    let subject = Subject::of(&case, &shown.layout, &exact);
+    assert_eq!(distances(&own, subject), Ok(Distances::NONE));
 }
 
 #[test]

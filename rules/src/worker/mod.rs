@@ -307,7 +307,8 @@ impl Worker {
             | RefusalCode::RunIsComplete
             | RefusalCode::Barred
             | RefusalCode::ImplausibleTokens
-            | RefusalCode::TooSlow => self.exit(Exit::Refused(refusal)),
+            | RefusalCode::TooSlow
+            | RefusalCode::OtherNumerics => self.exit(Exit::Refused(refusal)),
         }
     }
 

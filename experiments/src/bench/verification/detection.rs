@@ -1,6 +1,6 @@
 //! Who is drawn: the product's own draws and credibility, over many workers.
 
-use manyhands_proto::{Digest, NodeId};
+use manyhands_proto::{Digest, NodeId, Round};
 use manyhands_rules::credibility::Credibility;
 use manyhands_rules::draw::Beacon;
 use manyhands_rules::panel::JUDGES_MAX;
@@ -11,6 +11,8 @@ use super::page::Replayed;
 /// q₀ of a run that says nothing else, in thousandths, and its probation.
 const BASE_RATE: u32 = 100;
 const PROBATION: u32 = 5;
+/// Of passes that are looked over, in thousandths.
+const RECHECK: u32 = 50;
 const CHEATERS: u32 = 20_000;
 const ROUNDS: u32 = 10;
 /// Honest workers and rounds of which costs are told, and the last rounds that are the steady state.
@@ -31,6 +33,11 @@ pub(super) fn run(report: &mut Report) {
         None,
     );
     report.add("detection.rounds10_at_the_floor", found(Credibility::full()), share, None);
+    let (cheat, accomplice) = with_an_accomplice();
+    report.add("detection.rounds10_with_an_accomplice", cheat, share, Some(pinned));
+    let passes = "of verifiers that let a cheat pass ten times";
+    let expected = 1.0 - (1.0 - f64::from(RECHECK) / 1_000.0).powi(ROUNDS as i32);
+    report.add("verifiers.accomplices_found", accomplice, passes, Some(expected));
 
     let (steady, whole) = replayed();
     let computing = "replayed over trained";
@@ -56,6 +63,29 @@ fn found(begins_with: Credibility) -> f64 {
     (0..CHEATERS).filter(is_found).count() as f64 / f64::from(CHEATERS)
 }
 
+/// One of three verifiers passes whatever the cheat does, at a pinned rate: the share of cheaters found in ten rounds, and of
+/// accomplices found in ten passes. Second looks are drawn by the beacon of the round after.
+fn with_an_accomplice() -> (f64, f64) {
+    let beacons: Vec<Beacon> = (0..=2 * ROUNDS).map(beacon).collect();
+    let verifiers = [1, 2, 3].map(|number| worker(CHEATERS + number));
+    let accomplice = verifiers[0];
+    let (mut found, mut unmasked) = (0_u32, 0_u32);
+    for number in 0..CHEATERS {
+        let worker = worker(number);
+        let looked_over =
+            |round: u32| beacons[round as usize + 1].looks_again(Round(round), worker, RECHECK);
+        let is_found = |round: u32| {
+            let beacon = beacons[round as usize];
+            beacon.audits(worker, Credibility::on_probation(0), BASE_RATE)
+                && (beacon.panel(worker, &verifiers)[0] != accomplice || looked_over(round))
+        };
+        found += u32::from((0..ROUNDS).any(is_found));
+        unmasked += u32::from((ROUNDS..2 * ROUNDS).any(looked_over));
+    }
+    let share = |count: u32| f64::from(count) / f64::from(CHEATERS);
+    (share(found), share(unmasked))
+}
+
 /// Replays per round of honest workers: in the last rounds, and in all.
 fn replayed() -> (f64, f64) {
     let beacons: Vec<Beacon> = (0..HONEST_ROUNDS).map(beacon).collect();
@@ -66,8 +96,9 @@ fn replayed() -> (f64, f64) {
         for (round, beacon) in (0..).zip(&beacons) {
             if beacon.audits(worker, credibility, BASE_RATE) {
                 credibility.passed();
-                whole += 1;
-                steady += u32::from(round >= HONEST_ROUNDS - STEADY);
+                let replays = 1 + u32::from(beacon.looks_again(Round(round), worker, RECHECK));
+                whole += replays;
+                steady += if round >= HONEST_ROUNDS - STEADY { replays } else { 0 };
             }
         }
     }
