@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use manyhands_chain_client::types::Stage;
-use manyhands_proto::message::SignedCommitment;
+use manyhands_proto::message::{Assignment, SignedCommitment};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, RunId};
+use manyhands_rules::assignment::{Opening, plan};
+use manyhands_rules::quarantine::Quarantine;
 use manyhands_rules::record::{
     Check, FaultKind, Finding, Outcome, RoundRecord, WorkerResult, hiding_is_held_against,
 };
@@ -31,12 +33,24 @@ pub(crate) struct Records {
     pub(crate) all: Vec<RoundRecord>,
     /// `digests[i]` is that of `all[i]`.
     pub(crate) digests: Vec<Digest>,
+    /// Training sequences that nobody trained on in a round, by the records before it.
+    left_out: Vec<Vec<u64>>,
     /// Of each worker-round with a replay on record, where the first is: the record, and the place among its checks.
     replays: BTreeMap<(Round, NodeId), (usize, usize)>,
 }
 
 impl Records {
-    fn new(all: Vec<RoundRecord>, digests: Vec<Digest>) -> Self {
+    fn new(spec: &RunSpec, all: Vec<RoundRecord>, digests: Vec<Digest>) -> Self {
+        let mut quarantine = Quarantine::default();
+        let mut left_out = Vec::new();
+        for record in &all {
+            left_out.push(quarantine.left_out());
+            quarantine.follow(spec, record, |check| {
+                let of = all.get(check.round.0 as usize)?;
+                let signed = of.commitments.iter().find(|signed| signed.worker == check.worker)?;
+                Some(&signed.commitment)
+            });
+        }
         let mut replays = BTreeMap::new();
         for (number, record) in all.iter().enumerate() {
             let checks = record.checks.iter().enumerate();
@@ -44,11 +58,22 @@ impl Records {
                 replays.entry((check.round, check.worker)).or_insert((number, at));
             }
         }
-        Self { all, digests, replays }
+        Self { all, digests, left_out, replays }
     }
 
     pub(crate) fn get(&self, round: Round) -> Option<&RoundRecord> {
         self.all.get(round.0 as usize)
+    }
+
+    /// The assignments of a round, in worker order; none if its positions would not fit.
+    pub(crate) fn plan(&self, spec: &RunSpec, record: &RoundRecord) -> Option<Vec<Assignment>> {
+        let RoundRecord { round, theta, first_sequence, candidates, .. } = record;
+        let sequences_max = u64::from(u32::MAX).checked_mul(candidates.len() as u64)?;
+        first_sequence.checked_add(sequences_max)?;
+        let left_out = self.left_out.get(round.0 as usize)?;
+        let opening =
+            Opening { round: *round, theta: *theta, first_sequence: *first_sequence, left_out };
+        Some(plan(spec, opening, candidates))
     }
 
     /// Whose updates of a round were taken back by merges before that of round `before`.
@@ -232,7 +257,7 @@ pub(crate) async fn walk<E: Evidence>(
                 let rooted = findings.same(at, "specification", (walk.spec.digest(), previous));
                 backwards.reverse();
                 let (all, digests) = backwards.into_iter().unzip();
-                return Ok(rooted.then(|| Records::new(all, digests)));
+                return Ok(rooted.then(|| Records::new(walk.spec, all, digests)));
             }
         }
     }

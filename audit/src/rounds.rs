@@ -6,9 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use manyhands_proto::message::{Assignment, Start};
 use manyhands_proto::run_file::{Rule, RunSpec};
 use manyhands_proto::{Digest, NodeId, Round, RunId};
-use manyhands_rules::assignment::{Opening, plan};
 use manyhands_rules::coordinator::WEIGHERS_MAX;
-use manyhands_rules::quarantine::Quarantine;
 use manyhands_rules::record::{Check, Finding, Outcome, RoundRecord, Weighed};
 
 use crate::records::{Records, early_checks, late_checks};
@@ -22,7 +20,6 @@ pub(crate) struct Walker<'a> {
     theta: Digest,
     first_sequence: u64,
     heads: BTreeMap<NodeId, Head>,
-    quarantine: Quarantine,
     verdicts: Verdicts,
 }
 
@@ -30,6 +27,7 @@ pub(crate) struct Walker<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Head {
     round: Round,
+    commitment: Digest,
     adam_step: u64,
     sent_values_returned: bool,
 }
@@ -42,7 +40,6 @@ impl<'a> Walker<'a> {
             theta: spec.data.theta,
             first_sequence: 0,
             heads: BTreeMap::new(),
-            quarantine: Quarantine::default(),
             verdicts: Verdicts::default(),
         }
     }
@@ -56,7 +53,7 @@ impl<'a> Walker<'a> {
     ) {
         let round = record.round;
         findings.same(Link::Theta.at(round), "θ of the round before", (self.theta, record.theta));
-        let assignments = self.assignments(record, findings);
+        let assignments = self.assignments(records, record, findings);
         self.check_starts(record, findings);
         self.check_commitments(record, &assignments, findings);
         check_outcomes(record, findings);
@@ -64,13 +61,11 @@ impl<'a> Walker<'a> {
         self.verdicts.step(self.spec, records, record, findings);
         self.theta = record.theta_next;
         self.follow(record, &assignments);
-        self.quarantine.follow(self.spec, record, |check| {
-            records.commitment(check.round, check.worker).map(|signed| &signed.commitment)
-        });
     }
 
     fn assignments(
         &mut self,
+        records: &Records,
         record: &RoundRecord,
         findings: &mut Findings,
     ) -> BTreeMap<NodeId, Assignment> {
@@ -108,13 +103,7 @@ impl<'a> Walker<'a> {
                 return BTreeMap::new();
             }
         }
-        let opening = Opening {
-            round: *round,
-            theta: record.theta,
-            first_sequence: record.first_sequence,
-            left_out: &self.quarantine.left_out(),
-        };
-        let assigned = plan_within(self.spec, opening, record);
+        let assigned = records.plan(self.spec, record);
         let Some(assigned) = assigned else {
             findings.failed(at, "positions that fit 64 bits", "larger ones");
             return BTreeMap::new();
@@ -127,10 +116,12 @@ impl<'a> Walker<'a> {
     /// A worker goes on from its last commitment, or from nothing: it may have lost its disk.
     fn check_starts(&self, record: &RoundRecord, findings: &mut Findings) {
         for candidate in &record.candidates {
-            let Start::Head { round, sent_values_returned, adam_step } = candidate.start else {
+            let Start::Head { round, commitment, sent_values_returned, adam_step } =
+                candidate.start
+            else {
                 continue;
             };
-            let named = Head { round, adam_step, sent_values_returned };
+            let named = Head { round, commitment, adam_step, sent_values_returned };
             let known = self.heads.get(&candidate.worker).copied();
             findings.require(
                 Link::Assignments.at(record.round).of(candidate.worker),
@@ -168,6 +159,8 @@ impl<'a> Walker<'a> {
             findings.same(at, "round", (record.round, commitment.round));
             let first = (assignment.first_sequence, commitment.first_sequence);
             findings.same(at, "first sequence", first);
+            let work = (assignment.digest(), commitment.assignment);
+            findings.same(at, "assignment", work);
             findings.same(at, "tokens", (tokens, commitment.tokens.0));
             findings.require(at, signed.verify(), || "the worker's signature", || "another");
         }
@@ -182,7 +175,8 @@ impl<'a> Walker<'a> {
                 Start::Head { adam_step, .. } => adam_step,
             };
             let adam_step = before.saturating_add(assignment.steps.into());
-            let head = Head { round: record.round, adam_step, sent_values_returned: false };
+            let (round, commitment) = (record.round, signed.digest());
+            let head = Head { round, commitment, adam_step, sent_values_returned: false };
             self.heads.insert(signed.worker, head);
         }
         for result in &record.results {
@@ -222,21 +216,11 @@ impl<'a> Walker<'a> {
 
 impl std::fmt::Display for Head {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { round, adam_step, sent_values_returned } = self;
-        write!(f, "the state of round {round} after {adam_step} steps")?;
+        let Self { round, commitment, adam_step, sent_values_returned } = self;
+        let named = commitment.short();
+        write!(f, "the state {named} of round {round} after {adam_step} steps")?;
         if *sent_values_returned { f.write_str(", sent values returned") } else { Ok(()) }
     }
-}
-
-/// The plan; none if its positions would not fit.
-fn plan_within(
-    spec: &RunSpec,
-    opening: Opening<'_>,
-    record: &RoundRecord,
-) -> Option<Vec<Assignment>> {
-    let sequences_max = u64::from(u32::MAX).checked_mul(record.candidates.len() as u64)?;
-    opening.first_sequence.checked_add(sequences_max)?;
-    Some(plan(spec, opening, &record.candidates))
 }
 
 /// What updates do to held-out loss is measured where a rule asks for it, by up to three verifiers, of workers

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use manyhands_gradient::Layout;
 use manyhands_proto::message::{
-    Commitment, Distances, NumericClass, ReplayEnd, ReplayEvidence, Replayed, SignedCommitment,
+    Assignment, Commitment, Distances, ReplayEnd, ReplayEvidence, Replayed, SignedCommitment,
     SignedReplay, Start,
 };
 use manyhands_proto::run_file::{RunSpec, Verification};
@@ -118,11 +118,11 @@ fn check_judgements(
     // Of a round without a draw to judge it by, or that is not on record, other checks tell.
     let Some(of) = records.get(check.round) else { return };
     let Some(signed) = records.commitment(check.round, check.worker) else { return };
-    let about = (record.run, check.round, check.worker, signed.commitment.first_sequence, of.theta);
+    let about = (record.run, check.round, check.worker, signed.commitment.assignment);
     let is_signed = |judgement: &Judgement| {
         let SignedReplay { replayed, run, .. } = &judgement.replay;
-        let Replayed { round, worker, first_sequence, start, .. } = replayed;
-        about == (*run, *round, *worker, *first_sequence, *start) && judgement.replay.verify()
+        let Replayed { round, worker, assignment, .. } = replayed;
+        about == (*run, *round, *worker, *assignment) && judgement.replay.verify()
     };
     // From nothing of the worker's a replay leads somewhere.
     let candidate = of.candidates.iter().find(|candidate| candidate.worker == check.worker);
@@ -360,8 +360,7 @@ struct Decided<'a> {
     of: &'a RoundRecord,
     check: &'a Check,
     signed: &'a SignedCommitment,
-    /// The worker's machine.
-    class: &'a NumericClass,
+    assignment: Assignment,
     chunks: Vec<ChunkIndex>,
 }
 
@@ -375,11 +374,12 @@ impl<'a> Decided<'a> {
     ) -> Option<Self> {
         let of = records.get(check.round)?;
         let signed = records.commitment(check.round, check.worker)?;
-        let candidate = of.candidates.iter().find(|it| it.worker == check.worker)?;
+        let planned = records.plan(spec, of)?;
+        let assignment = planned.into_iter().find(|it| it.worker == check.worker)?;
         let beacon = beacon_of(records, record, of, check)?;
         let (count, of_all) = (spec.verification.replay_chunks, layout.chunk_count() as u32);
         let chunks = beacon.replay_chunks(check.worker, count, of_all);
-        Some(Self { spec, layout, of, check, signed, class: &candidate.class, chunks })
+        Some(Self { spec, layout, of, check, signed, assignment, chunks })
     }
 
     fn at(&self) -> At {
@@ -472,8 +472,7 @@ impl<'a> Decided<'a> {
     fn case(&self) -> Case {
         Case {
             commitment: self.signed.clone(),
-            class: self.class.clone(),
-            start: self.of.theta,
+            assignment: self.assignment.clone(),
             chunks: self.chunks.clone(),
             judgements: self.check.judgements.clone(),
             attending: self.of.attending.clone(),

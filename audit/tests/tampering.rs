@@ -39,8 +39,12 @@ fn a_record_that_does_not_follow_is_found_though_all_digests_are_made_anew() {
         ("a speed", Link::CommitmentSignature, |r| r.candidates[0].tokens_per_second += 5_000),
         ("a position", Link::Assignments, |r| r.first_sequence += 1),
         ("a state to go on from", Link::Assignments, |r| {
-            r.candidates[1].start =
-                Start::Head { round: Round(0), sent_values_returned: false, adam_step: 3 };
+            r.candidates[1].start = Start::Head {
+                round: Round(0),
+                commitment: Digest::of(b"another"),
+                sent_values_returned: false,
+                adam_step: 3,
+            };
         }),
         ("a candidate", Link::Outcomes, |r| {
             r.candidates.pop();

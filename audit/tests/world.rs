@@ -333,7 +333,7 @@ impl World {
 
     /// Where the worker's round ended; of one that cheated, somewhere else.
     fn replay(&mut self, verifier: u8, assignment: &Assignment) -> SignedReplay {
-        let Assignment { round, worker, first_sequence, theta: start, .. } = *assignment;
+        let Assignment { round, worker, theta: start, .. } = *assignment;
         let mut end = self.ends[&(worker, round)].clone();
         let cheats = |&(id, cheated): &(u8, u32)| (node(id), Round(cheated)) == (worker, round);
         let goes_on = |end: &mut Vec<f32>, start: &[f32], share: f32| {
@@ -350,7 +350,7 @@ impl World {
         self.replayed.insert(theta, end);
         let moments = Digest::of(Moments8::zero(&self.layout).as_bytes());
         let end = ReplayEnd::At(EndState { theta, moments });
-        let replayed = Replayed { round, worker, first_sequence, start, end };
+        let replayed = Replayed { round, worker, assignment: assignment.digest(), end };
         SignedReplay::sign(&key(verifier), self.run, replayed)
     }
 
@@ -358,7 +358,7 @@ impl World {
     fn compare(&mut self, order: Comparison) -> Input {
         let Comparison { id, case, replay } = order;
         let (commitment, chunks) = (case.commitment.clone(), case.chunks.clone());
-        let (verifier, start) = (replay.verifier, replay.replayed.start);
+        let (verifier, start) = (replay.verifier, case.assignment.theta);
         let ReplayEnd::At(end) = replay.replayed.end else { panic!("replays end somewhere") };
         let EndState { theta, moments } = end;
         let claimed = &commitment.commitment;
@@ -435,6 +435,7 @@ impl World {
             theta: vector::digest(&end),
             moments: Digest::of(Moments8::zero(&self.layout).as_bytes()),
             error: vector::digest(&error),
+            assignment: assignment.digest(),
             tokens: TokenCount(
                 u64::from(assignment.sequences) * u64::from(self.spec.model.context_length),
             ),

@@ -29,7 +29,12 @@ pub struct Subject<'a> {
 
 impl<'a> Subject<'a> {
     pub fn of(case: &'a Case, layout: &'a Layout, terms: &Verification) -> Self {
-        Self { layout, start: case.start, chunks: &case.chunks, exact: terms.fingerprint.is_some() }
+        Self {
+            layout,
+            start: case.assignment.theta,
+            chunks: &case.chunks,
+            exact: terms.fingerprint.is_some(),
+        }
     }
 }
 
@@ -96,7 +101,7 @@ pub fn distances(
         _ => return Err(of_verifier("chunks of what it did not reach, or none of what it did")),
     };
     if let Some(distances) = closed {
-        check_about(evidence, subject)?;
+        check_about(evidence)?;
         return Ok(distances);
     }
     let Opened { starts, claimed, replayed } = opened(evidence, subject)?;
@@ -119,21 +124,18 @@ fn of_verifier(reason: &str) -> EvidenceError {
 }
 
 /// Whether the replay is of the round that the worker committed to.
-fn check_about(evidence: &ReplayEvidence, subject: Subject<'_>) -> Result<(), EvidenceError> {
+fn check_about(evidence: &ReplayEvidence) -> Result<(), EvidenceError> {
     let ReplayEvidence { commitment, replay, .. } = evidence;
     let (claimed, replayed) = (&commitment.commitment, &replay.replayed);
-    let about = (replay.run, replayed.worker, replayed.round, replayed.first_sequence);
-    if about != (commitment.run, commitment.worker, claimed.round, claimed.first_sequence) {
+    let about = (replay.run, replayed.worker, replayed.round, replayed.assignment);
+    if about != (commitment.run, commitment.worker, claimed.round, claimed.assignment) {
         return Err(of_verifier("a replay of another round"));
-    }
-    if replayed.start != subject.start {
-        return Err(of_verifier("a replay from other parameters"));
     }
     Ok(())
 }
 
 fn opened(evidence: &ReplayEvidence, subject: Subject<'_>) -> Result<Opened, EvidenceError> {
-    check_about(evidence, subject)?;
+    check_about(evidence)?;
     let (Some(opened), ReplayEnd::At(end)) = (&evidence.opened, &evidence.replay.replayed.end)
     else {
         return Err(of_verifier("chunks of what it did not reach, or none of what it did"));
@@ -246,19 +248,22 @@ pub fn check_case(
     layout: &Layout,
     terms: &Verification,
 ) -> Result<(), String> {
-    let Case { commitment, start, chunks, judgements, .. } = case;
+    let Case { commitment, assignment, chunks, judgements, .. } = case;
     if commitment.run != run || !commitment.verify() {
         return Err("the commitment is not the worker's".to_owned());
+    }
+    if assignment.digest() != commitment.commitment.assignment {
+        return Err("the worker committed to the work of another assignment".to_owned());
     }
     let drawn = (terms.replay_chunks as usize).min(layout.chunk_count());
     if chunks.len() != drawn || !chunks.is_sorted_by(|one, other| one < other) {
         return Err(format!("expected {drawn} chunks, got {}", chunks.len()));
     }
-    let about = (run, case.worker(), case.round(), commitment.commitment.first_sequence, *start);
+    let about = (run, case.worker(), case.round(), commitment.commitment.assignment);
     let is_signed = |judgement: &Judgement| {
         let SignedReplay { run, replayed, .. } = &judgement.replay;
-        let Replayed { round, worker, first_sequence, start, .. } = replayed;
-        (*run, *worker, *round, *first_sequence, *start) == about && judgement.replay.verify()
+        let Replayed { round, worker, assignment, .. } = replayed;
+        (*run, *worker, *round, *assignment) == about && judgement.replay.verify()
     };
     if judgements.len() > JUDGES_MAX || !judgements.iter().all(is_signed) {
         return Err("a replay is not its verifier's, or of another round".to_owned());
@@ -282,7 +287,7 @@ pub fn near(
     let subject = Subject::of(case, layout, terms);
     let reached = |verifier: NodeId, shown: &ReplayEvidence| {
         let attendee = case.attending.iter().find(|it| it.verifier == verifier)?;
-        check_about(shown, subject).ok()?;
+        check_about(shown).ok()?;
         let end = match &shown.replay.replayed.end {
             ReplayEnd::Nowhere => Place::Nowhere,
             ReplayEnd::At(end) if subject.exact => Place::Bits(*end),

@@ -1,7 +1,9 @@
 //! Who judges a worker's round, and what follows from what they find. One verifier's word lets a round pass;
 //! it takes two to find against it, where two were there to be asked.
 
-use manyhands_proto::message::{Distances, NumericClass, SignedCommitment, SignedReplay};
+use manyhands_proto::message::{
+    Assignment, Distances, NumericClass, SignedCommitment, SignedReplay,
+};
 use manyhands_proto::run_file::Verification;
 use manyhands_proto::{ChunkIndex, Digest, NodeId, Round};
 use serde::{Deserialize, Serialize};
@@ -112,10 +114,8 @@ impl Judged {
 #[serde(deny_unknown_fields)]
 pub struct Case {
     pub commitment: SignedCommitment,
-    /// The worker's machine.
-    pub class: NumericClass,
-    /// θ_t.
-    pub start: Digest,
+    /// What it was for; worker and verifiers name its digest.
+    pub assignment: Assignment,
     /// The drawn chunks, ascending.
     pub chunks: Vec<ChunkIndex>,
     pub judgements: Vec<Judgement>,
@@ -135,7 +135,7 @@ impl Case {
     /// The machines of the worker and of a verifier that was there.
     pub fn pair(&self, verifier: NodeId) -> Option<Pair<'_>> {
         let attendee = self.attending.iter().find(|it| it.verifier == verifier)?;
-        Some(Pair { worker: &self.class, verifier: &attendee.class })
+        Some(Pair { worker: &self.assignment.class, verifier: &attendee.class })
     }
 
     /// Compact JSON, fields in the order of their declaration.
@@ -254,8 +254,7 @@ mod tests {
             let replayed = Replayed {
                 round: Round(1),
                 worker: NodeId::new([9; 32]),
-                first_sequence: 0,
-                start: Digest::of(b"theta"),
+                assignment: Digest::of(b"assignment"),
                 end: ReplayEnd::Nowhere,
             };
             let key = NodeKey::from_seed([number; 32]);

@@ -90,6 +90,7 @@ impl Node {
             theta: blob("theta"),
             moments: blob("moments"),
             error: blob("error"),
+            assignment: assignment.digest(),
             tokens: TokenCount(tokens),
             loss: 3.0,
         };
@@ -104,13 +105,13 @@ impl Node {
 
     /// Repeats another's round.
     pub(crate) fn replay(&self, run: RunId, assignment: &Assignment) -> SignedReplay {
-        let Assignment { round, worker, first_sequence, theta, .. } = *assignment;
+        let (round, worker) = (assignment.round, assignment.worker);
         let blob = Digest::of(format!("replay {round} of {worker} by {}", self.id()).as_bytes());
         let end = match self.adversary {
             Some(Adversary::WasShownNothing) => ReplayEnd::Withheld("nothing".to_owned()),
             Some(_) | None => ReplayEnd::At(EndState { theta: blob, moments: blob }),
         };
-        let replayed = Replayed { round, worker, first_sequence, start: theta, end };
+        let replayed = Replayed { round, worker, assignment: assignment.digest(), end };
         SignedReplay::sign(&self.key, run, replayed)
     }
 

@@ -218,6 +218,7 @@ mod tests {
             theta: blob,
             moments: blob,
             error: blob,
+            assignment: blob,
             tokens: TokenCount(128),
             loss: 3.0,
         };
@@ -236,8 +237,9 @@ mod tests {
         // Round 6 did not count: round 8 started from what round 5 left.
         let mut eighth = state(8);
         let round = Round(5);
+        let commitment = state(5).trained.commitment.digest();
         eighth.trained.assignment.start =
-            Start::Head { round, sent_values_returned: false, adam_step: 2 };
+            Start::Head { round, commitment, sent_values_returned: false, adam_step: 2 };
         disk.keep_round(&eighth).expect("kept");
         disk.forget_rounds(Round(8)).expect("forgotten");
         let again = WorkerDisk::open(folder.path()).expect("opens after a restart");

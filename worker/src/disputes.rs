@@ -422,7 +422,7 @@ mod tests {
         let start = Digest::of(b"theta");
         let end = ReplayEnd::At(EndState { theta: start, moments: start });
         let (round, worker) = (Round(3), key(1).node_id());
-        let replayed = Replayed { round, worker, first_sequence: 0, start, end };
+        let replayed = Replayed { round, worker, assignment: start, end };
         let replay = SignedReplay::sign(&key(verifier), RunId::new([5; 32]), replayed);
         Judgement { replay, verdict, evidence: None, near: Vec::new() }
     }

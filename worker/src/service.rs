@@ -26,7 +26,7 @@ use manyhands_proto::{Round, RunId, Tick};
 use manyhands_rules::requirements::check_numerics;
 use manyhands_rules::reward::layout;
 use manyhands_rules::run_id::run_id;
-use manyhands_rules::worker::{Effect, Exit, Input, Worker};
+use manyhands_rules::worker::{Effect, Exit, Input, Trained, Worker};
 use tokio::sync::{mpsc, watch};
 
 use crate::chain::{EnrolError, enrol};
@@ -327,10 +327,16 @@ impl Line {
 
 /// What came of an effect, for the loop.
 enum Done {
-    Input(Input),
+    Input(Box<Input>),
     Synced(Theta, Possession),
     /// This node's own disk fails: whatever is tried again fails again.
     Disk(String),
+}
+
+impl Done {
+    fn input(input: Input) -> Self {
+        Self::Input(Box::new(input))
+    }
 }
 
 /// Why an effect was not done.
@@ -490,24 +496,32 @@ impl Service {
         Ok(())
     }
 
+    fn take_trained(&mut self, trained: Trained) -> Result<(), RunWorkerError> {
+        self.context.disk.forget_rounds(self.evidence_from)?;
+        let Commitment { round, payload_bytes, loss, .. } = trained.commitment.commitment;
+        self.machine.handle(now(), Input::Trained(trained));
+        // Said from now on, whatever else happens.
+        metrics::committed(payload_bytes);
+        let parameters = layout(&self.context.spec.model).parameter_count().0;
+        let bits_per_parameter = payload_bytes as f64 * 8.0 / parameters as f64;
+        self.context.tell(WorkerEvent::Committed {
+            round,
+            payload_bytes,
+            loss,
+            bits_per_parameter,
+        });
+        Ok(())
+    }
+
     fn take(&mut self, done: Done) -> Result<(), RunWorkerError> {
         match done {
-            Done::Input(Input::Trained(trained)) => {
-                self.context.disk.forget_rounds(self.evidence_from)?;
-                let Commitment { round, payload_bytes, loss, .. } = trained.commitment.commitment;
-                self.machine.handle(now(), Input::Trained(trained));
-                // Said from now on, whatever else happens.
-                metrics::committed(payload_bytes);
-                let parameters = layout(&self.context.spec.model).parameter_count().0;
-                let bits_per_parameter = payload_bytes as f64 * 8.0 / parameters as f64;
-                self.context.tell(WorkerEvent::Committed {
-                    round,
-                    payload_bytes,
-                    loss,
-                    bits_per_parameter,
-                });
+            Done::Input(input) => {
+                if let Input::Trained(trained) = *input {
+                    self.take_trained(trained)?;
+                } else {
+                    self.machine.handle(now(), *input);
+                }
             }
-            Done::Input(input) => self.machine.handle(now(), input),
             Done::Synced(theta, possession) => {
                 self.theta = Some(theta);
                 self.machine.handle(now(), Input::Synced(possession));
@@ -569,14 +583,14 @@ impl Service {
                     let (theta, reins) = (self.theta.clone(), Arc::clone(&self.reins));
                     self.spawn(async move {
                         let trained = train(context, data, theta, assignment, reins).await;
-                        Ok(trained.map(|trained| Done::Input(Input::Trained(trained)))?)
+                        Ok(trained.map(|trained| Done::input(Input::Trained(trained)))?)
                     });
                 }
                 Effect::Replay(task) => {
                     let (context, data) = (Arc::clone(&self.context), Arc::clone(&self.data));
                     self.spawn_on_reins(|reins| async move {
                         let verdict = replay(context, data, task, reins).await;
-                        Ok(Done::Input(Input::Replayed(verdict)))
+                        Ok(Done::input(Input::Replayed(verdict)))
                     });
                 }
                 Effect::Weigh(task) => {
@@ -584,7 +598,7 @@ impl Service {
                     self.spawn_on_reins(|reins| async move {
                         let weighed = weigh(context, data, task, reins).await;
                         weighed
-                            .map(|weighing| Done::Input(Input::Weighed(weighing)))
+                            .map(|weighing| Done::input(Input::Weighed(weighing)))
                             .map_err(Undone::Passing)
                     });
                 }
@@ -593,7 +607,7 @@ impl Service {
                     self.spawn_on_reins(|reins| async move {
                         let evaluated = evaluation(context, data, task, reins).await;
                         evaluated
-                            .map(|evaluation| Done::Input(Input::Evaluated(evaluation)))
+                            .map(|evaluation| Done::input(Input::Evaluated(evaluation)))
                             .map_err(Undone::Passing)
                     });
                 }
@@ -614,7 +628,7 @@ impl Service {
             tokio::select! {
                 // What was stopped has failed at nothing.
                 biased;
-                () = reins.stopped() => Ok(Done::Input(Input::Failed)),
+                () = reins.stopped() => Ok(Done::input(Input::Failed)),
                 outcome = work => outcome,
             }
         });
@@ -626,11 +640,11 @@ impl Service {
             let outcome = work.await.unwrap_or_else(|undone| match undone {
                 Undone::Passing(reason) => {
                     context.trouble(reason);
-                    Done::Input(Input::Failed)
+                    Done::input(Input::Failed)
                 }
                 Undone::HeadLost { round, reason } => {
                     context.trouble(reason);
-                    Done::Input(Input::HeadLost { round })
+                    Done::input(Input::HeadLost { round })
                 }
                 Undone::Disk(reason) => Done::Disk(reason),
             });

@@ -101,11 +101,15 @@ pub(crate) async fn train(
 /// Moments and error buffer, as the assignment says they follow from the head.
 fn begin(context: &Context, assignment: &Assignment) -> Result<Beginning, RoundError> {
     let layout = layout(&context.spec.model);
-    let Start::Head { round, sent_values_returned, adam_step } = assignment.start else {
+    let Start::Head { round, commitment, sent_values_returned, adam_step } = assignment.start
+    else {
         let error = vec![0.0; layout.vector_len()];
         return Ok(Beginning { moments: None, adam_step: 0, error });
     };
     let state = context.disk.round(round)?.ok_or(RoundError::NoHead { round })?;
+    if state.trained.commitment.digest() != commitment {
+        return Err(RoundError::NoHead { round });
+    }
     let damaged = |reason: String| RoundError::DamagedHead { round, reason };
     let read = |digest: Digest| {
         let path = context.store.path(digest).ok_or(RoundError::NoHead { round })?;
@@ -192,6 +196,7 @@ fn finish(
         theta: keep(&vector::to_bytes(&outcome.theta))?,
         moments: keep(outcome.moments.as_bytes())?,
         error: keep(&vector::to_bytes(&error))?,
+        assignment: assignment.digest(),
         tokens: outcome.tokens,
         loss,
     };

@@ -55,7 +55,7 @@ pub(crate) async fn replay(
     task: Replay,
     reins: Arc<Reins>,
 ) -> Verdict {
-    let Assignment { round, worker, first_sequence, theta: start, .. } = task.assignment;
+    let (round, worker) = (task.assignment.round, task.assignment.worker);
     let end = match repeat(&context, &data, &task, &reins).await {
         Ok(end) => {
             metrics::replayed("done");
@@ -73,7 +73,7 @@ pub(crate) async fn replay(
             return Verdict { id: task.id, outcome: ReplayOutcome::Failed(shorten(reason)) };
         }
     };
-    let replayed = Replayed { round, worker, first_sequence, start, end };
+    let replayed = Replayed { round, worker, assignment: task.assignment.digest(), end };
     let signed = SignedReplay::sign(&context.key, context.run, replayed);
     Verdict { id: task.id, outcome: ReplayOutcome::Replayed(signed) }
 }
@@ -93,9 +93,17 @@ async fn repeat(
     let layout = layout(&context.spec.model);
     let theta = borrow_theta(context, assignment.theta).await.map_err(Stopped::failed)?;
     let theta = vector::from_bytes(&theta, &layout).map_err(Stopped::failed)?;
-    let moments = match task.head_moments {
-        None => None,
-        Some(digest) => Some(fetch_moments(context, task, digest, &layout).await?),
+    let moments = match (&task.head, &assignment.start) {
+        (Some(head), Start::Head { commitment, .. })
+            if head.digest_of(context.run, assignment.worker) == *commitment =>
+        {
+            Some(fetch_moments(context, task, head.moments, &layout).await?)
+        }
+        (None, Start::Fresh) => None,
+        (Some(_), Start::Head { .. } | Start::Fresh) | (None, Start::Head { .. }) => {
+            let reason = "the coordinator names another head than the assignment's".to_owned();
+            return Err(Stopped::Failed(reason));
+        }
     };
     let batches = data.batches(context, assignment).await.map_err(Stopped::failed)?;
     let from_own_moments = moments.is_some();

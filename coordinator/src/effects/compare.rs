@@ -111,7 +111,7 @@ async fn judge(
     ends: Option<(OpenedEnd, OpenedEnd)>,
 ) -> Result<Compared, EffectError> {
     let Comparison { case, replay, .. } = order;
-    let start = case.start;
+    let start = case.assignment.theta;
     let context = context.clone();
     blocking(move || {
         let opened = match ends {

@@ -285,7 +285,7 @@ impl Peer {
 
     /// Repeats another's round and keeps where it ended for the coordinator.
     async fn replay(&self, assignment: &Assignment) -> SignedReplay {
-        let Assignment { round, worker, first_sequence, theta: start, .. } = *assignment;
+        let Assignment { round, worker, theta: start, .. } = *assignment;
         let theta = self.fetch(start).await.expect("public");
         let theta = vector::from_bytes(&theta, &self.layout).expect("a vector of this model");
         let end = add_noise(&self.layout, &theta, seed_of(round, worker));
@@ -301,7 +301,7 @@ impl Peer {
         let theta = insert(&vector::to_bytes(&end));
         let moments = insert(Moments8::zero(&self.layout).as_bytes());
         let end = ReplayEnd::At(EndState { theta, moments });
-        let replayed = Replayed { round, worker, first_sequence, start, end };
+        let replayed = Replayed { round, worker, assignment: assignment.digest(), end };
         SignedReplay::sign(&self.key, invitation.run, replayed)
     }
 
@@ -339,6 +339,7 @@ impl Peer {
             theta: insert(&vector::to_bytes(&end)),
             moments,
             error: insert(&vector::to_bytes(&error)),
+            assignment: assignment.digest(),
             tokens: TokenCount(
                 u64::from(assignment.sequences) * u64::from(self.spec.model.context_length),
             ),

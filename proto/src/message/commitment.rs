@@ -4,7 +4,7 @@
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
-use super::{CommitSet, Commitment, wire};
+use super::{Assignment, CommitSet, Commitment, wire};
 use crate::keys::{self, NodeKey};
 use crate::{Digest, NodeId, RunId};
 
@@ -38,17 +38,30 @@ impl SignedCommitment {
         keys::verify(&self.worker, &preimage, &self.signature)
     }
 
-    /// What a commit set refers to: binds run, round, worker and every field of the commitment,
-    /// but not the signature, which a worker could make in more than one way.
+    /// [`Commitment::digest_of`] its worker.
     pub fn digest(&self) -> Digest {
-        Digest::derive(SIGNED_CONTEXT, &preimage(self.run, self.worker, &self.commitment))
+        self.commitment.digest_of(self.run, self.worker)
     }
 }
 
 impl Commitment {
+    /// What a commit set and a later assignment refer to: binds run, round, worker and every field, but not the
+    /// signature, which a worker could make in more than one way.
+    pub fn digest_of(&self, run: RunId, worker: NodeId) -> Digest {
+        Digest::derive(SIGNED_CONTEXT, &preimage(run, worker, self))
+    }
+
     /// Binds the fields alone; the same for two workers that claim the same.
     pub fn digest(&self) -> Digest {
         Digest::derive("manyhands 2026 commitment", &wire::Commitment::from(self).encode_to_vec())
+    }
+}
+
+impl Assignment {
+    /// Binds all that the round's work follows from: not the time that is left for it.
+    pub fn digest(&self) -> Digest {
+        let untimed = wire::Assignment { commit_deadline_ms: 0, ..self.into() };
+        Digest::derive("manyhands 2026 assignment", &untimed.encode_to_vec())
     }
 }
 

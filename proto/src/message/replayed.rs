@@ -16,10 +16,8 @@ const SIGNED_CONTEXT: &str = "manyhands 2026 signed replay";
 pub struct Replayed {
     pub round: Round,
     pub worker: NodeId,
-    /// The first position of the assignment: a round that opened again has others.
-    pub first_sequence: u64,
-    /// Digest of θ_t.
-    pub start: Digest,
+    /// [`super::Assignment::digest`]: what was repeated.
+    pub assignment: Digest,
     pub end: ReplayEnd,
 }
 

@@ -224,6 +224,8 @@ pub struct Commitment {
     pub moments: Digest,
     /// e_next, f32 canonical vector.
     pub error: Digest,
+    /// [`Assignment::digest`]: what it did the round for.
+    pub assignment: Digest,
     pub tokens: TokenCount,
     /// Mean training loss of the round, nats per token; a claim, used for display only.
     pub loss: f32,
@@ -244,6 +246,8 @@ pub enum Start {
     /// Moments and error buffer of the worker's last commitment in a CommitSet.
     Head {
         round: Round,
+        /// [`SignedCommitment::digest`] of it.
+        commitment: Digest,
         /// The values it sent were not merged through no fault of its own: they return to the
         /// error buffer.
         sent_values_returned: bool,
@@ -384,9 +388,9 @@ pub struct Tasks {
 pub struct Replay {
     pub id: u64,
     pub assignment: Assignment,
-    /// 8-bit moments that the round started from; none for a fresh start. Where it ended is not said.
-    pub head_moments: Option<Digest>,
-    /// Who has them.
+    /// The commitment whose moments the round started from; none for a fresh start. Where it ended is not said.
+    pub head: Option<Commitment>,
+    /// Who has the moments.
     pub source: Source,
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use manyhands_proto::message::{
-    Assignment, Evaluate, Refusal, RefusalCode, Replay, ReplayEnd, ReplayOutcome, SignedCommitment,
+    Evaluate, Refusal, RefusalCode, Replay, ReplayEnd, ReplayOutcome, SignedCommitment,
     SignedReplay, Start, Verdict,
 };
 use manyhands_proto::run_file::Verification;
@@ -70,11 +70,9 @@ impl ReplayTask {
 
     /// What was found, and what it follows from.
     pub(super) fn case(&self, judgements: Vec<Judgement>) -> Case {
-        let Assignment { theta, class, .. } = &self.replay.assignment;
         Case {
             commitment: self.signed.clone(),
-            class: class.clone(),
-            start: *theta,
+            assignment: self.replay.assignment.clone(),
             chunks: self.chunks.clone(),
             judgements,
             attending: self.classes.clone(),
@@ -360,10 +358,8 @@ impl Audits {
             ReplayOutcome::Failed(_) => task.unable.push(from),
             ReplayOutcome::Replayed(signed) => {
                 let (replayed, assignment) = (&signed.replayed, &task.replay.assignment);
-                let about =
-                    (replayed.round, replayed.worker, replayed.first_sequence, replayed.start);
-                let Assignment { round, worker, first_sequence, theta, .. } = assignment;
-                if about != (*round, *worker, *first_sequence, *theta) {
+                let about = (replayed.round, replayed.worker, replayed.assignment);
+                if about != (assignment.round, assignment.worker, assignment.digest()) {
                     let reason = "the replay is of another round than the task's".to_owned();
                     return refuse(RefusalCode::Malformed, reason);
                 }

@@ -86,7 +86,7 @@ impl Coordinator {
         let replay = Replay {
             id: 0,
             assignment: assignment.clone(),
-            head_moments: head.map(|head| head.commitment.moments),
+            head: head.map(|head| head.signed.commitment.clone()),
             source: Source { node: worker, addresses: self.addresses(worker) },
         };
         Asked {
@@ -567,8 +567,10 @@ impl Coordinator {
         for worker in round.codec_missing() {
             let commitment = &round.commitments[&worker].commitment;
             let error = round.heads.get(&worker).map(|head| ErrorBuffer {
-                digest: head.commitment.error,
-                returned_payload: head.sent_values_returned.then_some(head.commitment.payload),
+                digest: head.signed.commitment.error,
+                returned_payload: head
+                    .sent_values_returned
+                    .then_some(head.signed.commitment.payload),
             });
             wanted.push(Effect::CheckCodec(CodecCheck {
                 round: round.number,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use manyhands_proto::message::{
-    Commitment, Join, NumericClass, Possession, Refusal, RefusalCode, Role, Start,
+    Join, NumericClass, Possession, Refusal, RefusalCode, Role, SignedCommitment, Start,
 };
 use manyhands_proto::{Balance, Digest, NodeId, Round, Tick, WorkUnits};
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ const MEMBERS_MAX: usize = 4_096;
 /// from it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Head {
-    pub(super) commitment: Commitment,
+    pub(super) signed: SignedCommitment,
     /// Optimiser steps since the moments were zero, this round's included.
     pub(super) adam_step: u64,
     /// The sent values were not merged through no fault of the worker.
@@ -108,7 +108,8 @@ impl Member {
         match &self.head {
             None => Start::Fresh,
             Some(head) => Start::Head {
-                round: head.commitment.round,
+                round: head.signed.commitment.round,
+                commitment: head.signed.digest(),
                 sent_values_returned: head.sent_values_returned,
                 adam_step: head.adam_step,
             },
@@ -184,7 +185,7 @@ impl Membership {
         let head = earlier
             .as_ref()
             .and_then(|member| member.head.clone())
-            .filter(|head| !was_barred && head_rounds.contains(&head.commitment.round));
+            .filter(|head| !was_barred && head_rounds.contains(&head.signed.commitment.round));
         // What was measured is not undone by coming again, but a machine may have become slower.
         let measured = earlier.as_ref().filter(|member| member.is_measured);
         let tokens_per_second = measured

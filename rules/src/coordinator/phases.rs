@@ -179,7 +179,7 @@ impl Coordinator {
             };
             member.steps_done = 0;
             member.head = Some(Head {
-                commitment: signed.commitment.clone(),
+                signed: signed.clone(),
                 adam_step: before + u64::from(assignment.steps),
                 sent_values_returned: false,
             });

@@ -248,10 +248,13 @@ impl Coordinator {
                 format!("you have no work in round {}", round.number),
             );
         };
-        if commitment.first_sequence != assignment.first_sequence {
+        let (assigned, did) = (assignment.digest(), commitment.assignment);
+        if (assigned, assignment.first_sequence) != (did, commitment.first_sequence) {
             let reason = format!(
-                "round {} opened again: your work is from position {} on, you committed that from {}",
-                round.number, assignment.first_sequence, commitment.first_sequence
+                "your work of round {} is {}, you committed that of {}; it may have opened again",
+                round.number,
+                assigned.short(),
+                did.short()
             );
             return refuse(RefusalCode::NotAssigned, reason);
         }

@@ -2,7 +2,9 @@ use std::ops::Range;
 
 use manyhands_gradient::CHUNK;
 use manyhands_proto::keys::NodeKey;
-use manyhands_proto::message::{Commitment, DeviceKind, OpenedEnds, SignedCommitment};
+use manyhands_proto::message::{
+    Assignment, Commitment, DeviceKind, OpenedEnds, SignedCommitment, Start,
+};
 use manyhands_proto::{Round, TokenCount};
 use proptest::prelude::*;
 
@@ -73,9 +75,25 @@ fn key(id: u8) -> NodeKey {
     NodeKey::from_seed([id; 32])
 }
 
+fn assignment(theta: Digest) -> Assignment {
+    Assignment {
+        round: Round(3),
+        worker: key(1).node_id(),
+        theta,
+        class: NumericClass::unknown(DeviceKind::Cpu),
+        first_sequence: 40,
+        sequences: 8,
+        steps: 4,
+        first_step: 12,
+        start: Start::Fresh,
+        left_out: Vec::new(),
+        commit_deadline_ms: 1_000,
+    }
+}
+
 fn signed_by(verifier: u8, end: ReplayEnd, start: Digest) -> SignedReplay {
     let (round, worker) = (Round(3), key(1).node_id());
-    let replayed = Replayed { round, worker, first_sequence: 40, start, end };
+    let replayed = Replayed { round, worker, assignment: assignment(start).digest(), end };
     SignedReplay::sign(&key(verifier), RUN, replayed)
 }
 
@@ -97,6 +115,7 @@ fn shown() -> Shown {
         theta,
         moments,
         error: other,
+        assignment: assignment(start.digests().theta).digest(),
         tokens: TokenCount(1_000),
         loss: 3.0,
     };
@@ -168,7 +187,7 @@ fn a_replay_is_of_the_round_that_it_is_held_against() {
     assert_eq!(refused(nowhere(), true), Err(Whose::Verifier));
     assert_eq!(refused(nowhere(), false), Ok(Distances::FARTHEST));
     let mut other = nowhere().replayed;
-    other.first_sequence += 1;
+    other.assignment = Digest::of(b"another");
     let other = SignedReplay::sign(&key(2), RUN, other);
     assert_eq!(refused(other, false), Err(Whose::Verifier));
 }
@@ -224,8 +243,7 @@ fn two_against(shown: &Shown) -> (Case, BTreeMap<Digest, ReplayEvidence>) {
     let attendee = |id| Attendee { verifier: key(id).node_id(), class: class.clone() };
     let case = Case {
         commitment: shown.evidence.commitment.clone(),
-        class: class.clone(),
-        start,
+        assignment: assignment(start),
         chunks: drawn(),
         judgements,
         attending: [2, 3].map(attendee).to_vec(),
@@ -242,10 +260,11 @@ fn a_case_is_what_its_worker_and_verifiers_signed() {
     assert_eq!(check_case(&case, RUN, &shown.layout, &terms()), Ok(()));
     let elsewhere = RunId::new([6; 32]);
     check_case(&case, elsewhere, &shown.layout, &terms()).expect_err("another run's");
-    let changes: [fn(&mut Case); 9] = [
+    let changes: [fn(&mut Case); 10] = [
         |case| case.commitment.commitment.tokens.0 += 1,
         |case| case.commitment.commitment.first_sequence += 1,
-        |case| case.start = Digest::of(b"other parameters"),
+        |case| case.assignment.theta = Digest::of(b"other parameters"),
+        |case| case.assignment.steps -= 1,
         |case| _ = case.chunks.pop(),
         |case| case.chunks.swap(0, 1),
         |case| case.judgements[1] = case.judgements[0].clone(),
@@ -253,7 +272,7 @@ fn a_case_is_what_its_worker_and_verifiers_signed() {
         |case| case.judgements[0].replay.replayed.round.0 += 1,
         |case| {
             let end = case.judgements[0].replay.replayed.end.clone();
-            case.judgements[0].replay = signed_by(1, end, case.start);
+            case.judgements[0].replay = signed_by(1, end, case.assignment.theta);
         },
     ];
     for (at, change) in changes.into_iter().enumerate() {
@@ -288,13 +307,14 @@ fn only_what_the_evidence_bears_accuses() {
     // A verifier's word that nothing was shown, or that it was led nowhere, shows nothing.
     let reason = "the moments".to_owned();
     let mut withheld = case.clone();
-    withheld.judgements[0].replay = signed_by(2, ReplayEnd::Withheld(reason.clone()), case.start);
+    withheld.judgements[0].replay =
+        signed_by(2, ReplayEnd::Withheld(reason.clone()), case.assignment.theta);
     withheld.judgements[0].verdict = Judged::Withheld(reason);
     assert_eq!(accusing(&withheld, &all), 0, "it names an end near its own that there is not");
     withheld.judgements[1].near.clear();
     assert_eq!(accusing(&withheld, &all), 1);
     let mut nowhere = case.clone();
-    let replay = signed_by(2, ReplayEnd::Nowhere, case.start);
+    let replay = signed_by(2, ReplayEnd::Nowhere, case.assignment.theta);
     let word = ReplayEvidence {
         replay: replay.clone(),
         opened: None,
@@ -319,11 +339,12 @@ fn where_the_same_bits_are_asked_for_digests_say_it_all() {
         _ => ReplayEnd::At(shown.start.digests()),
     };
     let mut case = Case { judgements: Vec::new(), ..opened };
-    let attendee = |id| Attendee { verifier: key(id).node_id(), class: case.class.clone() };
+    let attendee =
+        |id| Attendee { verifier: key(id).node_id(), class: case.assignment.class.clone() };
     case.attending = (2..=4).map(attendee).collect();
     let mut all = BTreeMap::new();
     for id in 2..=4 {
-        let replay = signed_by(id, end_of(id), case.start);
+        let replay = signed_by(id, end_of(id), case.assignment.theta);
         let commitment = case.commitment.clone();
         let evidence = ReplayEvidence { commitment, replay: replay.clone(), opened: None };
         let subject = Subject::of(&case, &shown.layout, &exact);
@@ -348,7 +369,7 @@ fn where_the_same_bits_are_asked_for_digests_say_it_all() {
     assert_eq!(liars, [key(4).node_id()], "two others came to the same bits");
     // A worker's own bits are nobody's fault.
     let same = ReplayEnd::At(case.commitment.commitment.end());
-    let replay = signed_by(2, same, case.start);
+    let replay = signed_by(2, same, case.assignment.theta);
     let own = ReplayEvidence { replay, opened: None, commitment: case.commitment.clone() };
     let subject = Subject::of(&case, &shown.layout, &exact);
     assert_eq!(distances(&own, subject), Ok(Distances::NONE));
@@ -358,7 +379,7 @@ fn where_the_same_bits_are_asked_for_digests_say_it_all() {
 fn ends_are_near_others_or_of_their_own() {
     let shown = shown();
     let (case, mut all) = two_against(&shown);
-    let start = case.start;
+    let start = case.assignment.theta;
     let ended = |verifier, seed| {
         let end = Ended::new(&shown.layout, seed);
         let replay = signed_by(verifier, ReplayEnd::At(end.digests()), start);
@@ -367,7 +388,8 @@ fn ends_are_near_others_or_of_their_own() {
         evidence
     };
     let mut case = case;
-    let attendee = |id| Attendee { verifier: key(id).node_id(), class: case.class.clone() };
+    let attendee =
+        |id| Attendee { verifier: key(id).node_id(), class: case.assignment.class.clone() };
     case.attending = (2..=5).map(attendee).collect();
     let near = |case: &Case, all: &BTreeMap<Digest, ReplayEvidence>, third: &ReplayEvidence| {
         super::near(case, all, (&third.replay, third), &shown.layout, &terms())

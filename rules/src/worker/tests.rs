@@ -54,6 +54,7 @@ fn trained(round: u32) -> Trained {
         theta: digest,
         moments: digest,
         error: digest,
+        assignment: digest,
         tokens: TokenCount(8 * 32),
         loss: 1.0,
     };

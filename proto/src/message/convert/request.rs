@@ -182,8 +182,7 @@ impl From<&Replayed> for wire::Replayed {
         Self {
             round: replayed.round.0,
             worker: replayed.worker.as_bytes().to_vec(),
-            first_sequence: replayed.first_sequence,
-            start: replayed.start.as_bytes().to_vec(),
+            assignment: replayed.assignment.as_bytes().to_vec(),
             end: Some(end),
         }
     }
@@ -204,8 +203,7 @@ impl TryFrom<wire::Replayed> for Replayed {
         Ok(Self {
             round: round("replayed.round", wire.round)?,
             worker: node("replayed.worker", &wire.worker)?,
-            first_sequence: at_most("replayed.first_sequence", wire.first_sequence, COUNT_MAX)?,
-            start: digest("replayed.start", &wire.start)?,
+            assignment: digest("replayed.assignment", &wire.assignment)?,
             end,
         })
     }

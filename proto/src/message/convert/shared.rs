@@ -15,7 +15,7 @@ use crate::{NodeId, RunId, TokenCount};
 impl From<&Commitment> for wire::Commitment {
     fn from(commitment: &Commitment) -> Self {
         let Commitment { round, first_sequence, payload, payload_bytes, .. } = commitment;
-        let Commitment { theta, moments, error, tokens, loss, .. } = commitment;
+        let Commitment { theta, moments, error, assignment, tokens, loss, .. } = commitment;
         Self {
             round: round.0,
             payload: payload.as_bytes().to_vec(),
@@ -26,6 +26,7 @@ impl From<&Commitment> for wire::Commitment {
             tokens: tokens.0,
             loss: *loss,
             first_sequence: *first_sequence,
+            assignment: assignment.as_bytes().to_vec(),
         }
     }
 }
@@ -43,6 +44,7 @@ impl TryFrom<wire::Commitment> for Commitment {
             theta: digest("commitment.theta", &wire.theta)?,
             moments: digest("commitment.moments", &wire.moments)?,
             error: digest("commitment.error", &wire.error)?,
+            assignment: digest("commitment.assignment", &wire.assignment)?,
             tokens: TokenCount(at_most("commitment.tokens", wire.tokens, COUNT_MAX)?),
             loss: check("commitment.loss", "a finite number", wire.loss, wire.loss.is_finite())?,
         })

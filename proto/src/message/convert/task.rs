@@ -6,16 +6,19 @@ use super::shared::class;
 use crate::message::limits::{
     COUNT_MAX, QUARANTINED_MAX, SEQUENCES_MAX, STEPS_MAX, TASKS_MAX, WEIGHED_MAX,
 };
-use crate::message::{Assignment, Evaluate, Replay, Start, Tasks, Weigh, wire};
+use crate::message::{Assignment, Commitment, Evaluate, Replay, Start, Tasks, Weigh, wire};
 use crate::{Digest, NodeId, Round};
 
 impl From<&Start> for wire::Start {
     fn from(start: &Start) -> Self {
         match *start {
             Start::Fresh => Self::default(),
-            Start::Head { round, sent_values_returned, adam_step } => {
-                Self { head_round: Some(round.0), sent_values_returned, adam_step }
-            }
+            Start::Head { round, commitment, sent_values_returned, adam_step } => Self {
+                head_round: Some(round.0),
+                head: commitment.as_bytes().to_vec(),
+                sent_values_returned,
+                adam_step,
+            },
         }
     }
 }
@@ -24,15 +27,16 @@ impl TryFrom<wire::Start> for Start {
     type Error = MessageError;
 
     fn try_from(wire: wire::Start) -> Result<Self, MessageError> {
-        let wire::Start { head_round, sent_values_returned, adam_step } = wire;
+        let wire::Start { head_round, head, sent_values_returned, adam_step } = wire;
         let Some(head_round) = head_round else {
-            let holds = !sent_values_returned && adam_step == 0;
-            let got = (sent_values_returned, adam_step);
-            check("start", "nothing returned and no steps without a head", got, holds)?;
+            let holds = !sent_values_returned && adam_step == 0 && head.is_empty();
+            let got = (sent_values_returned, adam_step, head.len());
+            check("start", "nothing returned, no steps and no digest without a head", got, holds)?;
             return Ok(Self::Fresh);
         };
         Ok(Self::Head {
             round: round("start.head_round", head_round)?,
+            commitment: digest("start.head", &head)?,
             sent_values_returned,
             adam_step: at_most("start.adam_step", adam_step, COUNT_MAX)?,
         })
@@ -120,10 +124,7 @@ impl From<&Replay> for wire::Replay {
         Self {
             id: replay.id,
             assignment: Some((&replay.assignment).into()),
-            head_moments: replay
-                .head_moments
-                .map(|moments| moments.as_bytes().to_vec())
-                .unwrap_or_default(),
+            head: replay.head.as_ref().map(Into::into),
             source: Some((&replay.source).into()),
         }
     }
@@ -133,17 +134,15 @@ impl TryFrom<wire::Replay> for Replay {
     type Error = MessageError;
 
     fn try_from(wire: wire::Replay) -> Result<Self, MessageError> {
-        let head_moments = (!wire.head_moments.is_empty())
-            .then(|| digest("replay.head_moments", &wire.head_moments))
-            .transpose()?;
+        let head: Option<Commitment> = wire.head.map(TryInto::try_into).transpose()?;
         let assignment: Assignment = required("replay.assignment", wire.assignment)?.try_into()?;
         let from_head = assignment.start != Start::Fresh;
-        let holds = head_moments.is_some() == from_head;
-        check("replay.head_moments", "some if and only if there is a head", head_moments, holds)?;
+        let holds = head.is_some() == from_head;
+        check("replay.head", "some if and only if the round starts from one", (), holds)?;
         Ok(Self {
             id: wire.id,
             assignment,
-            head_moments,
+            head,
             source: required("replay.source", wire.source)?.try_into()?,
         })
     }

@@ -123,7 +123,7 @@ fn replies_outside_the_limits_are_refused_by_field() {
     assert_eq!(tasked(evaluations), "tasks.evaluations");
     let unordered = |tasks: &mut Tasks| tasks.weigh.as_mut().expect("some").updates.reverse();
     assert_eq!(tasked(unordered), "weigh.updates");
-    assert_eq!(tasked(|tasks| tasks.replays[0].head_moments = None), "replay.head_moments");
+    assert_eq!(tasked(|tasks| tasks.replays[0].head = None), "replay.head");
 
     let synced = |merge, sources| {
         let (round, theta) = (Round(1), digest("theta"));
@@ -171,7 +171,7 @@ fn wire_messages_that_no_program_of_ours_sends_are_refused() {
         Situation::try_from(wire::Situation { kind: None, verifiers: vec![], evidence_from: 0 })
             .is_err()
     );
-    let start = wire::Start { head_round: None, sent_values_returned: true, adam_step: 0 };
+    let start = wire::Start { sent_values_returned: true, ..wire::Start::default() };
     assert!(Start::try_from(start).is_err());
     assert!(Refusal::try_from(wire::Refusal { code: 0, reason: String::new() }).is_err());
     let payload = vec![0; 31];

@@ -53,6 +53,7 @@ fn commitment() -> Commitment {
         theta: digest("theta"),
         moments: digest("moments"),
         error: digest("error"),
+        assignment: digest("assignment"),
         tokens: TokenCount(65_536),
         loss: 4.25,
     }
@@ -75,16 +76,21 @@ fn assignment(start: Start) -> Assignment {
 }
 
 fn replay(start: Start) -> Replay {
-    let head_moments = (start != Start::Fresh).then(|| digest("head"));
+    let head = (start != Start::Fresh).then(commitment);
     Replay {
         id: 7,
         assignment: assignment(start),
-        head_moments,
+        head,
         source: Source { node: worker().node_id(), addresses: addresses() },
     }
 }
 
-const HEAD: Start = Start::Head { round: Round(2), sent_values_returned: true, adam_step: 24 };
+const HEAD: Start = Start::Head {
+    round: Round(2),
+    commitment: Digest::new([7; 32]),
+    sent_values_returned: true,
+    adam_step: 24,
+};
 
 fn class() -> NumericClass {
     NumericClass {
@@ -112,8 +118,8 @@ fn join() -> Join {
 }
 
 fn replayed(end: ReplayEnd) -> Replayed {
-    let (round, worker, start) = (Round(4), coordinator().node_id(), digest("theta"));
-    Replayed { round, worker, first_sequence: 1 << 40, start, end }
+    let (round, worker) = (Round(4), coordinator().node_id());
+    Replayed { round, worker, assignment: digest("assignment"), end }
 }
 
 fn end_state() -> ReplayEnd {
@@ -412,11 +418,10 @@ fn a_verifier_stands_for_the_end_that_it_signed_and_for_no_other() {
         SignedReplay { run: RunId::new([8; 32]), ..signed.clone() },
         SignedReplay { verifier: coordinator().node_id(), ..signed.clone() },
     ];
-    let changes: [fn(&mut Replayed); 7] = [
-        |replayed| replayed.start = digest("other"),
+    let changes: [fn(&mut Replayed); 6] = [
+        |replayed| replayed.assignment = digest("other"),
         |replayed| replayed.round = Round(5),
         |replayed| replayed.worker = worker().node_id(),
-        |replayed| replayed.first_sequence += 1,
         |replayed| replayed.end = ReplayEnd::Nowhere,
         |replayed| replayed.end = ReplayEnd::Withheld(String::new()),
         |replayed| {

@@ -77,6 +77,7 @@ fn committed(id: u8, assignment: &Assignment, blob: Digest) -> SignedCommitment 
         theta: blob,
         moments: blob,
         error: blob,
+        assignment: assignment.digest(),
         tokens: TokenCount(u64::from(assignment.sequences) * 32),
         loss: 3.0,
     };
@@ -85,10 +86,11 @@ fn committed(id: u8, assignment: &Assignment, blob: Digest) -> SignedCommitment 
 
 /// A verifier's word that it ended somewhere.
 fn verdict(id: u8, task: &Replay) -> Verdict {
-    let Assignment { round, worker, first_sequence, theta, .. } = task.assignment;
+    let Assignment { round, worker, .. } = task.assignment;
     let blob = Digest::of(&[id, round.0 as u8]);
     let end = ReplayEnd::At(EndState { theta: blob, moments: blob });
-    let replayed = Replayed { round, worker, first_sequence, start: theta, end };
+    let assignment = task.assignment.digest();
+    let replayed = Replayed { round, worker, assignment, end };
     let signed = SignedReplay::sign(&key(id), RUN, replayed);
     Verdict { id: task.id, outcome: ReplayOutcome::Replayed(signed) }
 }
