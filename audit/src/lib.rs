@@ -17,6 +17,7 @@ mod report;
 mod rounds;
 mod settlement;
 mod trust;
+mod update_faults;
 mod verdicts;
 
 use std::collections::BTreeSet;
@@ -239,6 +240,7 @@ impl Audit {
         verdicts::check_looked_over(&spec, &records, &mut self.findings);
         let complete = on_chain.is_some_and(is_complete);
         verdicts::recompute(&spec, &records, evidence, complete, &mut self.findings).await?;
+        update_faults::recompute(&spec, &records, evidence, &mut self.findings).await?;
         let chosen = chosen(options.rounds, &records);
         let (layout, spec) = (Arc::new(layout(&spec.model)), Arc::new(spec));
         let records = &records;
@@ -329,7 +331,7 @@ impl Audit {
         let cases = verdicts::case_digests(spec, records);
         self.found.settled = settlement::check_commits(run, records, on_chain, findings);
         settlement::check_money(&self.found.settled, on_chain, findings);
-        self.found.slashes = settlement::check_slashes(run, records, &cases, on_chain, findings);
+        self.found.slashes = settlement::check_slashes(spec, records, &cases, on_chain, findings);
         settlement::check_bonds(records, &cases, on_chain, findings);
     }
 }

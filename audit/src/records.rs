@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use manyhands_chain_client::types::Stage;
-use manyhands_proto::message::{Assignment, SignedCommitment};
+use manyhands_proto::message::{Assignment, SignedCommitment, Start, Work};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, RunId};
 use manyhands_rules::assignment::{Opening, plan};
@@ -74,6 +74,17 @@ impl Records {
         let opening =
             Opening { round: *round, theta: *theta, first_sequence: *first_sequence, left_out };
         Some(plan(spec, opening, candidates))
+    }
+
+    /// What a worker stands for in a round, as far as it is on record.
+    pub(crate) fn work(&self, spec: &RunSpec, round: Round, worker: NodeId) -> Option<Work> {
+        let planned = self.plan(spec, self.get(round)?)?;
+        let assignment = planned.into_iter().find(|assignment| assignment.worker == worker)?;
+        let head = match assignment.start {
+            Start::Fresh => None,
+            Start::Head { round, .. } => Some(self.commitment(round, worker)?.commitment.clone()),
+        };
+        Some(Work { commitment: self.commitment(round, worker)?.clone(), assignment, head })
     }
 
     /// Whose updates of a round were taken back by merges before that of round `before`.

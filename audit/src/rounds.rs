@@ -308,8 +308,8 @@ impl Known<'_> {
                 outcome,
                 Outcome::NotUploaded | Outcome::Malformed(_) | Outcome::Withheld(_)
             ),
-            (Some(Finding::CodecFault(reason)), None) => {
-                *outcome == Outcome::CodecFault(reason.clone())
+            (Some(Finding::CodecFault(fault)), None) => {
+                *outcome == Outcome::CodecFault(fault.clone())
             }
             (Some(Finding::Withheld(reason)), None)
             | (Some(Finding::CodecPassed), Some(Finding::Withheld(reason))) => {
@@ -365,7 +365,7 @@ fn said(outcome: &Outcome) -> String {
         Outcome::NotCommitted => "not committed".to_owned(),
         Outcome::NotUploaded => "not uploaded".to_owned(),
         Outcome::Malformed(reason) => format!("malformed ({reason})"),
-        Outcome::CodecFault(reason) => format!("a codec fault ({reason})"),
+        Outcome::CodecFault(fault) => format!("a codec fault ({})", fault.reason),
         Outcome::ReplayFault(distances) => {
             format!("a replay fault (at a distance of {})", distances.delta)
         }

@@ -10,6 +10,7 @@ use manyhands_chain_client::{RunMismatch, TermDifference};
 use manyhands_proto::leaf::{RewardLeaf, merkle_root};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Balance, Digest, NodeId, Round, RunId, WorkUnits};
+use manyhands_rules::coordinator::Shown;
 use manyhands_rules::record::{self, FalseEnd, Finding, Outcome, RoundRecord};
 use manyhands_rules::run_id::run_id;
 
@@ -214,7 +215,7 @@ type Cases = BTreeMap<(NodeId, Round), (Finding, Digest)>;
 /// Every fault on chain has a verdict on record, and costs no more than its terms. Returns how many
 /// were slashed.
 pub(crate) fn check_slashes(
-    run: RunId,
+    spec: &RunSpec,
     records: &Records,
     cases: &Cases,
     on_chain: &OnChain,
@@ -254,10 +255,18 @@ pub(crate) fn check_slashes(
             (None, None) => findings.unchecked(at, "a verdict", "reported, and not on record yet"),
         }
         if let Some(outcome) = verdict {
-            let own = || Digest::of(&evidence_bytes(run, round, worker, outcome));
             let found = cases.get(&(worker, round)).filter(|(found, _)| says(found, outcome));
-            let evidence = found.map_or_else(own, |(_, digest)| *digest);
-            findings.same(at, "evidence", (fault.evidence_digest, evidence));
+            let evidence = match (outcome, found) {
+                (Outcome::CodecFault(fault), _) => Some(fault.evidence),
+                (_, Some((_, digest))) => Some(*digest),
+                // What the coordinator found itself rests on what the worker stands for.
+                (_, None) => records
+                    .work(spec, round, worker)
+                    .map(|work| Digest::of(&Shown::Work(Box::new(work)).to_bytes())),
+            };
+            if let Some(evidence) = evidence {
+                findings.same(at, "evidence", (fault.evidence_digest, evidence));
+            }
         }
         if let Some(slashed) = slashed {
             slashes += 1;
@@ -344,9 +353,4 @@ fn kind_of(outcome: &Outcome) -> Option<FaultKind> {
         record::FaultKind::Replay => FaultKind::Replay,
         record::FaultKind::Withheld => FaultKind::Withheld,
     })
-}
-
-/// As the coordinator's machine writes it down when it reports a fault that it found itself.
-fn evidence_bytes(run: RunId, round: Round, worker: NodeId, outcome: &Outcome) -> Vec<u8> {
-    serde_json::to_vec(&(run, round, worker, outcome)).expect("ids and an outcome serialise")
 }

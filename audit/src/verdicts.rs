@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use manyhands_gradient::Layout;
 use manyhands_proto::message::{
-    Assignment, Commitment, Distances, ReplayEnd, ReplayEvidence, Replayed, SignedCommitment,
-    SignedReplay, Start,
+    Commitment, Distances, ReplayEnd, ReplayEvidence, Replayed, SignedReplay, Start, Work,
 };
 use manyhands_proto::run_file::{RunSpec, Verification};
 use manyhands_proto::{ChunkIndex, Digest, NodeId, Round};
@@ -359,8 +358,7 @@ struct Decided<'a> {
     layout: &'a Layout,
     of: &'a RoundRecord,
     check: &'a Check,
-    signed: &'a SignedCommitment,
-    assignment: Assignment,
+    work: Work,
     chunks: Vec<ChunkIndex>,
 }
 
@@ -373,13 +371,11 @@ impl<'a> Decided<'a> {
         layout: &'a Layout,
     ) -> Option<Self> {
         let of = records.get(check.round)?;
-        let signed = records.commitment(check.round, check.worker)?;
-        let planned = records.plan(spec, of)?;
-        let assignment = planned.into_iter().find(|it| it.worker == check.worker)?;
+        let work = records.work(spec, check.round, check.worker)?;
         let beacon = beacon_of(records, record, of, check)?;
         let (count, of_all) = (spec.verification.replay_chunks, layout.chunk_count() as u32);
         let chunks = beacon.replay_chunks(check.worker, count, of_all);
-        Some(Self { spec, layout, of, check, signed, assignment, chunks })
+        Some(Self { spec, layout, of, check, work, chunks })
     }
 
     fn at(&self) -> At {
@@ -459,7 +455,7 @@ impl<'a> Decided<'a> {
         judgement: &Judgement,
         pair: Pair<'_>,
     ) -> Result<Judged, String> {
-        if evidence.commitment != *self.signed || evidence.replay != judgement.replay {
+        if evidence.commitment != self.work.commitment || evidence.replay != judgement.replay {
             return Err("evidence of the recorded commitment and replay".to_owned());
         }
         let case = self.case();
@@ -471,8 +467,7 @@ impl<'a> Decided<'a> {
     /// As whoever is accused by it, or votes on that, is shown it.
     fn case(&self) -> Case {
         Case {
-            commitment: self.signed.clone(),
-            assignment: self.assignment.clone(),
+            work: self.work.clone(),
             chunks: self.chunks.clone(),
             judgements: self.check.judgements.clone(),
             attending: self.of.attending.clone(),

@@ -357,8 +357,8 @@ impl World {
     /// As the coordinator's shell does it.
     fn compare(&mut self, order: Comparison) -> Input {
         let Comparison { id, case, replay } = order;
-        let (commitment, chunks) = (case.commitment.clone(), case.chunks.clone());
-        let (verifier, start) = (replay.verifier, case.assignment.theta);
+        let (commitment, chunks) = (case.work.commitment.clone(), case.chunks.clone());
+        let (verifier, start) = (replay.verifier, case.work.assignment.theta);
         let ReplayEnd::At(end) = replay.replayed.end else { panic!("replays end somewhere") };
         let EndState { theta, moments } = end;
         let claimed = &commitment.commitment;
@@ -402,7 +402,7 @@ impl World {
         let blobs = self.shown(case);
         let terms = &self.spec.verification;
         let liars = evidence::false_ends(case, &blobs, &self.layout, terms);
-        Input::JudgesCompared { commitment: case.commitment.digest(), liars }
+        Input::JudgesCompared { commitment: case.work.commitment.digest(), liars }
     }
 
     /// Noise that depends on worker and round, encoded as an update.

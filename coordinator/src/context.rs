@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use manyhands_chain_client::{BlockRef, ChainClient};
 use manyhands_gradient::Layout;
+use manyhands_gradient::codec::payload_bytes_max;
 use manyhands_network::data::{DataHandle, Source};
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::run_file::RunSpec;
@@ -38,6 +39,10 @@ impl Context {
     /// Bytes of θ and of every other canonical vector.
     pub(crate) fn vector_bytes(&self) -> u64 {
         self.layout.vector_len() as u64 * 4
+    }
+
+    pub(crate) fn payload_bytes_max(&self) -> u64 {
+        payload_bytes_max(&self.layout, self.spec.codec.profile) as u64
     }
 }
 

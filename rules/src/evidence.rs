@@ -31,7 +31,7 @@ impl<'a> Subject<'a> {
     pub fn of(case: &'a Case, layout: &'a Layout, terms: &Verification) -> Self {
         Self {
             layout,
-            start: case.assignment.theta,
+            start: case.work.assignment.theta,
             chunks: &case.chunks,
             exact: terms.fingerprint.is_some(),
         }
@@ -248,13 +248,9 @@ pub fn check_case(
     layout: &Layout,
     terms: &Verification,
 ) -> Result<(), String> {
-    let Case { commitment, assignment, chunks, judgements, .. } = case;
-    if commitment.run != run || !commitment.verify() {
-        return Err("the commitment is not the worker's".to_owned());
-    }
-    if assignment.digest() != commitment.commitment.assignment {
-        return Err("the worker committed to the work of another assignment".to_owned());
-    }
+    let Case { work, chunks, judgements, .. } = case;
+    work.check(run).map_err(|error| error.to_string())?;
+    let commitment = &work.commitment;
     let drawn = (terms.replay_chunks as usize).min(layout.chunk_count());
     if chunks.len() != drawn || !chunks.is_sorted_by(|one, other| one < other) {
         return Err(format!("expected {drawn} chunks, got {}", chunks.len()));
@@ -344,7 +340,7 @@ fn own<'a>(
     judgement: &Judgement,
 ) -> Option<&'a ReplayEvidence> {
     let evidence = evidence.get(&judgement.evidence?)?;
-    let is_its = evidence.commitment == case.commitment && evidence.replay == judgement.replay;
+    let is_its = evidence.commitment == case.work.commitment && evidence.replay == judgement.replay;
     is_its.then_some(evidence)
 }
 
@@ -357,7 +353,7 @@ pub fn false_ends(
     terms: &Verification,
 ) -> Vec<NodeId> {
     let subject = Subject::of(case, layout, terms);
-    let claimed = case.commitment.commitment.end();
+    let claimed = case.work.commitment.commitment.end();
     let own = |judgement: &Judgement| own(case, evidence, judgement);
     let any = case.judgements.iter().filter_map(own).find(|evidence| evidence.opened.is_some());
     let (mut verifiers, mut ended) = (Vec::new(), Vec::new());

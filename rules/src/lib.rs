@@ -18,4 +18,5 @@ pub mod requirements;
 pub mod reward;
 pub mod run_id;
 pub mod sampling;
+pub mod update_evidence;
 pub mod worker;

@@ -1,9 +1,7 @@
 //! Who judges a worker's round, and what follows from what they find. One verifier's word lets a round pass;
 //! it takes two to find against it, where two were there to be asked.
 
-use manyhands_proto::message::{
-    Assignment, Distances, NumericClass, SignedCommitment, SignedReplay,
-};
+use manyhands_proto::message::{Distances, NumericClass, SignedReplay, Work};
 use manyhands_proto::run_file::Verification;
 use manyhands_proto::{ChunkIndex, Digest, NodeId, Round};
 use serde::{Deserialize, Serialize};
@@ -113,9 +111,7 @@ impl Judged {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Case {
-    pub commitment: SignedCommitment,
-    /// What it was for; worker and verifiers name its digest.
-    pub assignment: Assignment,
+    pub work: Work,
     /// The drawn chunks, ascending.
     pub chunks: Vec<ChunkIndex>,
     pub judgements: Vec<Judgement>,
@@ -125,17 +121,17 @@ pub struct Case {
 
 impl Case {
     pub fn round(&self) -> Round {
-        self.commitment.commitment.round
+        self.work.round()
     }
 
     pub fn worker(&self) -> NodeId {
-        self.commitment.worker
+        self.work.worker()
     }
 
     /// The machines of the worker and of a verifier that was there.
     pub fn pair(&self, verifier: NodeId) -> Option<Pair<'_>> {
         let attendee = self.attending.iter().find(|it| it.verifier == verifier)?;
-        Some(Pair { worker: &self.assignment.class, verifier: &attendee.class })
+        Some(Pair { worker: &self.work.assignment.class, verifier: &attendee.class })
     }
 
     /// Compact JSON, fields in the order of their declaration.

@@ -166,7 +166,7 @@ pub enum Outcome {
     /// The payload is not what the codec can have written.
     Malformed(String),
     /// The opened chunks do not encode to the payload.
-    CodecFault(String),
+    CodecFault(CodecFault),
     /// A replay came out elsewhere.
     ReplayFault(Distances),
     /// Drawn chunks were not opened.
@@ -186,8 +186,8 @@ impl fmt::Display for Outcome {
             Self::NotCommitted => f.write_str("did not commit"),
             Self::NotUploaded => f.write_str("committed and did not upload"),
             Self::Malformed(reason) => write!(f, "the payload is malformed: {reason}"),
-            Self::CodecFault(reason) => {
-                write!(f, "the update is not what its states encode to: {reason}")
+            Self::CodecFault(fault) => {
+                write!(f, "the update is not what its states encode to: {}", fault.reason)
             }
             Self::ReplayFault(distances) if distances.delta < 1_000.0 => write!(
                 f,
@@ -219,6 +219,15 @@ impl Outcome {
             | Self::Irreproducible => None,
         }
     }
+}
+
+/// A chunk of an update that does not follow from its worker's states.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CodecFault {
+    pub reason: String,
+    /// The blob that shows it ([`crate::update_evidence`]).
+    pub evidence: Digest,
 }
 
 /// What a worker did.
@@ -310,7 +319,7 @@ impl Check {
 #[serde(rename_all = "snake_case", tag = "kind", content = "detail")]
 pub enum Finding {
     CodecPassed,
-    CodecFault(String),
+    CodecFault(CodecFault),
     ReplayPassed(Distances),
     ReplayFault(Distances),
     Withheld(String),

@@ -12,7 +12,7 @@ use manyhands_rules::coordinator::{
 };
 use manyhands_rules::panel::{Judged, Judgement};
 use manyhands_rules::quarantine::step_sequences;
-use manyhands_rules::record::{Entropy, RoundRecord};
+use manyhands_rules::record::{CodecFault, Entropy, RoundRecord};
 use manyhands_rules::worker::{self, Exit};
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -373,7 +373,8 @@ impl World {
                 let result = match self.node(check.worker).adversary {
                     Some(Adversary::NeverOpens) => return,
                     Some(Adversary::ForgesPayload) => {
-                        CodecResult::Fault("chunk 3 differs".to_owned())
+                        let reason = "chunk 3 differs".to_owned();
+                        CodecResult::Fault(CodecFault { reason, evidence: Digest::of(b"chunk 3") })
                     }
                     Some(_) | None => CodecResult::Passed,
                 };
@@ -409,7 +410,8 @@ impl World {
                     Some(Adversary::PassesEverybody) => worker.adversary.is_some(),
                     Some(_) | None => false,
                 };
-                let (commitment, liars) = (case.commitment.digest(), judges.filter(lies).collect());
+                let (commitment, liars) =
+                    (case.work.commitment.digest(), judges.filter(lies).collect());
                 (300, Input::JudgesCompared { commitment, liars })
             }
             Effect::ReportVerifier { end, .. } => {

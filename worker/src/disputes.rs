@@ -12,12 +12,14 @@ use manyhands_chain_client::types::{FaultKind, Finding, Run, Stage};
 use manyhands_chain_client::{
     Accusation, ChainClient, ChainState, Dispute, ReadError, SubmitError,
 };
+use manyhands_gradient::codec::payload_bytes_max;
 use manyhands_network::data::{FetchError, FetchRequest, Refusal, SourceError};
-use manyhands_proto::message::{ReplayEnd, ReplayEvidence, Role};
-use manyhands_proto::{Balance, Digest};
+use manyhands_proto::message::{ReplayEnd, ReplayEvidence, Role, UpdateEvidence};
+use manyhands_proto::{Balance, Digest, NodeId, Round};
 use manyhands_rules::evidence::{bytes_max, case_bytes_max, check_case, false_ends, proven};
 use manyhands_rules::panel::{Case, Judged, Judgement, agreed};
 use manyhands_rules::reward::layout;
+use manyhands_rules::update_evidence::{self, find_fault};
 use tokio::time::Instant;
 
 use crate::context::{Context, WorkerEvent};
@@ -249,8 +251,10 @@ async fn opinion(
     dispute: &Dispute,
 ) -> Result<Result<Opinion, Unseen>, ReadError> {
     match dispute.accusation {
-        // The coordinator finds it by itself, and shows it to nobody yet.
-        Accusation::Worker { kind: FaultKind::Codec, .. } => return Ok(Ok(Opinion::None)),
+        Accusation::Worker { worker, round, kind: FaultKind::Codec } => {
+            let found = update_fault(context, (worker, round), dispute.evidence_digest).await;
+            return Ok(found);
+        }
         Accusation::Worker { kind: FaultKind::Equivocation, .. } => {
             let reason = "nothing in a run finds such a fault".to_owned();
             return Ok(Ok(Opinion::Innocent(reason)));
@@ -325,6 +329,41 @@ async fn opinion(
             }
         }
     }))
+}
+
+/// What the evidence shows of an update that the coordinator found a fault in.
+async fn update_fault(
+    context: &Context,
+    about: (NodeId, Round),
+    digest: Digest,
+) -> Result<Opinion, Unseen> {
+    let (layout, terms) = (layout(&context.spec.model), &context.spec.codec);
+    let bytes = shown(context, digest, update_evidence::bytes_max(&layout)).await?;
+    let evidence = match UpdateEvidence::parse(&bytes) {
+        Ok(evidence) => evidence,
+        Err(error) => return Ok(Opinion::Innocent(error.to_string())),
+    };
+    let work = &evidence.work;
+    if (work.worker(), work.round()) != about {
+        return Ok(Opinion::Innocent("the evidence is of another round".to_owned()));
+    }
+    let payload_max = payload_bytes_max(&layout, terms.profile) as u64;
+    let commitment = &work.commitment.commitment;
+    let payload = if commitment.payload_bytes > payload_max {
+        // What was committed to says it all.
+        None
+    } else {
+        Some(shown(context, commitment.payload, payload_max).await?)
+    };
+    let returned = match work.returned_payload().filter(|_| evidence.opened.is_some()) {
+        None => None,
+        Some(digest) => Some(shown(context, digest, payload_max).await?),
+    };
+    let payloads = (payload.as_deref(), returned.as_deref());
+    Ok(match find_fault(&evidence, context.run, (&layout, terms), payloads) {
+        Ok(fault) => Opinion::Guilty(fault),
+        Err(reason) => Opinion::Innocent(reason),
+    })
 }
 
 /// What follows from what this verifier found itself, if it was asked, from what the evidence of others proves, and from how
@@ -406,9 +445,9 @@ fn is_withheld(error: &SourceError) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use manyhands_proto::RunId;
     use manyhands_proto::keys::NodeKey;
     use manyhands_proto::message::{Distances, EndState, Replayed, SignedReplay};
-    use manyhands_proto::{Round, RunId};
 
     use super::*;
 

@@ -161,7 +161,7 @@ fn reason(records: &[RoundRecord], worker: NodeId, round: Round) -> String {
     let mut own = checks.filter(|check| check.worker == worker && check.round == round);
     let found = own.find_map(|check| match &check.finding {
         Finding::ReplayFault(distances) => Some(Outcome::ReplayFault(*distances)),
-        Finding::CodecFault(why) => Some(Outcome::CodecFault(why.clone())),
+        Finding::CodecFault(fault) => Some(Outcome::CodecFault(fault.clone())),
         Finding::CodecPassed
         | Finding::ReplayPassed(_)
         | Finding::Withheld(_)

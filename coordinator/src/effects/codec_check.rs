@@ -1,28 +1,33 @@
-//! The exact codec check: drawn chunks of the worker's states must encode to what it sent.
+//! The exact codec check: drawn chunks of the worker's states must encode to what it sent. Of the first that does not,
+//! what was opened is kept, so that anybody can see it.
 
 use std::sync::Arc;
 
-use manyhands_gradient::codec::{Endpoints, OpenedChunk, Update, UpdateCodec};
-use manyhands_gradient::error_feedback::add_sent_to_chunk;
+use bytes::Bytes;
+use manyhands_gradient::codec::Update;
 use manyhands_gradient::{CHUNK, chunk_energies, vector};
-use manyhands_network::data::FetchRequest;
-use manyhands_proto::tree::GROUP_BYTES;
+use manyhands_network::data::{Access, FetchRequest};
+use manyhands_proto::message::{OpenedStates, UpdateEvidence, Work};
+use manyhands_proto::tree::Openings;
 use manyhands_proto::{ChunkIndex, Digest, NodeId};
 use manyhands_rules::coordinator::{CodecCheck, CodecResult, Input};
 use manyhands_rules::evidence::theta_groups;
+use manyhands_rules::record::CodecFault;
+use manyhands_rules::update_evidence::{States, check_states};
 
 use super::openings::{Blob, NotOpened, open as open_groups};
 use super::{Done, EffectError, blocking};
 use crate::context::Context;
+use crate::journal::{BlobKind, BlobNote};
 use crate::retry::Backoff;
 use crate::store::ReadBlobError;
 
-/// One chunk of each state, as the worker opened it against its commitments.
+/// The drawn chunks of each state, as the worker opened them against its commitments.
 struct Opened {
-    chunk: ChunkIndex,
-    theta_end: Vec<f32>,
-    error_in: Vec<f32>,
-    error_next: Vec<f32>,
+    end: Openings,
+    /// None for a fresh start.
+    error_in: Option<Openings>,
+    error_next: Openings,
 }
 
 /// What the worker opened instead of what it committed to.
@@ -34,37 +39,45 @@ pub(super) async fn check(context: &Arc<Context>, check: CodecCheck) -> Result<D
         Ok(result) => result,
         Err(Withheld(reason)) => CodecResult::Withheld(reason),
     };
-    Ok(Input::CodecChecked { round, worker, result }.into())
+    let blobs = match &result {
+        CodecResult::Fault(CodecFault { evidence, .. }) => {
+            vec![BlobNote { digest: *evidence, kind: BlobKind::Evidence, round }]
+        }
+        CodecResult::Passed | CodecResult::Withheld(_) => Vec::new(),
+    };
+    Ok(Done { input: Input::CodecChecked { round, worker, result }, blobs })
 }
 
 async fn run(
     context: &Arc<Context>,
     check: CodecCheck,
 ) -> Result<Result<CodecResult, Withheld>, EffectError> {
-    let (own, order) = (context.clone(), check.clone());
+    let CodecCheck { worker, beacon, work, .. } = check;
+    let own = context.clone();
+    let payload = work.commitment.commitment.payload;
     let (update, drawn) = blocking(move || {
-        let update = stored_update(&own, order.payload)?;
+        let update = stored_update(&own, payload)?;
         let count = own.spec.verification.codec_chunks;
-        let drawn =
-            order.beacon.codec_chunks(order.worker, count, &chunk_energies(&own.layout, &update));
+        let drawn = beacon.codec_chunks(worker, count, &chunk_energies(&own.layout, &update));
         Ok::<_, EffectError>((update, drawn))
     })
     .await??;
-    let returned = match check.error.and_then(|error| error.returned_payload) {
+    let returned = match work.returned_payload() {
         None => None,
-        Some(payload) => match returned_update(context, payload, check.worker).await? {
+        Some(payload) => match returned_update(context, payload, worker).await? {
             Ok(update) => Some(update),
             Err(withheld) => return Ok(Err(withheld)),
         },
     };
-    let opened = match open(context, &check, &drawn).await {
+    let opened = match open(context, &work, &drawn).await {
         Ok(opened) => opened,
         Err(withheld) => return Ok(Err(withheld)),
     };
     let context = context.clone();
     blocking(move || {
-        let theta = context.store.theta(check.theta)?;
-        Ok(Ok(judge(&context, &theta, &update, returned.as_ref(), opened)))
+        let theta = context.store.theta(work.assignment.theta)?;
+        let updates = (&update, returned.as_ref());
+        Ok(Ok(judge(&context, &theta, work, updates, (&drawn, &opened))?))
     })
     .await?
 }
@@ -88,8 +101,7 @@ async fn returned_update(
         let own = context.clone();
         return Ok(Ok(blocking(move || stored_update(&own, payload)).await??));
     }
-    let profile = context.spec.codec.profile;
-    let length_max = manyhands_gradient::codec::payload_bytes_max(&context.layout, profile) as u64;
+    let (profile, length_max) = (context.spec.codec.profile, context.payload_bytes_max());
     let mut backoff = Backoff::for_peers();
     loop {
         let source = context.whereabouts.of(worker);
@@ -108,29 +120,17 @@ async fn returned_update(
 }
 
 /// Opens the drawn chunks of θ_H, e_in and e_next.
-async fn open(
-    context: &Context,
-    check: &CodecCheck,
-    drawn: &[ChunkIndex],
-) -> Result<Vec<Opened>, Withheld> {
-    let theta_end = open_vector(context, check.worker, ("θ_H", check.theta_end), drawn).await?;
-    let error_next =
-        open_vector(context, check.worker, ("e_next", check.error_next), drawn).await?;
-    let error_in = match check.error {
-        None => vec![vec![0.0; CHUNK]; drawn.len()],
-        Some(error) => open_vector(context, check.worker, ("e_in", error.digest), drawn).await?,
-    };
-    Ok(drawn
-        .iter()
-        .zip(theta_end)
-        .zip(error_in.into_iter().zip(error_next))
-        .map(|((&chunk, theta_end), (error_in, error_next))| Opened {
-            chunk,
-            theta_end,
-            error_in,
-            error_next,
-        })
-        .collect())
+async fn open(context: &Context, work: &Work, drawn: &[ChunkIndex]) -> Result<Opened, Withheld> {
+    let of = work.worker();
+    let commitment = &work.commitment.commitment;
+    Ok(Opened {
+        end: open_vector(context, of, ("θ_H", commitment.theta), drawn).await?,
+        error_next: open_vector(context, of, ("e_next", commitment.error), drawn).await?,
+        error_in: match &work.head {
+            None => None,
+            Some(head) => Some(open_vector(context, of, ("e_in", head.error), drawn).await?),
+        },
+    })
 }
 
 async fn open_vector(
@@ -138,43 +138,44 @@ async fn open_vector(
     of: NodeId,
     (name, digest): (&str, Digest),
     drawn: &[ChunkIndex],
-) -> Result<Vec<Vec<f32>>, Withheld> {
+) -> Result<Openings, Withheld> {
     let blob = Blob { of, name, digest, bytes: context.vector_bytes() };
     let opened = open_groups(context, blob, &theta_groups(drawn), None).await;
-    let opened = opened.map_err(|NotOpened(reason)| Withheld(reason))?;
-    Ok(opened.groups.iter().map(|group| vector::floats(&group.bytes)).collect())
+    opened.map_err(|NotOpened(reason)| Withheld(reason))
 }
 
 fn judge(
     context: &Context,
-    theta: &[u8],
-    update: &Update,
-    returned: Option<&Update>,
-    opened: Vec<Opened>,
-) -> CodecResult {
-    let terms = &context.spec.codec;
-    let codec = UpdateCodec::new(terms.profile, terms.error_decay)
-        .expect("β was checked when the run's file was read");
-    for Opened { chunk, theta_end, mut error_in, error_next } in opened {
-        if let Some(returned) = returned {
-            add_sent_to_chunk(&context.layout, &mut error_in, returned, chunk);
-        }
-        let start = chunk.0 as usize * GROUP_BYTES as usize;
-        let theta_start = vector::floats(&theta[start..start + GROUP_BYTES as usize]);
-        let ends = Endpoints { start: &theta_start, end: &theta_end };
-        let opened = OpenedChunk { error_in: &error_in, ends };
-        let expected = match codec.check_chunk(&context.layout, update, chunk, opened) {
-            Ok(expected) => expected,
-            Err(mismatch) => return CodecResult::Fault(mismatch.to_string()),
+    theta: &Bytes,
+    work: Work,
+    updates: (&Update, Option<&Update>),
+    (drawn, opened): (&[ChunkIndex], &Opened),
+) -> Result<CodecResult, EffectError> {
+    let Opened { end, error_in, error_next } = opened;
+    let start = Openings::of(theta, &theta_groups(drawn)).expect("drawn chunks are chunks of θ");
+    for (at, &chunk) in drawn.iter().enumerate() {
+        let values = |openings: &Openings| vector::floats(&openings.groups[at].bytes);
+        let states = States {
+            start: values(&start),
+            end: values(end),
+            error_in: error_in.as_ref().map_or_else(|| vec![0.0; CHUNK], values),
+            error_next: values(error_next),
         };
-        let differs =
-            expected.iter().zip(&error_next).position(|(a, b)| a.to_bits() != b.to_bits());
-        if let Some(index) = differs {
-            return CodecResult::Fault(format!(
-                "chunk {}: e_next does not follow from its opened states, from index {index} on",
-                chunk.0
-            ));
-        }
+        let checked = check_states(&context.layout, &context.spec.codec, updates, (chunk, &states));
+        let Err(reason) = checked else { continue };
+        let only = |openings: &Openings| Openings {
+            length: openings.length,
+            groups: vec![openings.groups[at].clone()],
+        };
+        let opened = OpenedStates {
+            start: only(&start),
+            end: only(end),
+            error_in: error_in.as_ref().map(only),
+            error_next: only(error_next),
+        };
+        let shown = UpdateEvidence { work, opened: Some(opened) };
+        let evidence = context.store.insert(&shown.to_bytes(), Access::Nobody)?;
+        return Ok(CodecResult::Fault(CodecFault { reason, evidence }));
     }
-    CodecResult::Passed
+    Ok(CodecResult::Passed)
 }

@@ -46,7 +46,7 @@ async fn run(context: &Arc<Context>, order: Comparison) -> Result<Compared, Effe
         ReplayEnd::Nowhere => return judge(context, order, None).await,
         ReplayEnd::Withheld(reason) => return Ok(Compared::Withheld(reason.clone())),
     };
-    let claimed = order.case.commitment.commitment.end();
+    let claimed = order.case.work.commitment.commitment.end();
     // Checks have this time; a verifier's own work and another's come out of it too.
     let quarter = Duration::from_millis(context.spec.round.check_ms / 4);
     if replayed == claimed {
@@ -111,7 +111,7 @@ async fn judge(
     ends: Option<(OpenedEnd, OpenedEnd)>,
 ) -> Result<Compared, EffectError> {
     let Comparison { case, replay, .. } = order;
-    let start = case.assignment.theta;
+    let start = case.work.assignment.theta;
     let context = context.clone();
     blocking(move || {
         let opened = match ends {
@@ -131,8 +131,11 @@ async fn judge(
                 Some(OpenedEnds { start, claimed, replayed })
             }
         };
-        let evidence =
-            ReplayEvidence { commitment: case.commitment.clone(), replay: replay.clone(), opened };
+        let evidence = ReplayEvidence {
+            commitment: case.work.commitment.clone(),
+            replay: replay.clone(),
+            opened,
+        };
         let subject = Subject::of(&case, &context.layout, &context.spec.verification);
         let distances = match distances(&evidence, subject) {
             Ok(distances) => distances,

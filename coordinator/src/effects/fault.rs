@@ -7,8 +7,7 @@ use std::time::Duration;
 use manyhands_chain_client::types::{self, FaultState};
 use manyhands_chain_client::{Accusation, ChainClient, ReadError, SubmitError};
 use manyhands_network::data::Access;
-use manyhands_proto::{Balance, Digest};
-use manyhands_rules::panel::Case;
+use manyhands_proto::{Balance, Digest, Round};
 use manyhands_rules::record::FaultKind;
 
 use super::EffectError;
@@ -48,11 +47,10 @@ pub(super) const fn kind_on_chain(kind: FaultKind) -> types::FaultKind {
     }
 }
 
-/// Shows everybody what verifiers found: whoever votes on an accusation looks at it first.
-pub(super) fn show(context: &Context, case: Option<&Case>) -> Result<Vec<BlobNote>, EffectError> {
-    let Some(case) = case else { return Ok(Vec::new()) };
-    let digest = context.store.insert(&case.canonical_bytes(), Access::Everyone)?;
-    Ok(vec![BlobNote { digest, kind: BlobKind::Evidence, round: case.round() }])
+/// Shows everybody what an accusation follows from: whoever votes on it looks at it first.
+pub(super) fn show(context: &Context, round: Round, shown: &[u8]) -> Result<BlobNote, EffectError> {
+    let digest = context.store.insert(shown, Access::Everyone)?;
+    Ok(BlobNote { digest, kind: BlobKind::Evidence, round })
 }
 
 /// Ends when the chain has decided, with what it took from the stake or bond.

@@ -19,7 +19,7 @@ pub(super) async fn compare(context: &Arc<Context>, case: Case) -> Result<Done, 
         let evidence = stored_evidence(&context, &case)?;
         let terms = &context.spec.verification;
         let liars = false_ends(&case, &evidence, &context.layout, terms);
-        let commitment = case.commitment.digest();
+        let commitment = case.work.commitment.digest();
         Ok(Input::JudgesCompared { commitment, liars }.into())
     })
     .await?

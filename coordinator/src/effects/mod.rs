@@ -114,10 +114,11 @@ pub(crate) async fn perform(context: Arc<Context>, effect: Effect) -> Result<Don
             Ok(anchor::anchor(&context, anchor::Anchored { round, stage, digest }).await.into())
         }
         Effect::Settle(record) => settle::settle(&context, *record).await,
-        Effect::ReportFault { round, worker, kind, evidence, case } => {
+        Effect::ReportFault { round, worker, kind, evidence, shown } => {
             let kind = fault::kind_on_chain(kind);
             let accusation = Accusation::Worker { worker, round, kind };
-            let blobs = fault::show(&context, case.as_deref())?;
+            let shown = shown.map(|shown| fault::show(&context, round, &shown.to_bytes()));
+            let blobs = shown.transpose()?.into_iter().collect();
             let slashed = fault::carry_through(&context, accusation, evidence).await;
             Ok(Done { input: Input::FaultSettled { round, worker, slashed }, blobs })
         }
@@ -125,7 +126,7 @@ pub(crate) async fn perform(context: Arc<Context>, effect: Effect) -> Result<Don
         Effect::ReportVerifier { end, case } => {
             let FalseEnd { round, worker, verifier } = end;
             let accusation = Accusation::Verifier { verifier, worker, round };
-            let blobs = fault::show(&context, Some(&case))?;
+            let blobs = vec![fault::show(&context, round, &case.canonical_bytes())?];
             let slashed = fault::carry_through(&context, accusation, case.digest()).await;
             Ok(Done { input: Input::VerifierSettled { end, slashed }, blobs })
         }

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use manyhands_gradient::codec::{Update, payload_bytes_max};
 use manyhands_network::data::{Access, FetchError, FetchRequest, SourceError};
 use manyhands_proto::{Digest, NodeId, Round};
 use manyhands_rules::coordinator::Input;
+use manyhands_rules::update_evidence::{check_length, parse_payload};
 
 use super::{Done, EffectError, blocking};
 use crate::context::Context;
@@ -29,10 +28,8 @@ pub(super) struct Order {
 pub(super) async fn fetch(context: &Arc<Context>, order: Order) -> Result<Done, EffectError> {
     let Order { round, worker, payload, payload_bytes } = order;
     let arrived = |result| Input::PayloadArrived { round, worker, result };
-    let length_max = payload_bytes_max(&context.layout, context.spec.codec.profile) as u64;
-    if payload_bytes > length_max {
-        let reason =
-            format!("a payload has at most {length_max} bytes, it committed {payload_bytes}");
+    let (terms, length_max) = (&context.spec.codec, context.payload_bytes_max());
+    if let Err(reason) = check_length(&context.layout, terms, payload_bytes) {
         return Ok(arrived(Err(reason)).into());
     }
     let mut backoff = Backoff::for_peers();
@@ -58,25 +55,13 @@ pub(super) async fn fetch(context: &Arc<Context>, order: Order) -> Result<Done, 
         if !context.store.contains(payload) {
             context.store.insert(&kept, Access::Nobody)?;
         }
-        Ok::<_, EffectError>(judge(&context, &kept, payload_bytes))
+        let parsed = parse_payload(&context.layout, &context.spec.codec, payload_bytes, &kept);
+        Ok::<_, EffectError>(parsed.map(|_| ()))
     })
     .await??;
     metrics::counter!(crate::metrics::PAYLOAD_BYTES).increment(bytes.len() as u64);
     let note = BlobNote { digest: payload, kind: BlobKind::Payload, round };
     Ok(Done { input: arrived(result), blobs: vec![note] })
-}
-
-fn judge(context: &Context, bytes: &Bytes, committed: u64) -> Result<(), String> {
-    if bytes.len() as u64 != committed {
-        return Err(format!(
-            "it committed a payload of {committed} bytes and sent {}",
-            bytes.len()
-        ));
-    }
-    match Update::parse(bytes, &context.layout, context.spec.codec.profile) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(error.to_string()),
-    }
 }
 
 /// The length of a blob that is too long to be a payload.

@@ -3,11 +3,12 @@
 use manyhands_coordinator::{read_record, service::records_folder};
 use manyhands_gradient::codec::Update;
 use manyhands_gradient::{Layout, initial_theta, vector};
-use manyhands_proto::message::{Distances, ReplayEvidence, Reply, Request, Role};
+use manyhands_proto::message::{Distances, ReplayEvidence, Reply, Request, Role, UpdateEvidence};
 use manyhands_proto::{ChunkIndex, Digest, NodeId, Round};
 use manyhands_rules::evidence::{Subject, distances};
 use manyhands_rules::panel::Judged;
 use manyhands_rules::record::{Finding, Outcome, RoundRecord};
+use manyhands_rules::update_evidence::find_fault;
 use manyhands_rules::worker::Exit;
 
 use crate::peer::{Conduct, key};
@@ -88,7 +89,9 @@ async fn a_forged_error_buffer_and_a_garbage_payload_are_faults_and_the_round_me
     let completed = within("the run", world.handle().wait_complete()).await.expect("complete");
     let records = records(&world, completed.rounds);
     assert_eq!(outcome(&records[0], key(1).node_id()), &Outcome::Admitted);
-    assert!(matches!(outcome(&records[0], key(2).node_id()), Outcome::CodecFault(_)));
+    let Outcome::CodecFault(fault) = outcome(&records[0], key(2).node_id()) else {
+        panic!("it is found: {:?}", records[0].results)
+    };
     assert!(matches!(outcome(&records[0], key(3).node_id()), Outcome::Malformed(_)));
     let [_, honest, forger, garbage] = peers;
     assert!(matches!(honest.await.expect("no panic").exit, Exit::Complete { .. }));
@@ -97,6 +100,17 @@ async fn a_forged_error_buffer_and_a_garbage_payload_are_faults_and_the_round_me
     }
     let faults = world.status().await.run.faults;
     assert_eq!(faults.len(), 2);
+    // Anybody can see that it is so.
+    let stranger = world.peer(201, Role::Worker, Conduct::Honest).await;
+    let layout = Layout::of(&world.spec.model).expect("layout");
+    let shown = within("evidence", stranger.fetch(fault.evidence)).await.expect("public");
+    let shown = UpdateEvidence::parse(&shown).expect("evidence");
+    assert_eq!(shown.work.worker(), key(2).node_id());
+    let payload = shown.work.commitment.commitment.payload;
+    let payload = within("a payload", stranger.fetch(payload)).await.expect("public");
+    let (run, terms) = (shown.work.commitment.run, (&layout, &world.spec.codec));
+    let found = find_fault(&shown, run, terms, (Some(&payload), None));
+    assert_eq!(found, Ok(fault.reason.clone()));
     assert_eq!(follow(&world, &records).await, completed.theta);
 }
 

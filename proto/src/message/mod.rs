@@ -21,7 +21,10 @@ pub use envelope::{
     Announcement, Heading, OpenError, SealError, Signed, open_announcement, open_reply,
     open_request, request_digest, seal_announcement, seal_reply, seal_request,
 };
-pub use evidence::{OpenedEnd, OpenedEnds, ParseEvidenceError, ReplayEvidence};
+pub use evidence::{
+    OpenedEnd, OpenedEnds, OpenedStates, ParseEvidenceError, ReplayEvidence, UpdateEvidence, Work,
+    WorkError,
+};
 pub use replayed::{EndState, ReplayEnd, Replayed, SignedReplay};
 pub use types::*;
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use manyhands_proto::message::{
     Evaluate, Refusal, RefusalCode, Replay, ReplayEnd, ReplayOutcome, SignedCommitment,
-    SignedReplay, Start, Verdict,
+    SignedReplay, Start, Verdict, Work,
 };
 use manyhands_proto::run_file::Verification;
 use manyhands_proto::{ChunkIndex, Digest, NodeId, Round, Tick};
@@ -71,8 +71,11 @@ impl ReplayTask {
     /// What was found, and what it follows from.
     pub(super) fn case(&self, judgements: Vec<Judgement>) -> Case {
         Case {
-            commitment: self.signed.clone(),
-            assignment: self.replay.assignment.clone(),
+            work: Work {
+                commitment: self.signed.clone(),
+                assignment: self.replay.assignment.clone(),
+                head: self.replay.head.clone(),
+            },
             chunks: self.chunks.clone(),
             judgements,
             attending: self.classes.clone(),

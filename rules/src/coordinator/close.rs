@@ -11,7 +11,7 @@ use super::Coordinator;
 use super::audits::Asked;
 use super::faults::PendingFault;
 use super::input::{
-    CodecCheck, Contribution, Effect, ErrorBuffer, MergeOrder, MergeResult, RevocationOrder, Stage,
+    CodecCheck, Contribution, Effect, MergeOrder, MergeResult, RevocationOrder, Stage,
 };
 use super::membership::Head;
 use super::round::{OpenRound, Parameters, Phase};
@@ -565,23 +565,9 @@ impl Coordinator {
         };
         let beacon = Beacon::new(committed, entropy.value);
         for worker in round.codec_missing() {
-            let commitment = &round.commitments[&worker].commitment;
-            let error = round.heads.get(&worker).map(|head| ErrorBuffer {
-                digest: head.signed.commitment.error,
-                returned_payload: head
-                    .sent_values_returned
-                    .then_some(head.signed.commitment.payload),
-            });
-            wanted.push(Effect::CheckCodec(CodecCheck {
-                round: round.number,
-                worker,
-                beacon,
-                theta: round.theta,
-                payload: commitment.payload,
-                theta_end: commitment.theta,
-                error_next: commitment.error,
-                error,
-            }));
+            let work = round.work(worker).expect("whoever uploaded has committed");
+            let round = round.number;
+            wanted.push(Effect::CheckCodec(CodecCheck { round, worker, beacon, work }));
         }
     }
 

@@ -5,7 +5,7 @@ use manyhands_proto::{Balance, Digest, NodeId, Round, Tick};
 use serde::{Deserialize, Serialize};
 
 use super::Coordinator;
-use super::input::Effect;
+use super::input::{Effect, Shown};
 use super::status::EventKind;
 use crate::panel::Case;
 use crate::record::{FaultKind, Outcome, Revocation};
@@ -16,9 +16,9 @@ pub(super) struct PendingFault {
     pub(super) round: Round,
     pub(super) worker: NodeId,
     pub(super) kind: FaultKind,
-    /// What verifiers found; none of what the coordinator did.
-    case: Option<Box<Case>>,
     evidence: Digest,
+    /// What that is made of, unless it is there.
+    shown: Option<Shown>,
 }
 
 impl PendingFault {
@@ -28,7 +28,7 @@ impl PendingFault {
             worker: self.worker,
             kind: self.kind,
             evidence: self.evidence,
-            case: self.case.clone(),
+            shown: self.shown.clone(),
         }
     }
 }
@@ -52,18 +52,17 @@ impl Coordinator {
             (case.round(), case.worker()) == (round, worker) && found == outcome
         };
         let found = self.cases.iter().position(is_it);
-        let case = found.map(|at| Box::new(self.cases.swap_remove(at).1));
-        let evidence = match &case {
-            Some(case) => {
-                let evidence = case.digest();
-                self.evidence.push((round, evidence));
-                evidence
-            }
-            None => {
-                let told = serde_json::to_vec(&(self.run, round, worker, outcome));
-                Digest::of(&told.expect("ids and an outcome serialise"))
-            }
+        let case = found.map(|at| Shown::Case(Box::new(self.cases.swap_remove(at).1)));
+        let (evidence, shown) = if let Outcome::CodecFault(fault) = outcome {
+            // Kept when the chunk was opened.
+            (fault.evidence, None)
+        } else {
+            let work = || self.round.work(worker).filter(|work| work.round() == round);
+            let shown = case.or_else(|| work().map(|work| Shown::Work(Box::new(work))));
+            let shown = shown.expect("a fault is what verifiers found, or of the open round");
+            (Digest::of(&shown.to_bytes()), Some(shown))
         };
+        self.evidence.push((round, evidence));
         let barred = if kind.bars() { "is barred, " } else { "" };
         self.history.note(
             now,
@@ -71,7 +70,7 @@ impl Coordinator {
             format!("worker {} {barred}fault in round {round}: {what}", worker.short()),
         );
         self.history.note_fault(round, worker, what);
-        self.faults.push(PendingFault { round, worker, kind, case, evidence });
+        self.faults.push(PendingFault { round, worker, kind, evidence, shown });
     }
 
     /// What a merged round is found to be is no reason for a reward: it is forfeit, and the update is to be taken back.

@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 
 use manyhands_proto::message::{
-    Distances, Flagged, LossEffect, Merge, Request, Role, SignedReplay,
+    Distances, Flagged, LossEffect, Merge, Request, Role, SignedReplay, UpdateEvidence, Work,
 };
 use manyhands_proto::{Balance, Digest, NodeId, Round, TokenCount};
 use serde::{Deserialize, Serialize};
 
 use crate::draw::Beacon;
 use crate::panel::Case;
-use crate::record::{Entropy, FalseEnd, FaultKind, RoundRecord};
+use crate::record::{CodecFault, Entropy, FalseEnd, FaultKind, RoundRecord};
 
 /// Everything that can change the machine. Inputs carry digests and findings, never blobs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,7 +98,7 @@ pub struct Facts {
 pub enum CodecResult {
     Passed,
     /// The opened chunks do not encode to the payload.
-    Fault(String),
+    Fault(CodecFault),
     /// The worker opened something else than it committed to.
     Withheld(String),
 }
@@ -180,13 +180,33 @@ pub enum Effect {
         round: Round,
         worker: NodeId,
         kind: FaultKind,
+        /// A blob that everybody may see.
         evidence: Digest,
-        /// Whose digest the evidence is, if verifiers found it. Everybody may see it.
-        case: Option<Box<Case>>,
+        /// What the blob is made of, unless it is there.
+        shown: Option<Shown>,
     },
     CompleteRun {
         theta: Digest,
     },
+}
+
+/// What an accusation follows from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Shown {
+    /// What verifiers found.
+    Case(Box<Case>),
+    /// What a worker stands for: it is in what it did with it, or did not do.
+    Work(Box<Work>),
+}
+
+impl Shown {
+    /// The blob that everybody is shown.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Case(case) => case.canonical_bytes(),
+            Self::Work(work) => UpdateEvidence { work: (**work).clone(), opened: None }.to_bytes(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -194,14 +214,7 @@ pub struct CodecCheck {
     pub round: Round,
     pub worker: NodeId,
     pub beacon: Beacon,
-    /// θ_t.
-    pub theta: Digest,
-    pub payload: Digest,
-    /// Committed θ_H and e_next.
-    pub theta_end: Digest,
-    pub error_next: Digest,
-    /// e_in: none for a fresh start, which is all zeros.
-    pub error: Option<ErrorBuffer>,
+    pub work: Work,
 }
 
 /// Where a worker says its round ended, and where a verifier ended.
@@ -212,15 +225,6 @@ pub struct Comparison {
     /// What others found before.
     pub case: Case,
     pub replay: SignedReplay,
-}
-
-/// What e_in follows from.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct ErrorBuffer {
-    /// The head's e_next.
-    pub digest: Digest,
-    /// The head's payload, if its values return to the error buffer.
-    pub returned_payload: Option<Digest>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

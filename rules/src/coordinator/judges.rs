@@ -92,7 +92,8 @@ impl Coordinator {
         liars: Vec<NodeId>,
     ) {
         let waiting = &mut self.judges.contradictions;
-        let Some(at) = waiting.iter().position(|it| it.commitment.digest() == commitment) else {
+        let Some(at) = waiting.iter().position(|it| it.work.commitment.digest() == commitment)
+        else {
             return;
         };
         let case = waiting.remove(at);

@@ -30,8 +30,8 @@ use serde::{Deserialize, Serialize};
 
 pub use close::late_beacon;
 pub use input::{
-    CodecCheck, CodecResult, Compared, Comparison, Contribution, Effect, ErrorBuffer, Facts, Input,
-    MergeOrder, MergeResult, RevocationOrder, Stage,
+    CodecCheck, CodecResult, Compared, Comparison, Contribution, Effect, Facts, Input, MergeOrder,
+    MergeResult, RevocationOrder, Shown, Stage,
 };
 pub use round::Phase;
 pub use status::{EventKind, MemberStatus, RoundStatus, Status};

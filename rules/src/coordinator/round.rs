@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use manyhands_proto::message::{Assignment, CommitSet, Role, SignedCommitment, WaitReason};
+use manyhands_proto::message::{Assignment, CommitSet, Role, SignedCommitment, WaitReason, Work};
 use manyhands_proto::{Digest, NodeId, Round, Tick};
 use serde::{Deserialize, Serialize};
 
@@ -238,7 +238,7 @@ impl OpenRound {
         };
         match self.codec.get(&worker) {
             None => return Outcome::Withheld("did not open the drawn chunks in time".to_owned()),
-            Some(CodecResult::Fault(reason)) => return Outcome::CodecFault(reason.clone()),
+            Some(CodecResult::Fault(fault)) => return Outcome::CodecFault(fault.clone()),
             Some(CodecResult::Withheld(reason)) => return Outcome::Withheld(reason.clone()),
             Some(CodecResult::Passed) => {}
         }
@@ -250,6 +250,15 @@ impl OpenRound {
         }
     }
 
+    /// What a worker stands for in this round, if it has committed.
+    pub(super) fn work(&self, worker: NodeId) -> Option<Work> {
+        Some(Work {
+            commitment: self.commitments.get(&worker)?.clone(),
+            assignment: self.assignments.get(&worker)?.clone(),
+            head: self.heads.get(&worker).map(|head| head.signed.commitment.clone()),
+        })
+    }
+
     pub(super) fn codec_checks(&self) -> impl Iterator<Item = Check> {
         self.codec.iter().map(|(&worker, result)| Check {
             round: self.number,
@@ -257,7 +266,7 @@ impl OpenRound {
             judgements: Vec::new(),
             finding: match result {
                 CodecResult::Passed => Finding::CodecPassed,
-                CodecResult::Fault(reason) => Finding::CodecFault(reason.clone()),
+                CodecResult::Fault(fault) => Finding::CodecFault(fault.clone()),
                 CodecResult::Withheld(reason) => Finding::Withheld(reason.clone()),
             },
         })

@@ -3,7 +3,7 @@ use std::ops::Range;
 use manyhands_gradient::CHUNK;
 use manyhands_proto::keys::NodeKey;
 use manyhands_proto::message::{
-    Assignment, Commitment, DeviceKind, OpenedEnds, SignedCommitment, Start,
+    Assignment, Commitment, DeviceKind, OpenedEnds, SignedCommitment, Start, Work,
 };
 use manyhands_proto::{Round, TokenCount};
 use proptest::prelude::*;
@@ -242,8 +242,11 @@ fn two_against(shown: &Shown) -> (Case, BTreeMap<Digest, ReplayEvidence>) {
     }
     let attendee = |id| Attendee { verifier: key(id).node_id(), class: class.clone() };
     let case = Case {
-        commitment: shown.evidence.commitment.clone(),
-        assignment: assignment(start),
+        work: Work {
+            commitment: shown.evidence.commitment.clone(),
+            assignment: assignment(start),
+            head: None,
+        },
         chunks: drawn(),
         judgements,
         attending: [2, 3].map(attendee).to_vec(),
@@ -261,10 +264,10 @@ fn a_case_is_what_its_worker_and_verifiers_signed() {
     let elsewhere = RunId::new([6; 32]);
     check_case(&case, elsewhere, &shown.layout, &terms()).expect_err("another run's");
     let changes: [fn(&mut Case); 10] = [
-        |case| case.commitment.commitment.tokens.0 += 1,
-        |case| case.commitment.commitment.first_sequence += 1,
-        |case| case.assignment.theta = Digest::of(b"other parameters"),
-        |case| case.assignment.steps -= 1,
+        |case| case.work.commitment.commitment.tokens.0 += 1,
+        |case| case.work.commitment.commitment.first_sequence += 1,
+        |case| case.work.assignment.theta = Digest::of(b"other parameters"),
+        |case| case.work.assignment.steps -= 1,
         |case| _ = case.chunks.pop(),
         |case| case.chunks.swap(0, 1),
         |case| case.judgements[1] = case.judgements[0].clone(),
@@ -272,7 +275,7 @@ fn a_case_is_what_its_worker_and_verifiers_signed() {
         |case| case.judgements[0].replay.replayed.round.0 += 1,
         |case| {
             let end = case.judgements[0].replay.replayed.end.clone();
-            case.judgements[0].replay = signed_by(1, end, case.assignment.theta);
+            case.judgements[0].replay = signed_by(1, end, case.work.assignment.theta);
         },
     ];
     for (at, change) in changes.into_iter().enumerate() {
@@ -308,17 +311,17 @@ fn only_what_the_evidence_bears_accuses() {
     let reason = "the moments".to_owned();
     let mut withheld = case.clone();
     withheld.judgements[0].replay =
-        signed_by(2, ReplayEnd::Withheld(reason.clone()), case.assignment.theta);
+        signed_by(2, ReplayEnd::Withheld(reason.clone()), case.work.assignment.theta);
     withheld.judgements[0].verdict = Judged::Withheld(reason);
     assert_eq!(accusing(&withheld, &all), 0, "it names an end near its own that there is not");
     withheld.judgements[1].near.clear();
     assert_eq!(accusing(&withheld, &all), 1);
     let mut nowhere = case.clone();
-    let replay = signed_by(2, ReplayEnd::Nowhere, case.assignment.theta);
+    let replay = signed_by(2, ReplayEnd::Nowhere, case.work.assignment.theta);
     let word = ReplayEvidence {
         replay: replay.clone(),
         opened: None,
-        commitment: case.commitment.clone(),
+        commitment: case.work.commitment.clone(),
     };
     let digest = Digest::of(&word.to_bytes());
     let verdict = Judged::Fault(Distances::FARTHEST);
@@ -340,12 +343,12 @@ fn where_the_same_bits_are_asked_for_digests_say_it_all() {
     };
     let mut case = Case { judgements: Vec::new(), ..opened };
     let attendee =
-        |id| Attendee { verifier: key(id).node_id(), class: case.assignment.class.clone() };
+        |id| Attendee { verifier: key(id).node_id(), class: case.work.assignment.class.clone() };
     case.attending = (2..=4).map(attendee).collect();
     let mut all = BTreeMap::new();
     for id in 2..=4 {
-        let replay = signed_by(id, end_of(id), case.assignment.theta);
-        let commitment = case.commitment.clone();
+        let replay = signed_by(id, end_of(id), case.work.assignment.theta);
+        let commitment = case.work.commitment.clone();
         let evidence = ReplayEvidence { commitment, replay: replay.clone(), opened: None };
         let subject = Subject::of(&case, &shown.layout, &exact);
         assert_eq!(distances(&evidence, subject), Ok(Distances::FARTHEST));
@@ -368,9 +371,9 @@ fn where_the_same_bits_are_asked_for_digests_say_it_all() {
     let liars = false_ends(&case, &BTreeMap::new(), &shown.layout, &exact);
     assert_eq!(liars, [key(4).node_id()], "two others came to the same bits");
     // A worker's own bits are nobody's fault.
-    let same = ReplayEnd::At(case.commitment.commitment.end());
-    let replay = signed_by(2, same, case.assignment.theta);
-    let own = ReplayEvidence { replay, opened: None, commitment: case.commitment.clone() };
+    let same = ReplayEnd::At(case.work.commitment.commitment.end());
+    let replay = signed_by(2, same, case.work.assignment.theta);
+    let own = ReplayEvidence { replay, opened: None, commitment: case.work.commitment.clone() };
     let subject = Subject::of(&case, &shown.layout, &exact);
     assert_eq!(distances(&own, subject), Ok(Distances::NONE));
 }
@@ -379,7 +382,7 @@ fn where_the_same_bits_are_asked_for_digests_say_it_all() {
 fn ends_are_near_others_or_of_their_own() {
     let shown = shown();
     let (case, mut all) = two_against(&shown);
-    let start = case.assignment.theta;
+    let start = case.work.assignment.theta;
     let ended = |verifier, seed| {
         let end = Ended::new(&shown.layout, seed);
         let replay = signed_by(verifier, ReplayEnd::At(end.digests()), start);
@@ -389,7 +392,7 @@ fn ends_are_near_others_or_of_their_own() {
     };
     let mut case = case;
     let attendee =
-        |id| Attendee { verifier: key(id).node_id(), class: case.assignment.class.clone() };
+        |id| Attendee { verifier: key(id).node_id(), class: case.work.assignment.class.clone() };
     case.attending = (2..=5).map(attendee).collect();
     let near = |case: &Case, all: &BTreeMap<Digest, ReplayEvidence>, third: &ReplayEvidence| {
         super::near(case, all, (&third.replay, third), &shown.layout, &terms())
@@ -401,7 +404,7 @@ fn ends_are_near_others_or_of_their_own() {
     assert_eq!(near(&case, &all, &ended(6, 0.31)), None, "of a machine that nobody knows");
     // What led nowhere is near what led nowhere.
     let nowhere = |verifier| ReplayEvidence {
-        commitment: case.commitment.clone(),
+        commitment: case.work.commitment.clone(),
         replay: signed_by(verifier, ReplayEnd::Nowhere, start),
         opened: None,
     };

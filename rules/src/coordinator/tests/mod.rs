@@ -228,7 +228,7 @@ impl World {
                 Input::Compared { id, verifier: replay.verifier, result }
             }
             Effect::CompareJudges(case) => {
-                let commitment = case.commitment.digest();
+                let commitment = case.work.commitment.digest();
                 Input::JudgesCompared { commitment, liars: self.liars.clone() }
             }
             Effect::ReportVerifier { end, .. } => {
@@ -382,8 +382,9 @@ fn what_two_verifiers_found_is_shown_to_all_that_vote_on_it() {
     assert_eq!((found.worker, found.judgements.len()), (node(2), 2));
     // What the chain is told is the digest of all that the verifiers that are to vote have to see.
     let told = world.machine.wanted().into_iter().find_map(|effect| {
-        let Effect::ReportFault { evidence, case, .. } = effect else { return None };
-        Some((evidence, case.expect("found by verifiers")))
+        let Effect::ReportFault { evidence, shown, .. } = effect else { return None };
+        let Some(Shown::Case(case)) = shown else { panic!("found by verifiers") };
+        Some((evidence, case))
     });
     let (evidence, case) = told.expect("the chain is not through with it");
     assert_eq!(evidence, case.digest());
