@@ -18,8 +18,9 @@ async fn a_transfer_is_final_when_the_watch_says_so() {
 
     let (block, said) = client.finalize(&client.transfer(&faucet(), 0, &newcomer, 5 * UNIT)).await;
 
-    assert_eq!(said.first(), Some(&json!("ready")));
-    assert_eq!(said.last(), Some(&json!({ "inBlock": block })));
+    // A status that was overtaken before anybody looked is not sent.
+    let course = [json!("ready"), json!({ "inBlock": block })];
+    assert!(course.ends_with(&said) && !said.is_empty(), "{said:?}");
     assert_eq!(client.balance(&newcomer, Some(block)).await, 5 * UNIT);
     assert_eq!(client.get("chain_getFinalizedHead", json!([])).await, json!(block));
     let left = client.balance(&genesis::FAUCET_ACCOUNT, None).await;
