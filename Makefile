@@ -67,7 +67,7 @@ bench: bench-gradient bench-train bench-verification ## all benchmarks
 
 FUZZ_SECONDS ?= 600
 fuzz: ## made-up bytes against the decoders (`cargo install cargo-fuzz` first; FUZZ_SECONDS=3600 for longer)
-	cd fuzz && for target in update moments reply evidence record; do \
+	cd fuzz && for target in update moments reply evidence record accusation; do \
 		CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none $$target -- \
 			-max_total_time=$(FUZZ_SECONDS) -max_len=2048 -timeout=5 || exit 1; done
 

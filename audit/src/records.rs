@@ -67,12 +67,17 @@ impl Records {
 
     /// The assignments of a round, in worker order; none if its positions would not fit.
     pub(crate) fn plan(&self, spec: &RunSpec, record: &RoundRecord) -> Option<Vec<Assignment>> {
-        let RoundRecord { round, theta, first_sequence, candidates, .. } = record;
-        let sequences_max = u64::from(u32::MAX).checked_mul(candidates.len() as u64)?;
-        first_sequence.checked_add(sequences_max)?;
+        let RoundRecord { round, theta, first_sequence, candidates, sequences_max, .. } = record;
+        let all = u64::from(u32::MAX).checked_mul(candidates.len() as u64)?;
+        first_sequence.checked_add(all)?;
         let left_out = self.left_out.get(round.0 as usize)?;
-        let opening =
-            Opening { round: *round, theta: *theta, first_sequence: *first_sequence, left_out };
+        let opening = Opening {
+            round: *round,
+            theta: *theta,
+            first_sequence: *first_sequence,
+            left_out,
+            sequences_max: *sequences_max,
+        };
         Some(plan(spec, opening, candidates))
     }
 

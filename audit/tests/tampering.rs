@@ -31,11 +31,12 @@ type Lie = fn(&mut RoundRecord);
 
 #[test]
 fn a_record_that_does_not_follow_is_found_though_all_digests_are_made_anew() {
-    let lies: [(&str, Link, Lie); 22] = [
+    let lies: [(&str, Link, Lie); 23] = [
         ("who attended", Link::CommitSetAnchor, |r| r.attending.clear()),
         ("a machine", Link::CommitSetAnchor, |r| {
             r.candidates[0].class = NumericClass::unknown(DeviceKind::Cuda);
         }),
+        ("what verifiers repeat", Link::CommitSetAnchor, |r| r.sequences_max = Some(1 << 20)),
         ("a speed", Link::CommitmentSignature, |r| r.candidates[0].tokens_per_second += 5_000),
         ("a position", Link::Assignments, |r| r.first_sequence += 1),
         ("a state to go on from", Link::Assignments, |r| {

@@ -61,6 +61,7 @@ static ROUND: LazyLock<Judged> = LazyLock::new(|| {
         theta,
         moments,
         error: theta,
+        assignment: Digest::of(b"assignment"),
         tokens: TokenCount(1_000),
         loss: 3.0,
     };
@@ -68,8 +69,7 @@ static ROUND: LazyLock<Judged> = LazyLock::new(|| {
     let replay = Replayed {
         round: Round(3),
         worker: worker.node_id(),
-        first_sequence: 40,
-        start,
+        assignment: Digest::of(b"assignment"),
         end: ReplayEnd::At(digests(&replayed)),
     };
     let opened = OpenedEnds {

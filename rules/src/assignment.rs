@@ -24,6 +24,8 @@ pub struct Opening<'a> {
     pub first_sequence: u64,
     /// [`crate::quarantine::Quarantine::left_out`], by the records of earlier rounds.
     pub left_out: &'a [u64],
+    /// What a verifier repeats in time; none without one.
+    pub sequences_max: Option<u32>,
 }
 
 /// The assignments of a round, in worker order. Their positions are consecutive from
@@ -31,12 +33,12 @@ pub struct Opening<'a> {
 ///
 /// A round has `candidates × batch_sequences × steps_per_round` sequences. Shares are proportional
 /// to speed (largest remainder, ties to the lower id), at least one sequence each, and at most what
-/// the worker does in half of the commitment deadline. A share smaller than `steps_per_round`
-/// means fewer steps.
+/// the worker does in half of the commitment deadline, and what a verifier repeats in time. A share
+/// smaller than `steps_per_round` means fewer steps.
 pub fn plan(spec: &RunSpec, opening: Opening<'_>, candidates: &[Candidate]) -> Vec<Assignment> {
     let mut candidates: Vec<_> = candidates.iter().collect();
     candidates.sort_by_key(|candidate| candidate.worker);
-    let shares = shares(spec, &candidates);
+    let shares = shares(spec, opening.sequences_max, &candidates);
     let mut first_sequence = opening.first_sequence;
     candidates
         .into_iter()
@@ -61,7 +63,7 @@ pub fn plan(spec: &RunSpec, opening: Opening<'_>, candidates: &[Candidate]) -> V
         .collect()
 }
 
-fn shares(spec: &RunSpec, candidates: &[&Candidate]) -> Vec<u32> {
+fn shares(spec: &RunSpec, most: Option<u32>, candidates: &[&Candidate]) -> Vec<u32> {
     let round_sequences = candidates.len() as u128
         * u128::from(spec.training.batch_sequences)
         * u128::from(spec.training.steps_per_round);
@@ -79,8 +81,21 @@ fn shares(spec: &RunSpec, candidates: &[&Candidate]) -> Vec<u32> {
     shares
         .into_iter()
         .zip(candidates)
-        .map(|(share, candidate)| share.clamp(1, sequences_max(spec, candidate)) as u32)
+        .map(|(share, candidate)| {
+            let own = sequences_max(spec, candidate);
+            share.clamp(1, most.map_or(own, |most| own.min(most.max(1).into()))) as u32
+        })
         .collect()
+}
+
+/// What the (lower) median of verifiers with these speeds repeats in half of the time for checks; none without a
+/// verifier.
+pub fn repeated_in_time(spec: &RunSpec, mut tokens_per_second: Vec<u64>) -> Option<u32> {
+    tokens_per_second.sort_unstable();
+    let median = tokens_per_second.get(tokens_per_second.len().checked_sub(1)? / 2)?;
+    let tokens = u128::from(*median) * u128::from(spec.round.check_ms) / 2_000;
+    let sequences = tokens / u128::from(spec.model.context_length);
+    Some(sequences.clamp(1, u32::MAX.into()) as u32)
 }
 
 /// What a worker does in half of the commitment deadline: a machine that is busy for a while is
@@ -112,6 +127,7 @@ mod tests {
             theta: Digest::of(b"theta"),
             first_sequence: 1_000,
             left_out: &[7],
+            sequences_max: None,
         }
     }
 
@@ -132,6 +148,24 @@ mod tests {
         assert_eq!(steps, 27);
         assert_eq!(plan[1].step(9).end, 1_134);
         assert!(plan.iter().all(|assignment| assignment.left_out == [7]));
+    }
+
+    #[test]
+    fn nobody_gets_more_than_verifiers_repeat_in_time() {
+        let mut spec = spec();
+        (spec.training.batch_sequences, spec.training.steps_per_round) = (8, 10);
+        spec.round.check_ms = 20_000;
+        let context = u64::from(spec.model.context_length);
+        assert_eq!(repeated_in_time(&spec, Vec::new()), None);
+        // The middle one of three, the slower of two: in ten seconds a sequence each.
+        let speeds = vec![9 * context, context / 2, 5 * context];
+        assert_eq!(repeated_in_time(&spec, speeds), Some(50));
+        assert_eq!(repeated_in_time(&spec, vec![9 * context, 5 * context]), Some(50));
+        assert_eq!(repeated_in_time(&spec, vec![0]), Some(1));
+        let opening = Opening { sequences_max: Some(50), ..opening() };
+        let plan = plan(&spec, opening, &[candidate(1, 10_000 * context), candidate(2, context)]);
+        assert_eq!(plan[0].sequences, 50);
+        assert!(plan[1].sequences < 50);
     }
 
     #[test]

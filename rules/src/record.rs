@@ -33,6 +33,8 @@ pub struct RoundRecord {
     pub verified: bool,
     /// Verifiers that were there before anything was drawn, in the order of their ids: who may judge the round.
     pub attending: Vec<Attendee>,
+    /// No worker got more sequences than this, which a verifier repeats in time.
+    pub sequences_max: Option<u32>,
     /// In worker order.
     pub commitments: Vec<SignedCommitment>,
     pub commitments_entropy: Option<Entropy>,
@@ -91,7 +93,12 @@ impl RoundRecord {
 
     /// What the first draw is over, as anchored on chain.
     pub fn committed(&self) -> Digest {
-        committed(self.previous, &self.commit_set(), &self.candidates, &self.attending)
+        committed(
+            self.previous,
+            &self.commit_set(),
+            (&self.candidates, self.sequences_max),
+            &self.attending,
+        )
     }
 
     /// Digest of the updates that were merged, as anchored on chain.
@@ -114,16 +121,16 @@ pub(crate) fn commit_set(round: Round, commitments: &[SignedCommitment]) -> Comm
     CommitSet { round, entries }
 }
 
-/// Digest of the closed commitments, of the machines that had work, of the verifiers that may judge it, and of the record
-/// before: nobody is added, left out or said to be another machine once the draw is known, and no verdict is moved from one
+/// Digest of the closed commitments, of the machines that had work and how much at most, of the verifiers that may judge it,
+/// and of the record before: nobody is added, left out or said to be another machine once the draw is known, and no verdict is moved from one
 /// record to another.
 pub(crate) fn committed(
     previous: Digest,
     commitments: &CommitSet,
-    candidates: &[Candidate],
+    (candidates, sequences_max): (&[Candidate], Option<u32>),
     attending: &[Attendee],
 ) -> Digest {
-    let who = serde_json::to_vec(&(candidates, attending))
+    let who = serde_json::to_vec(&(candidates, sequences_max, attending))
         .expect("plain structs with string keys serialise");
     let material = [&previous.as_bytes()[..], commitments.digest().as_bytes(), &who].concat();
     Digest::derive("manyhands 2026 committed", &material)

@@ -445,11 +445,16 @@ fn is_withheld(error: &SourceError) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use manyhands_proto::RunId;
+    use manyhands_network::data::Access;
     use manyhands_proto::keys::NodeKey;
-    use manyhands_proto::message::{Distances, EndState, Replayed, SignedReplay};
+    use manyhands_proto::message::{
+        Assignment, Commitment, Distances, EndState, Replayed, SignedCommitment, SignedReplay,
+        Start, Work,
+    };
+    use manyhands_proto::{RunId, TokenCount};
 
     use super::*;
+    use crate::sync::testing::Place;
 
     const ELSEWHERE: Distances = Distances { delta: 0.4, first_moment: 0.4, second_moment: 0.4 };
 
@@ -515,6 +520,52 @@ mod tests {
         assert_eq!(withheld(2, "ww"), 'g');
         assert_eq!(withheld(2, "w"), 'g');
         assert_eq!(withheld(2, "Pw"), 'i');
+    }
+
+    #[tokio::test]
+    async fn a_fault_of_an_update_is_believed_when_it_is_seen() {
+        let place = Place::new(61).await;
+        let (run, worker) = (place.context.run, key(1));
+        let (nothing, garbage) = (Digest::of(b"nothing"), b"no codec wrote this");
+        let assignment = Assignment {
+            round: Round(3),
+            worker: worker.node_id(),
+            theta: nothing,
+            class: place.context.class.clone(),
+            first_sequence: 0,
+            sequences: 8,
+            steps: 4,
+            first_step: 12,
+            start: Start::Fresh,
+            left_out: Vec::new(),
+            commit_deadline_ms: 1_000,
+        };
+        let commitment = Commitment {
+            round: Round(3),
+            first_sequence: 0,
+            payload: Digest::of(garbage),
+            payload_bytes: garbage.len() as u64,
+            theta: nothing,
+            moments: nothing,
+            error: nothing,
+            assignment: assignment.digest(),
+            tokens: TokenCount(256),
+            loss: 3.0,
+        };
+        let commitment = SignedCommitment::sign(&worker, run, commitment);
+        let work = Work { commitment, assignment, head: None };
+        let evidence = UpdateEvidence { work, opened: None }.to_bytes();
+        let (about, digest) = ((worker.node_id(), Round(3)), Digest::of(&evidence));
+        let believes = async |about| update_fault(&place.context, about, digest).await;
+        let insert = |bytes: &[u8]| place.source.insert(bytes, Access::Everyone).expect("inserted");
+
+        assert!(matches!(believes(about).await, Err(Unseen::NotShown)));
+        insert(&evidence);
+        assert!(matches!(believes(about).await, Err(Unseen::NotShown)), "the payload is not there");
+        insert(garbage);
+        assert!(matches!(believes(about).await, Ok(Opinion::Guilty(_))));
+        let another = (key(2).node_id(), Round(3));
+        assert!(matches!(believes(another).await, Ok(Opinion::Innocent(_))));
     }
 
     #[test]

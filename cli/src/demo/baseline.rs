@@ -79,6 +79,7 @@ fn batches(spec: &RunSpec, records: &[RoundRecord]) -> Vec<Vec<SequenceId>> {
             theta: record.theta,
             first_sequence: record.first_sequence,
             left_out: &left_out,
+            sequences_max: record.sequences_max,
         };
         let admitted: Vec<_> = record.admitted().map(|result| result.worker).collect();
         let assignments = plan(spec, opening, &record.candidates);

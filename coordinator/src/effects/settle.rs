@@ -346,6 +346,7 @@ mod tests {
             candidates: Vec::new(),
             verified: true,
             attending: Vec::new(),
+            sequences_max: None,
             commitments: Vec::new(),
             commitments_entropy: None,
             results: Vec::new(),

@@ -22,10 +22,11 @@ struct Scene {
     runtime: Runtime,
     chain: ChainClient,
     run: RunId,
+    invitation: String,
 }
 
 impl Scene {
-    fn new(verifiers: &[&str]) -> Self {
+    fn new(verifiers: &[&str], kind: FaultKind) -> Self {
         let text = RUN_FILE
             .replace("ROUNDS", "100_000")
             .replace("contest_window_blocks = 4", "contest_window_blocks = 60")
@@ -45,7 +46,7 @@ impl Scene {
         let accused = bench.node("join", "first", &invitation);
         let _other = bench.node("join", "second", &invitation);
         let worker: NodeId = text_of(&accused.wait_for("starting"), "node").parse().expect("an id");
-        let accusation = Accusation::Worker { worker, round: Round(0), kind: FaultKind::Replay };
+        let accusation = Accusation::Worker { worker, round: Round(0), kind };
         let scene = Self {
             bench,
             coordinator,
@@ -56,6 +57,7 @@ impl Scene {
             runtime,
             chain,
             run,
+            invitation,
         };
         scene.runtime.block_on(scene.accuse());
         scene
@@ -110,14 +112,28 @@ impl Scene {
 
 #[test]
 fn two_verifiers_that_are_shown_nothing_acquit() {
-    Scene::new(&["one", "two"]).ends_well();
+    Scene::new(&["one", "two"], FaultKind::Replay).ends_well();
 }
 
 #[test]
 fn a_worker_objects_to_what_its_run_says_nothing_of() {
     // One is no quorum of two: silence would let the accusation stand.
-    let scene = Scene::new(&["one"]);
+    let scene = Scene::new(&["one"], FaultKind::Replay);
     let objected = scene.accused.wait_for("objected");
     assert_eq!(objected["round"], 0);
     scene.ends_well();
+}
+
+#[test]
+fn whoever_runs_a_worker_objects_by_hand_to_what_it_would_not() {
+    // Who withheld something stays in the run, and is told there: its program leaves that to its owner.
+    let scene = Scene::new(&["one"], FaultKind::Withheld);
+    let folder = scene.bench.path("first");
+    let contest = ["contest", &scene.invitation, "--dir", &folder];
+    let answered = run_json(&contest);
+    assert_eq!(answered["accusations"][0]["answer"], "objected", "{answered}");
+    let again = run_json(&contest);
+    assert_eq!(again["accusations"][0]["answer"], "objected_before", "{again}");
+    scene.ends_well();
+    assert!(scene.accused.heard("objected").is_empty());
 }

@@ -71,8 +71,9 @@ impl ClosedRound {
 impl Coordinator {
     /// What the open round's first draw is over.
     pub(super) fn committed(&self) -> Digest {
-        let OpenRound { candidates, attending, .. } = &self.round;
-        committed(self.last_record, &self.round.commit_set(), candidates, attending)
+        let OpenRound { candidates, sequences_max, attending, .. } = &self.round;
+        let work = (&candidates[..], *sequences_max);
+        committed(self.last_record, &self.round.commit_set(), work, attending)
     }
 
     /// What verifiers are asked about a worker's round: `attending` is of whom they are drawn.
@@ -417,6 +418,7 @@ impl Coordinator {
             candidates: round.candidates.clone(),
             verified: round.verified,
             attending: round.attending.clone(),
+            sequences_max: round.sequences_max,
             commitments: round.commitments.values().cloned().collect(),
             commitments_entropy: round.commitments_entropy,
             results,

@@ -10,6 +10,9 @@ use super::status::EventKind;
 use crate::panel::Case;
 use crate::record::{FaultKind, Outcome, Revocation};
 
+/// Showing nothing once may be misfortune, and objecting to it costs little: so often it is a way of life.
+pub(super) const HID_MAX: u32 = 3;
+
 /// A fault that the chain has not dealt with yet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct PendingFault {
@@ -38,9 +41,12 @@ impl Coordinator {
     pub(super) fn accuse(&mut self, now: Tick, round: Round, worker: NodeId, outcome: &Outcome) {
         let Some(kind) = outcome.fault() else { return };
         let what = outcome.to_string();
+        let mut bars = kind.bars();
         if let Some(member) = self.membership.get_mut(worker) {
             member.start_afresh();
-            if kind.bars() {
+            member.hid += u32::from(kind == FaultKind::Withheld);
+            bars |= member.hid >= HID_MAX;
+            if bars {
                 member.barred = Some(Refusal {
                     code: RefusalCode::Barred,
                     reason: format!("fault in round {round}: {what}"),
@@ -63,7 +69,7 @@ impl Coordinator {
             (Digest::of(&shown.to_bytes()), Some(shown))
         };
         self.evidence.push((round, evidence));
-        let barred = if kind.bars() { "is barred, " } else { "" };
+        let barred = if bars { "is barred, " } else { "" };
         self.history.note(
             now,
             EventKind::Fault,

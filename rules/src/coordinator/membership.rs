@@ -54,6 +54,8 @@ pub(super) struct Member {
     pub(super) barred: Option<Refusal>,
     /// Replays in a row of which it says that the worker showed it nothing, and two others were shown all.
     pub(super) shown_nothing: u32,
+    /// Rounds of which it showed nothing and was held to it.
+    pub(super) hid: u32,
     pub(super) steps_done: u32,
     pub(super) work: WorkUnits,
     pub(super) earned: Balance,
@@ -100,6 +102,7 @@ impl Member {
             && self.head.is_none()
             && self.barred.is_none()
             && self.shown_nothing == 0
+            && self.hid == 0
             && self.earned.0 == 0
             && self.credibility == Credibility::on_probation(probation)
     }
@@ -210,6 +213,7 @@ impl Membership {
             head,
             barred: None,
             shown_nothing: earlier.as_ref().map_or(0, |member| member.shown_nothing),
+            hid: earlier.as_ref().map_or(0, |member| member.hid),
             steps_done: 0,
             work: earlier.as_ref().map_or(WorkUnits(0), |member| member.work),
             earned: earlier.as_ref().map_or(Balance(0), |member| member.earned),

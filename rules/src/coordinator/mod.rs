@@ -80,6 +80,8 @@ pub struct Coordinator {
     evidence: Vec<(Round, Digest)>,
     /// By what is on record.
     quarantine: Quarantine,
+    /// Whether somebody got less than it could do, as verifiers could not repeat it in time.
+    shares_limited: bool,
     /// What goes into the next record.
     checks: Vec<Check>,
     draws: Vec<Draw>,
@@ -113,6 +115,7 @@ impl Coordinator {
             cases: Vec::new(),
             evidence: Vec::new(),
             quarantine: Quarantine::default(),
+            shares_limited: false,
             checks: Vec::new(),
             draws: Vec::new(),
             evaluations: Vec::new(),

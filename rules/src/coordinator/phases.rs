@@ -9,7 +9,7 @@ use super::input::CodecResult;
 use super::membership::{Head, Member, Membership, typical_speed};
 use super::round::{OpenRound, Phase};
 use super::status::EventKind;
-use crate::assignment::{Candidate, Opening, plan};
+use crate::assignment::{Candidate, Opening, plan, repeated_in_time};
 use crate::draw::Beacon;
 use crate::panel::Attendee;
 
@@ -118,12 +118,16 @@ impl Coordinator {
                 start: member.start(),
             })
             .collect();
+        let verifiers = self.membership.present_verifiers();
+        let speeds = verifiers.map(|(_, verifier)| verifier.tokens_per_second).collect();
         let round = &mut self.round;
+        round.sequences_max = repeated_in_time(&self.spec, speeds);
         let opening = Opening {
             round: round.number,
             theta: round.theta,
             first_sequence: round.first_sequence,
             left_out: &self.quarantine.left_out(),
+            sequences_max: round.sequences_max,
         };
         round.attending = attending(&self.membership);
         round.verified = !round.attending.is_empty();
@@ -141,6 +145,13 @@ impl Coordinator {
             .map(|assignment| (assignment.worker, assignment))
             .collect();
         round.candidates = candidates;
+        let most = round.sequences_max;
+        let limited = round.assignments.values().any(|it| Some(it.sequences) == most);
+        if limited && !self.shares_limited {
+            let text = "the fastest workers get less than they could do: verifiers could not repeat more in time";
+            self.history.note(now, EventKind::Round, text.to_owned());
+        }
+        self.shares_limited = limited;
         if self.spec.chain.kind == ChainKind::Substrate {
             let verifiers = self.membership.present_verifiers();
             round.stakes_unchecked = verifiers.map(|(node, _)| (node, Role::Verifier)).collect();

@@ -9,7 +9,7 @@ use manyhands_proto::message::{
 };
 
 use super::Coordinator;
-use super::faults::PendingFault;
+use super::faults::{HID_MAX, PendingFault};
 use super::input::Facts;
 use super::judges::SHOWN_NOTHING_MAX;
 use super::round::Phase;
@@ -106,10 +106,17 @@ impl Coordinator {
             let reason = format!("your replay of round {} is still before the chain", end.round);
             return refuse(RefusalCode::Barred, reason);
         }
-        let shown_nothing = self.membership.get(from).map_or(0, |member| member.shown_nothing);
-        if join.role == Role::Verifier && shown_nothing >= SHOWN_NOTHING_MAX {
-            let reason = "workers show you nothing that they show to others".to_owned();
-            return refuse(RefusalCode::Barred, reason);
+        if let Some(earlier) = self.membership.get(from) {
+            let (hid, reason) = match join.role {
+                Role::Worker => (earlier.hid >= HID_MAX, "you showed nothing of several rounds"),
+                Role::Verifier => (
+                    earlier.shown_nothing >= SHOWN_NOTHING_MAX,
+                    "workers show you nothing that they show to others",
+                ),
+            };
+            if hid {
+                return refuse(RefusalCode::Barred, reason.to_owned());
+            }
         }
         self.ensure_room(from, join.role)?;
         // Where it was seen comes first: what it says of itself may fill all places.

@@ -101,6 +101,8 @@ pub(super) struct OpenRound {
     /// How long the training phase took.
     pub(super) train_ms: u64,
     pub(super) candidates: Vec<Candidate>,
+    /// No worker got more, as verifiers could not repeat it in time.
+    pub(super) sequences_max: Option<u32>,
     pub(super) verified: bool,
     pub(super) assignments: BTreeMap<NodeId, Assignment>,
     /// The heads that the assignments start from.
@@ -154,6 +156,7 @@ impl OpenRound {
             awaited: 0,
             train_ms: 0,
             candidates: Vec::new(),
+            sequences_max: None,
             verified: false,
             assignments: BTreeMap::new(),
             heads: BTreeMap::new(),

@@ -316,8 +316,13 @@ fn records_form_a_chain_from_the_specification_and_positions_never_overlap() {
     for record in &world.records {
         assert_eq!(record.previous, previous);
         assert_eq!(record.first_sequence, first_sequence);
-        let opening =
-            Opening { round: record.round, theta: record.theta, first_sequence, left_out: &[] };
+        let opening = Opening {
+            round: record.round,
+            theta: record.theta,
+            first_sequence,
+            left_out: &[],
+            sequences_max: record.sequences_max,
+        };
         let assignments = plan(world.machine.spec(), opening, &record.candidates);
         first_sequence += assignments.iter().map(|a| u64::from(a.sequences)).sum::<u64>();
         previous = record.digest();
