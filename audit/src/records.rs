@@ -65,9 +65,13 @@ impl Records {
         self.all.get(round.0 as usize)
     }
 
-    /// The assignments of a round, in worker order; none if its positions would not fit.
+    /// The assignments of a round, in worker order; none if there are too many candidates or their positions would not fit.
     pub(crate) fn plan(&self, spec: &RunSpec, record: &RoundRecord) -> Option<Vec<Assignment>> {
         let RoundRecord { round, theta, first_sequence, candidates, sequences_max, .. } = record;
+        let ascending = candidates.is_sorted_by(|left, right| left.worker < right.worker);
+        if candidates.len() > spec.run.workers_max as usize || !ascending {
+            return None;
+        }
         let all = u64::from(u32::MAX).checked_mul(candidates.len() as u64)?;
         first_sequence.checked_add(all)?;
         let left_out = self.left_out.get(round.0 as usize)?;

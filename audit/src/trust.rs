@@ -11,6 +11,7 @@ use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{NodeId, Round};
 use manyhands_rules::coordinator::late_beacon;
 use manyhands_rules::credibility::Credibility;
+use manyhands_rules::panel::shown_to_all;
 use manyhands_rules::record::{Draw, Finding, Outcome, RoundRecord};
 
 use crate::records::{Records, close_of, early_checks, is_kept, looked_over};
@@ -111,6 +112,7 @@ impl<'a> Trust<'a> {
             match check.finding {
                 // That it passed counted when one had found so.
                 Finding::ReplayPassed(_) if looked_over(records, record, check).is_some() => {}
+                Finding::ReplayPassed(_) if !shown_to_all(&check.judgements) => {}
                 Finding::ReplayPassed(_) => events.push(Event::Passed(check.worker)),
                 Finding::ReplayFault(_) | Finding::Withheld(_) | Finding::Irreproducible
                     if late

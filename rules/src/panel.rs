@@ -173,6 +173,11 @@ pub fn judges_needed(looked_over: bool, judgements: &[Judgement]) -> usize {
     if accused { JUDGES_MAX } else { enough(looked_over) }
 }
 
+/// Whether a worker showed everything to all that judged it: only then a pass speaks for it.
+pub fn shown_to_all(judgements: &[Judgement]) -> bool {
+    !judgements.iter().any(|judgement| matches!(judgement.verdict, Judged::Withheld(_)))
+}
+
 /// What the first of two says who both ended elsewhere, and near each other: a round that ends somewhere else in every replay
 /// shows nothing of its worker.
 pub fn agreed(judgements: &[Judgement]) -> Option<Distances> {
@@ -212,7 +217,7 @@ pub fn decide(looked_over: bool, judgements: &[Judgement], more: bool) -> Option
     }
     match (passed.first(), faults.first(), withheld.first()) {
         (None, None, None) => None,
-        (None, Some(_), _) if faults.len() >= 2 => Some(Finding::Irreproducible),
+        (None, Some(_), None) if faults.len() >= 2 => Some(Finding::Irreproducible),
         (Some(passed), None, None) => Some(Finding::ReplayPassed(*passed)),
         (None, Some(fault), None) => Some(Finding::ReplayFault(*fault)),
         (None, _, Some(reason)) => Some(Finding::Withheld(reason.clone())),
@@ -291,8 +296,8 @@ mod tests {
             // Ends that are nobody else's.
             ("fx", None, irreproducible.clone()),
             ("fxf", fault.clone(), fault),
-            ("fxx", None, irreproducible.clone()),
-            ("fxw", None, irreproducible),
+            ("fxx", None, irreproducible),
+            ("fxw", None, withheld.clone()),
             ("fxp", None, undecided.clone()),
             ("pwp", passed.clone(), passed),
         ];

@@ -16,7 +16,10 @@ use crate::sampling::sequence_at;
 const SUSPECTS_MAX: usize = 8;
 
 /// Longer rounds tell nothing.
-const SUSPECT_SEQUENCES_MAX: u64 = 1 << 17;
+const SUSPECT_SEQUENCES_MAX: u64 = 1 << 14;
+
+/// After so many in a run nothing more is left out: it is not the data.
+const SUSPECTS_OF_A_RUN_MAX: u32 = 256;
 
 /// Of a run's training sequences, at most one in so many is left out: what machines do to numbers must not choose what a
 /// model learns.
@@ -42,6 +45,7 @@ impl Suspect {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantine {
     suspects: VecDeque<Suspect>,
+    seen: u32,
     left_out: BTreeSet<u64>,
 }
 
@@ -73,9 +77,10 @@ impl Quarantine {
     }
 
     fn add(&mut self, spec: &RunSpec, suspect: Suspect) {
-        if suspect.sequences > SUSPECT_SEQUENCES_MAX {
+        if suspect.sequences > SUSPECT_SEQUENCES_MAX || self.seen >= SUSPECTS_OF_A_RUN_MAX {
             return;
         }
+        self.seen += 1;
         let numbers = suspect.numbers(spec);
         let room = (spec.data.train_sequences / LEFT_OUT_OF).min(QUARANTINED_MAX as u64) as usize;
         for other in self.suspects.iter().filter(|other| other.worker != suspect.worker) {

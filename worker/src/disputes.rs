@@ -15,7 +15,7 @@ use manyhands_chain_client::{
 use manyhands_gradient::codec::payload_bytes_max;
 use manyhands_network::data::{FetchError, FetchRequest, Refusal, SourceError};
 use manyhands_proto::message::{ReplayEnd, ReplayEvidence, Role, UpdateEvidence};
-use manyhands_proto::{Balance, Digest, NodeId, Round};
+use manyhands_proto::{Balance, Digest, NodeId, Round, RunId};
 use manyhands_rules::evidence::{bytes_max, case_bytes_max, check_case, false_ends, proven};
 use manyhands_rules::panel::{Case, Judged, Judgement, agreed};
 use manyhands_rules::reward::layout;
@@ -28,6 +28,8 @@ use crate::context::{Context, WorkerEvent};
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// The coordinator has it or has it not.
 const EVIDENCE_PATIENCE: Duration = Duration::from_secs(10);
+/// All verifiers fetch the same at once.
+const SLOWEST_BYTES_PER_SECOND: u64 = 256 << 10;
 
 /// The chain's refusals that no repetition changes.
 const FOR_GOOD: [&str; 7] = [
@@ -263,10 +265,16 @@ async fn opinion(
         | Accusation::Verifier { .. } => {}
     }
     let (layout, terms) = (layout(&context.spec.model), &context.spec.verification);
-    let bytes = match shown(context, dispute.evidence_digest, case_bytes_max(terms)).await {
+    let most = case_bytes_max(terms).max(update_evidence::bytes_max(&layout));
+    let bytes = match shown(context, dispute.evidence_digest, most).await {
         Ok(bytes) => bytes,
         Err(unseen) => return Ok(Err(unseen)),
     };
+    if let Accusation::Worker { worker, round, kind: FaultKind::Withheld } = dispute.accusation
+        && let Some(opinion) = hidden_from_coordinator(&bytes, context.run, (worker, round))
+    {
+        return Ok(Ok(opinion));
+    }
     let case = match Case::parse(&bytes) {
         Ok(case) => case,
         Err(error) => return Ok(Ok(Opinion::Innocent(error.to_string()))),
@@ -359,10 +367,26 @@ async fn update_fault(
         None => None,
         Some(digest) => Some(shown(context, digest, payload_max).await?),
     };
-    let payloads = (payload.as_deref(), returned.as_deref());
-    Ok(match find_fault(&evidence, context.run, (&layout, terms), payloads) {
+    let (run, terms) = (context.run, terms.clone());
+    let finding = tokio::task::spawn_blocking(move || {
+        let payloads = (payload.as_deref(), returned.as_deref());
+        find_fault(&evidence, run, (&layout, &terms), payloads)
+    });
+    Ok(match finding.await.expect("arithmetic does not panic") {
         Ok(fault) => Opinion::Guilty(fault),
         Err(reason) => Opinion::Innocent(reason),
+    })
+}
+
+/// What a verifier makes of what a worker showed the coordinator nothing of: of that it sees what the worker stands for, and
+/// knows no more. None if it is verifiers that were shown nothing.
+fn hidden_from_coordinator(bytes: &[u8], run: RunId, about: (NodeId, Round)) -> Option<Opinion> {
+    let work = UpdateEvidence::parse(bytes).ok()?.work;
+    let is_its = work.check(run).is_ok() && (work.worker(), work.round()) == about;
+    Some(if is_its {
+        Opinion::None
+    } else {
+        Opinion::Innocent("the evidence is of another round".to_owned())
     })
 }
 
@@ -414,7 +438,8 @@ fn of_worker(
 /// Evidence from the coordinator.
 async fn shown(context: &Context, digest: Digest, bytes_max: u64) -> Result<Vec<u8>, Unseen> {
     let mut request = FetchRequest::new(digest, context.sources(&[]), bytes_max);
-    request.deadline = Some(Instant::now() + EVIDENCE_PATIENCE);
+    let slowest = Duration::from_secs(bytes_max / SLOWEST_BYTES_PER_SECOND);
+    request.deadline = Some(Instant::now() + EVIDENCE_PATIENCE + slowest);
     match context.data.fetch_to_memory(request).await {
         Ok((bytes, _)) => Ok(bytes.into()),
         Err(FetchError::NoSource { failures, .. })
@@ -446,12 +471,12 @@ fn is_withheld(error: &SourceError) -> bool {
 #[cfg(test)]
 mod tests {
     use manyhands_network::data::Access;
+    use manyhands_proto::TokenCount;
     use manyhands_proto::keys::NodeKey;
     use manyhands_proto::message::{
         Assignment, Commitment, Distances, EndState, Replayed, SignedCommitment, SignedReplay,
         Start, Work,
     };
-    use manyhands_proto::{RunId, TokenCount};
 
     use super::*;
     use crate::sync::testing::Place;
@@ -560,11 +585,18 @@ mod tests {
         let insert = |bytes: &[u8]| place.source.insert(bytes, Access::Everyone).expect("inserted");
 
         assert!(matches!(believes(about).await, Err(Unseen::NotShown)));
+        // Of what was not shown to the coordinator there is no more to see.
+        let hidden = |about| hidden_from_coordinator(&evidence, run, about);
+        assert_eq!(hidden(about), Some(Opinion::None));
+        let another = (key(2).node_id(), Round(3));
+        assert!(matches!(hidden(another), Some(Opinion::Innocent(_))));
+        let elsewhere = hidden_from_coordinator(&evidence, RunId::new([9; 32]), about);
+        assert!(matches!(elsewhere, Some(Opinion::Innocent(_))));
+        assert_eq!(hidden_from_coordinator(b"{}", run, about), None, "a case, or nothing");
         insert(&evidence);
         assert!(matches!(believes(about).await, Err(Unseen::NotShown)), "the payload is not there");
         insert(garbage);
         assert!(matches!(believes(about).await, Ok(Opinion::Guilty(_))));
-        let another = (key(2).node_id(), Round(3));
         assert!(matches!(believes(another).await, Ok(Opinion::Innocent(_))));
     }
 

@@ -8,7 +8,7 @@ use manyhands_gradient::codec::Update;
 use manyhands_gradient::{CHUNK, chunk_energies, vector};
 use manyhands_network::data::{Access, FetchRequest};
 use manyhands_proto::message::{OpenedStates, UpdateEvidence, Work};
-use manyhands_proto::tree::Openings;
+use manyhands_proto::tree::{GROUP_BYTES, Openings};
 use manyhands_proto::{ChunkIndex, Digest, NodeId};
 use manyhands_rules::coordinator::{CodecCheck, CodecResult, Input};
 use manyhands_rules::evidence::theta_groups;
@@ -35,13 +35,18 @@ struct Withheld(String);
 
 pub(super) async fn check(context: &Arc<Context>, check: CodecCheck) -> Result<Done, EffectError> {
     let (round, worker) = (check.round, check.worker);
+    let returned = check.work.returned_payload();
     let result = match run(context, check).await? {
         Ok(result) => result,
         Err(Withheld(reason)) => CodecResult::Withheld(reason),
     };
     let blobs = match &result {
         CodecResult::Fault(CodecFault { evidence, .. }) => {
-            vec![BlobNote { digest: *evidence, kind: BlobKind::Evidence, round }]
+            let evidence = BlobNote { digest: *evidence, kind: BlobKind::Evidence, round };
+            // Whoever looks at it needs the earlier update as well.
+            let earlier =
+                returned.map(|digest| BlobNote { digest, kind: BlobKind::Payload, round });
+            [evidence].into_iter().chain(earlier).collect()
         }
         CodecResult::Passed | CodecResult::Withheld(_) => Vec::new(),
     };
@@ -109,6 +114,9 @@ async fn returned_update(
         match context.data.fetch_to_memory(request).await {
             Ok((bytes, _)) => {
                 let parsed = Update::parse(&bytes, &context.layout, profile);
+                if parsed.is_ok() {
+                    context.store.insert(&bytes, Access::Nobody)?;
+                }
                 return Ok(parsed.map_err(|error| {
                     Withheld(format!("the update that returns to its error buffer: {error}"))
                 }));
@@ -152,11 +160,11 @@ fn judge(
     (drawn, opened): (&[ChunkIndex], &Opened),
 ) -> Result<CodecResult, EffectError> {
     let Opened { end, error_in, error_next } = opened;
-    let start = Openings::of(theta, &theta_groups(drawn)).expect("drawn chunks are chunks of θ");
     for (at, &chunk) in drawn.iter().enumerate() {
         let values = |openings: &Openings| vector::floats(&openings.groups[at].bytes);
+        let from = chunk.0 as usize * GROUP_BYTES as usize;
         let states = States {
-            start: values(&start),
+            start: vector::floats(&theta[from..from + GROUP_BYTES as usize]),
             end: values(end),
             error_in: error_in.as_ref().map_or_else(|| vec![0.0; CHUNK], values),
             error_next: values(error_next),
@@ -168,7 +176,8 @@ fn judge(
             groups: vec![openings.groups[at].clone()],
         };
         let opened = OpenedStates {
-            start: only(&start),
+            start: Openings::of(theta, &theta_groups(&[chunk]))
+                .expect("drawn chunks are chunks of θ"),
             end: only(end),
             error_in: error_in.as_ref().map(only),
             error_next: only(error_next),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use manyhands_network::data::{Access, FetchError, FetchRequest, SourceError};
+use manyhands_network::data::{Access, FetchRequest};
 use manyhands_proto::{Digest, NodeId, Round};
 use manyhands_rules::coordinator::Input;
 use manyhands_rules::update_evidence::{check_length, parse_payload};
@@ -38,12 +38,8 @@ pub(super) async fn fetch(context: &Arc<Context>, order: Order) -> Result<Done, 
         let request = FetchRequest::new(payload, vec![source], length_max);
         match context.data.fetch_to_memory(request).await {
             Ok((bytes, _)) => break bytes,
+            // One that is too long to be a payload is none: it is not uploaded in time.
             Err(error) => {
-                if let Some(length) = overlong(&error) {
-                    let reason =
-                        format!("a payload has at most {length_max} bytes, it has {length}");
-                    return Ok(arrived(Err(reason)).into());
-                }
                 tracing::debug!(%worker, %round, %error, "a payload is fetched again");
             }
         }
@@ -62,19 +58,4 @@ pub(super) async fn fetch(context: &Arc<Context>, order: Order) -> Result<Done, 
     metrics::counter!(crate::metrics::PAYLOAD_BYTES).increment(bytes.len() as u64);
     let note = BlobNote { digest: payload, kind: BlobKind::Payload, round };
     Ok(Done { input: arrived(result), blobs: vec![note] })
-}
-
-/// The length of a blob that is too long to be a payload.
-fn overlong(error: &FetchError) -> Option<u64> {
-    let FetchError::NoSource { failures, .. } = error else { return None };
-    failures.iter().find_map(|failure| match failure.error {
-        SourceError::TooLarge { length, .. } => Some(length),
-        SourceError::Connect(_)
-        | SourceError::Refused(_)
-        | SourceError::Blame(_)
-        | SourceError::Stalled { .. }
-        | SourceError::TooSlow { .. }
-        | SourceError::Lost(_)
-        | SourceError::GroupCount { .. } => None,
-    })
 }

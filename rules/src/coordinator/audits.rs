@@ -95,6 +95,16 @@ impl ReplayTask {
         self.judgements.push(judgement);
     }
 
+    /// What follows when nothing more is waited for. Nobody is found guilty by one word where others are there that were not
+    /// heard.
+    fn end(&self, present: &[NodeId]) -> Option<Finding> {
+        let unheard = self.remaining().any(|node| present.contains(&node));
+        if self.judgements.len() == 1 && self.is_accused() && unheard {
+            return Some(Finding::Undecided);
+        }
+        decide(self.looked_over, &self.judgements, false)
+    }
+
     /// Who is to be given it now: of those that are there, whoever comes first in the panel and is idle. Nobody
     /// beyond the first three that could do it, or a judge could be picked by keeping others busy.
     fn next(&self, present: &[NodeId], idle: &[NodeId]) -> Option<NodeId> {
@@ -272,7 +282,11 @@ impl Audits {
         let over = |task: &ReplayTask| {
             let more = task.replay.assignment.round >= from
                 && task.expects_more(now, present, patience_ms);
-            let finding = decide(task.looked_over, &task.judgements, more);
+            let finding = if more {
+                decide(task.looked_over, &task.judgements, true)
+            } else {
+                task.end(present)
+            };
             (finding.is_some() || !more).then_some(finding)
         };
         self.take(over)
@@ -293,9 +307,9 @@ impl Audits {
     }
 
     /// Nothing is waited for any more: all is decided by what there is.
-    pub(super) fn end_all(&mut self) -> Vec<(ReplayTask, Option<Finding>)> {
+    pub(super) fn end_all(&mut self, present: &[NodeId]) -> Vec<(ReplayTask, Option<Finding>)> {
         self.evaluations.clear();
-        self.take(|task| Some(decide(task.looked_over, &task.judgements, false)))
+        self.take(|task| Some(task.end(present)))
     }
 
     /// Nothing that this verifier said of what is not decided yet counts.
@@ -388,32 +402,35 @@ impl Audits {
         })
     }
 
-    /// What came of a comparison.
+    /// What came of a comparison; whether somebody was accused by it.
     pub(super) fn compared(
         &mut self,
         now: Tick,
         (id, verifier): (u64, NodeId),
         compared: Compared,
         terms: &Verification,
-    ) {
-        let Some(task) = self.replays.get_mut(&id) else { return };
-        let Some(at) = task.ends.iter().position(|it| it.verifier == verifier) else { return };
+    ) -> bool {
+        let Some(task) = self.replays.get_mut(&id) else { return false };
+        let at = task.ends.iter().position(|it| it.verifier == verifier);
+        let Some(at) = at else { return false };
         let replay = task.ends.remove(at);
         let (verdict, evidence, near) = match compared {
             Compared::Distances { distances, evidence, near } => {
                 let judge = task.classes.iter().find(|it| it.verifier == verifier);
-                let Some(judge) = judge else { return };
+                let Some(judge) = judge else { return false };
                 let pair = Pair { worker: &task.replay.assignment.class, verifier: &judge.class };
                 (Judged::by(distances, terms, pair), evidence, near)
             }
             Compared::Withheld(reason) => (Judged::Withheld(reason), None, Vec::new()),
             Compared::Unopened(_) => {
                 task.unable.push(verifier);
-                return;
+                return false;
             }
         };
+        let accuses = verdict.accuses();
         let near = if matches!(verdict, Judged::Fault(_)) { near } else { Vec::new() };
         task.judge(now, Judgement { replay, verdict, evidence, near });
+        accuses
     }
 
     /// Blobs behind judgements of what is not decided yet, or may be looked over.

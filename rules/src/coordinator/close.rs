@@ -189,7 +189,7 @@ impl Coordinator {
         member.work.0 += result.work.0;
         member.earned.0 += result.reward.0;
         match &result.outcome {
-            Outcome::Admitted => member.rounds_admitted += 1,
+            Outcome::Admitted => member.note_admitted(),
             Outcome::NotCommitted => {}
             Outcome::Late | Outcome::Unverified => {
                 if let Some(head) = &mut member.head {
@@ -367,8 +367,7 @@ impl Coordinator {
         }
         self.closed.retain(|round, _| round.0 >= kept);
         self.audits.forget_passed_before(Round(kept.saturating_sub(1)));
-        let disputed: BTreeSet<Round> =
-            self.faults.iter().map(|fault| fault.round).chain(self.judges.disputed()).collect();
+        let disputed: BTreeSet<Round> = self.disputed().collect();
         self.evidence.retain(|(round, _)| round.0 >= kept || disputed.contains(round));
         self.cases.retain(|(_, case)| case.round().0 >= kept);
         self.draw_audits(now, number);
@@ -435,7 +434,7 @@ impl Coordinator {
     }
 
     /// What is asked now has the whole time before it.
-    fn finish_later(&mut self, now: Tick) {
+    pub(super) fn finish_later(&mut self, now: Tick) {
         if matches!(self.round.phase, Phase::Finishing { .. }) {
             let deadline = self.finishing_deadline(now);
             self.round.phase = Phase::Finishing { deadline };
@@ -451,7 +450,8 @@ impl Coordinator {
     pub(super) fn finish(&mut self, now: Tick, over: bool) -> bool {
         let draws_known = self.closed.values().all(|closed| closed.entropy.is_some());
         if over {
-            for (task, finding) in self.audits.end_all() {
+            let present = self.verifiers();
+            for (task, finding) in self.audits.end_all(&present) {
                 self.handle_replayed(now, task, finding);
             }
         } else if !draws_known || !self.audits.is_idle() {

@@ -42,8 +42,8 @@ impl Coordinator {
         let Some(kind) = outcome.fault() else { return };
         let what = outcome.to_string();
         let mut bars = kind.bars();
+        self.start_afresh(worker);
         if let Some(member) = self.membership.get_mut(worker) {
-            member.start_afresh();
             member.hid += u32::from(kind == FaultKind::Withheld);
             bars |= member.hid >= HID_MAX;
             if bars {
@@ -95,9 +95,17 @@ impl Coordinator {
         }
         if outcome.fault().is_some() {
             self.accuse(now, round, worker, &outcome);
-        } else if let Some(member) = self.membership.get_mut(worker) {
+        } else {
+            self.start_afresh(worker);
+        }
+    }
+
+    /// What a worker holds is not gone on from, nor what it makes of that in the open round.
+    pub(super) fn start_afresh(&mut self, worker: NodeId) {
+        if let Some(member) = self.membership.get_mut(worker) {
             member.start_afresh();
         }
+        self.round.afresh.insert(worker);
     }
 
     pub(super) fn handle_fault_settled(

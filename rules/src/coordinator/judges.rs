@@ -1,17 +1,18 @@
 //! What becomes of verifiers that contradict each other: whoever made its end up is out, and the chain is told.
 
-use manyhands_proto::message::{Refusal, RefusalCode};
+use manyhands_proto::message::{Refusal, RefusalCode, ReplayEnd};
 use manyhands_proto::{Balance, Digest, NodeId, Round, Tick};
 use serde::{Deserialize, Serialize};
 
 use super::Coordinator;
 use super::input::Effect;
 use super::status::EventKind;
-use crate::panel::{Case, JUDGES_MAX, Judged, Judgement};
+use crate::panel::{Case, JUDGES_MAX, Judgement};
 use crate::record::FalseEnd;
 
-/// A verifier that so many workers in a row show nothing, who show two others all, is of no use, or lies.
-pub(super) const SHOWN_NOTHING_MAX: u32 = 3;
+/// A verifier that so many workers in a row (two, where there are no more) lead nowhere, who lead two others somewhere, is of
+/// no use, or lies.
+const SHOWN_NOTHING_MAX: usize = 3;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Judges {
@@ -60,23 +61,28 @@ impl Coordinator {
         self.judges.contradictions.push(case.clone());
     }
 
-    /// Sends verifiers away that workers never show anything, by their word, though they show it to others: each costs two
-    /// more replays every time. Nothing is proved, so their bonds stay theirs.
-    pub(super) fn note_words(&mut self, now: Tick, judgements: &[Judgement], new: &[Judgement]) {
-        let is_word = |judgement: &Judgement| matches!(judgement.verdict, Judged::Withheld(_));
-        let was_shown = judgements.iter().filter(|judgement| !is_word(judgement)).count() >= 2;
+    /// Sends verifiers away that never end anywhere, by their word, where others do: each costs two more replays every
+    /// time. Nothing is proved, so their bonds stay theirs; one worker alone has nobody sent away.
+    pub(super) fn note_words(&mut self, now: Tick, case: &Case, new: &[Judgement]) {
+        let ended = |judgement: &Judgement| match judgement.replay.replayed.end {
+            ReplayEnd::At(_) => true,
+            ReplayEnd::Nowhere | ReplayEnd::Withheld(_) => false,
+        };
+        let others_ended = case.judgements.iter().filter(|judgement| ended(judgement)).count() >= 2;
+        let workers = self.membership.present_workers().count();
+        let enough = workers.clamp(2, SHOWN_NOTHING_MAX);
         for judgement in new {
             let verifier = judgement.verifier();
             let Some(member) = self.membership.get_mut(verifier) else { continue };
-            if !is_word(judgement) {
-                member.shown_nothing = 0;
-            } else if was_shown {
-                member.shown_nothing += 1;
+            if ended(judgement) {
+                member.shown_nothing.clear();
+            } else if others_ended {
+                member.shown_nothing.insert(case.worker());
             }
-            if member.shown_nothing == SHOWN_NOTHING_MAX && member.barred.is_none() {
-                let reason = format!(
-                    "{SHOWN_NOTHING_MAX} workers in a row showed it nothing, which they showed to others"
-                );
+            let workers = member.shown_nothing.len();
+            if workers >= enough && member.barred.is_none() {
+                let reason =
+                    format!("{workers} workers in a row led it nowhere, and others somewhere");
                 let text = format!("verifier {} is sent away: {reason}", verifier.short());
                 member.barred = Some(Refusal { code: RefusalCode::Barred, reason });
                 self.audits.exclude(verifier);

@@ -1,6 +1,6 @@
 //! Who takes part: addresses, measured speed, credibility, and what each holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use manyhands_proto::message::{
@@ -24,6 +24,9 @@ pub(super) struct Head {
     /// The sent values were not merged through no fault of the worker.
     pub(super) sent_values_returned: bool,
 }
+
+/// Rounds that were merged for one that was hidden.
+const HIDING_FORGOTTEN_AFTER: u32 = 100;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Member {
@@ -52,8 +55,8 @@ pub(super) struct Member {
     pub(super) credibility: Credibility,
     pub(super) head: Option<Head>,
     pub(super) barred: Option<Refusal>,
-    /// Replays in a row of which it says that the worker showed it nothing, and two others were shown all.
-    pub(super) shown_nothing: u32,
+    /// Workers whose replays led it nowhere, by its word, while two others ended somewhere; since the last one that did.
+    pub(super) shown_nothing: BTreeSet<NodeId>,
     /// Rounds of which it showed nothing and was held to it.
     pub(super) hid: u32,
     pub(super) steps_done: u32,
@@ -72,6 +75,14 @@ impl Member {
     /// `typical` here: whoever declares more would be given everybody's work.
     pub(super) fn credible_speed(&self, typical: u64) -> u64 {
         if self.is_measured { self.tokens_per_second } else { self.tokens_per_second.min(typical) }
+    }
+
+    /// A round of it was merged. What it hid is forgotten with time.
+    pub(super) fn note_admitted(&mut self) {
+        self.rounds_admitted += 1;
+        if self.rounds_admitted.is_multiple_of(HIDING_FORGOTTEN_AFTER) {
+            self.hid = self.hid.saturating_sub(1);
+        }
     }
 
     /// What it holds may not be what it says: it goes on from nothing, and every round of it is replayed for a while.
@@ -101,7 +112,7 @@ impl Member {
         !self.present
             && self.head.is_none()
             && self.barred.is_none()
-            && self.shown_nothing == 0
+            && self.shown_nothing.is_empty()
             && self.hid == 0
             && self.earned.0 == 0
             && self.credibility == Credibility::on_probation(probation)
@@ -212,7 +223,10 @@ impl Membership {
                 .map_or(Credibility::on_probation(probation), |member| member.credibility),
             head,
             barred: None,
-            shown_nothing: earlier.as_ref().map_or(0, |member| member.shown_nothing),
+            shown_nothing: earlier
+                .as_ref()
+                .map(|member| member.shown_nothing.clone())
+                .unwrap_or_default(),
             hid: earlier.as_ref().map_or(0, |member| member.hid),
             steps_done: 0,
             work: earlier.as_ref().map_or(WorkUnits(0), |member| member.work),

@@ -44,7 +44,7 @@ use self::judges::Judges;
 use self::membership::Membership;
 use self::requests::Answer;
 use self::round::{OpenRound, Parameters, Upload};
-use crate::panel::{Case, Judgement};
+use crate::panel::{Case, Judgement, shown_to_all};
 use crate::quarantine::Quarantine;
 use crate::record::{Check, Draw, Finding, Outcome, Revocation, RoundRecord};
 use crate::reward::{self, layout};
@@ -159,14 +159,21 @@ impl Coordinator {
     pub fn evidence_from(&self) -> Round {
         let oldest = self.closed.keys().next().copied().unwrap_or(self.round.number);
         let kept = Round(self.round.number.0.saturating_sub(self.spec.run.evidence_rounds));
-        kept.min(oldest)
+        // Whoever votes looks at the updates too.
+        self.disputed().fold(kept.min(oldest), Round::min)
     }
 
     /// Blobs that verdicts follow from: with whether they are decided, so that anybody may see them. Others of the
     /// kind may be deleted.
     pub fn evidence(&self) -> impl Iterator<Item = (Digest, bool)> {
         let decided = self.evidence.iter().map(|(_, digest)| (*digest, true));
-        decided.chain(self.audits.evidence().map(|digest| (digest, false)))
+        let undecided = self.audits.evidence().chain(self.round.evidence());
+        decided.chain(undecided.map(|digest| (digest, false)))
+    }
+
+    /// The rounds of what is before the chain.
+    fn disputed(&self) -> impl Iterator<Item = Round> {
+        self.faults.iter().map(|fault| fault.round).chain(self.judges.disputed())
     }
 
     /// Where a member's data plane may be; nothing of a node that is no member.
@@ -259,7 +266,11 @@ impl Coordinator {
                 format!("verifier {} does not show where it ended: {reason}", verifier.short());
             self.history.note(now, EventKind::Audit, text);
         }
-        self.audits.compared(now, (id, verifier), compared, &self.spec.verification);
+        let accuses = self.audits.compared(now, (id, verifier), compared, &self.spec.verification);
+        if accuses {
+            // Others are asked now, and have the whole time.
+            self.finish_later(now);
+        }
     }
 
     /// A replay has ended: by what verifiers found, or because nobody could do it.
@@ -292,29 +303,28 @@ impl Coordinator {
                 Some(Outcome::Unverified)
             }
         };
+        let mut adds_trust = false;
         if let Some(finding) = finding {
             let judgements = self.keep_evidence(&task);
             let case = task.case(judgements.clone());
             self.note_contradiction(&case);
+            let work = reward::work(&self.spec.model, task.signed.commitment.tokens);
+            let new = judgements.get(known..).unwrap_or_default();
+            self.note_words(now, &case, new);
             if let Some(fault) = outcome.clone().filter(|outcome| outcome.fault().is_some()) {
                 self.cases.push((fault, case));
             }
-            let work = reward::work(&self.spec.model, task.signed.commitment.tokens);
-            let new = judgements.get(known..).unwrap_or_default();
-            self.note_words(now, &judgements, new);
             for judgement in new.iter().filter(|it| it.verdict.agrees_with(&finding)) {
                 self.verifier_work.entry(judgement.verifier()).or_default().0 += work.0;
             }
             let one_word = outcome.is_none() && judgements.len() == 1;
+            adds_trust = outcome.is_none() && known == 0 && shown_to_all(&judgements);
             self.note_checks([Check { round, worker, finding, judgements }]);
             if one_word {
                 self.audits.keep_passed(self.round.number, task.clone());
             }
         }
-        if outcome.is_none()
-            && known == 0
-            && let Some(member) = self.membership.get_mut(worker)
-        {
+        if adds_trust && let Some(member) = self.membership.get_mut(worker) {
             member.credibility.passed();
         }
         if task.before_merge {

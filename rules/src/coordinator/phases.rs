@@ -189,6 +189,9 @@ impl Coordinator {
                 Start::Head { adam_step, .. } => adam_step,
             };
             member.steps_done = 0;
+            if self.round.afresh.contains(worker) {
+                continue;
+            }
             member.head = Some(Head {
                 signed: signed.clone(),
                 adam_step: before + u64::from(assignment.steps),

@@ -11,7 +11,6 @@ use manyhands_proto::message::{
 use super::Coordinator;
 use super::faults::{HID_MAX, PendingFault};
 use super::input::Facts;
-use super::judges::SHOWN_NOTHING_MAX;
 use super::round::Phase;
 use super::status::EventKind;
 use crate::requirements;
@@ -110,8 +109,8 @@ impl Coordinator {
             let (hid, reason) = match join.role {
                 Role::Worker => (earlier.hid >= HID_MAX, "you showed nothing of several rounds"),
                 Role::Verifier => (
-                    earlier.shown_nothing >= SHOWN_NOTHING_MAX,
-                    "workers show you nothing that they show to others",
+                    earlier.barred.is_some() && !earlier.shown_nothing.is_empty(),
+                    "workers lead you nowhere who lead others somewhere",
                 ),
             };
             if hid {

@@ -107,6 +107,8 @@ pub(super) struct OpenRound {
     pub(super) assignments: BTreeMap<NodeId, Assignment>,
     /// The heads that the assignments start from.
     pub(super) heads: BTreeMap<NodeId, Head>,
+    /// Workers that start from nothing after it, whatever they commit to.
+    pub(super) afresh: BTreeSet<NodeId>,
     /// Workers that lost the state that their assignment starts from: nobody waits for them.
     pub(super) excused: BTreeSet<NodeId>,
     pub(super) commitments: BTreeMap<NodeId, SignedCommitment>,
@@ -160,6 +162,7 @@ impl OpenRound {
             verified: false,
             assignments: BTreeMap::new(),
             heads: BTreeMap::new(),
+            afresh: BTreeSet::new(),
             excused: BTreeSet::new(),
             commitments: BTreeMap::new(),
             committed_ms: BTreeMap::new(),
@@ -259,6 +262,14 @@ impl OpenRound {
             commitment: self.commitments.get(&worker)?.clone(),
             assignment: self.assignments.get(&worker)?.clone(),
             head: self.heads.get(&worker).map(|head| head.signed.commitment.clone()),
+        })
+    }
+
+    /// What faults of updates follow from.
+    pub(super) fn evidence(&self) -> impl Iterator<Item = Digest> {
+        self.codec.values().filter_map(|result| match result {
+            CodecResult::Fault(fault) => Some(fault.evidence),
+            CodecResult::Passed | CodecResult::Withheld(_) => None,
         })
     }
 

@@ -16,8 +16,8 @@ mod hostile;
 
 use super::*;
 use crate::assignment::{Opening, plan};
-use crate::record::Entropy;
 use crate::record::tests_support;
+use crate::record::{CodecFault, Entropy};
 
 const RUN: RunId = RunId::new([5; 32]);
 const PASSED: Distances = Distances { delta: 0.0, first_moment: 0.0, second_moment: 0.0 };
@@ -56,6 +56,8 @@ struct World {
     harms: BTreeSet<NodeId>,
     /// Who never opens the chunks that are drawn.
     unopened: BTreeSet<NodeId>,
+    /// Whose updates do not follow from their states.
+    forgers: BTreeSet<NodeId>,
     records: Vec<RoundRecord>,
     reports: Vec<NodeId>,
     merges: Vec<MergeOrder>,
@@ -84,6 +86,11 @@ fn committed(id: u8, assignment: &Assignment, blob: Digest) -> SignedCommitment 
     SignedCommitment::sign(&key(id), RUN, commitment)
 }
 
+/// The blob behind a forger's fault.
+fn shown_by(worker: NodeId) -> Digest {
+    Digest::of(worker.as_bytes())
+}
+
 /// A verifier's word that it ended somewhere.
 fn verdict(id: u8, task: &Replay) -> Verdict {
     let Assignment { round, worker, .. } = task.assignment;
@@ -106,6 +113,7 @@ impl World {
             cheats: BTreeSet::new(),
             harms: BTreeSet::new(),
             unopened: BTreeSet::new(),
+            forgers: BTreeSet::new(),
             records: Vec::new(),
             reports: Vec::new(),
             merges: Vec::new(),
@@ -214,7 +222,13 @@ impl World {
                 return;
             }
             Effect::CheckCodec(CodecCheck { round, worker, .. }) => {
-                Input::CodecChecked { round, worker, result: CodecResult::Passed }
+                let result = if self.forgers.contains(&worker) {
+                    let (reason, evidence) = ("chunk 3 differs".to_owned(), shown_by(worker));
+                    CodecResult::Fault(CodecFault { reason, evidence })
+                } else {
+                    CodecResult::Passed
+                };
+                Input::CodecChecked { round, worker, result }
             }
             Effect::CheckPossession { round, worker, proof, .. } => {
                 Input::PossessionChecked { round, worker, proof, holds: true }
@@ -527,6 +541,39 @@ fn a_merge_knows_what_each_update_does_to_held_out_loss() {
     assert_eq!(record.weighings.len(), 3);
     assert!(record.weighings.iter().map(|weighed| weighed.verifier).is_sorted());
     assert_eq!(world.outcome(0, 2), &Outcome::Admitted, "the rule, not the door, keeps it out");
+}
+
+#[test]
+fn what_shows_a_forged_update_is_kept_from_when_it_is_found() {
+    let mut world = World::new(tests_support::spec());
+    for id in [1, 2] {
+        world.join(id, Role::Worker);
+    }
+    world.join(9, Role::Verifier);
+    world.forgers.insert(node(2));
+    world.settles_faults = false;
+    let of_forger = |world: &World| {
+        world.machine.evidence().find(|(digest, _)| *digest == shown_by(node(2))).map(|it| it.1)
+    };
+    let found = |world: &World| world.machine.round.codec.contains_key(&node(2));
+    let mut kept = Vec::new();
+    for _ in 0..60 {
+        world.turn(&[1, 2], &[9]);
+        if found(&world) {
+            kept.push(of_forger(&world));
+        }
+        if !world.records.is_empty() {
+            break;
+        }
+    }
+    assert!(kept.iter().all(Option::is_some), "{kept:?}");
+    assert!(matches!(world.outcome(0, 2), Outcome::CodecFault(_)));
+    assert_eq!(of_forger(&world), Some(true), "everybody may see it");
+    let told = world.machine.wanted().into_iter().find_map(|effect| {
+        let Effect::ReportFault { evidence, shown, .. } = effect else { return None };
+        Some((evidence, shown))
+    });
+    assert_eq!(told, Some((shown_by(node(2)), None)), "as it is there already");
 }
 
 #[test]
