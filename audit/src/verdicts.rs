@@ -272,8 +272,10 @@ fn follows(
                 *distances == Distances::NONE && judgement.evidence.is_none()
             }
             // The same bits are asked for: there is nothing between them and others.
-            (ReplayEnd::At(_), verdict) if terms.fingerprint.is_some() => {
-                *verdict == Judged::Fault(Distances::FARTHEST) && judgement.evidence.is_some()
+            (ReplayEnd::At(end), verdict) if terms.fingerprint.is_some() => {
+                *end != claimed
+                    && *verdict == Judged::Fault(Distances::FARTHEST)
+                    && judgement.evidence.is_some()
             }
             (ReplayEnd::At(end), Judged::Fault(_)) => {
                 *end != claimed && judgement.evidence.is_some()
