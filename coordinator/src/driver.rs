@@ -205,7 +205,8 @@ impl Driver {
         }
         let evidence_from = machine.evidence_from();
         let verdicts = machine.evidence().map(|(digest, _)| digest);
-        let used: BTreeSet<Digest> = machine.parameters().chain(verdicts).collect();
+        let disputed = machine.disputed_payloads();
+        let used: BTreeSet<Digest> = machine.parameters().chain(verdicts).chain(disputed).collect();
         self.note_blobs(batch, vec![BlobNote { digest: theta, kind: BlobKind::Theta, round }]);
         let notes: Vec<BlobNote> = self.blobs.values().copied().collect();
         let vector_bytes = self.context.vector_bytes();

@@ -166,7 +166,7 @@ pub(crate) struct Needs<'a> {
     /// Evidence of rounds before this one expires.
     pub(crate) evidence_from: Round,
     pub(crate) open: Round,
-    /// θ and residual of the open round, and the evidence behind verdicts.
+    /// θ and residual of the open round, the evidence behind verdicts, and updates that somebody is accused of.
     pub(crate) used: &'a BTreeSet<Digest>,
 }
 
@@ -187,7 +187,9 @@ pub(crate) fn expired(
             BlobKind::Theta | BlobKind::Residual => {
                 note.round < theta_from && !used.contains(&note.digest)
             }
-            BlobKind::Payload | BlobKind::Aggregate => note.round < evidence_from,
+            BlobKind::Payload | BlobKind::Aggregate => {
+                note.round < evidence_from && !used.contains(&note.digest)
+            }
             BlobKind::Evidence => !used.contains(&note.digest),
             // Small, and without them nobody could follow the chain of records back.
             BlobKind::Record => false,

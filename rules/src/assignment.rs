@@ -88,14 +88,14 @@ fn shares(spec: &RunSpec, most: Option<u32>, candidates: &[&Candidate]) -> Vec<u
         .collect()
 }
 
-/// What the (lower) median of verifiers with these speeds repeats in half of the time for checks; none without a
-/// verifier.
+/// What the (upper) median of verifiers with these speeds repeats in half of the time for checks, a sequence a step at
+/// least, as [`crate::requirements::admit`] asks of each; none without a verifier.
 pub fn repeated_in_time(spec: &RunSpec, mut tokens_per_second: Vec<u64>) -> Option<u32> {
     tokens_per_second.sort_unstable();
-    let median = tokens_per_second.get(tokens_per_second.len().checked_sub(1)? / 2)?;
+    let median = tokens_per_second.get(tokens_per_second.len() / 2)?;
     let tokens = u128::from(*median) * u128::from(spec.round.check_ms) / 2_000;
     let sequences = tokens / u128::from(spec.model.context_length);
-    Some(sequences.clamp(1, u32::MAX.into()) as u32)
+    Some(sequences.clamp(spec.training.steps_per_round.into(), u32::MAX.into()) as u32)
 }
 
 /// What a worker does in half of the commitment deadline: a machine that is busy for a while is
@@ -157,11 +157,11 @@ mod tests {
         spec.round.check_ms = 20_000;
         let context = u64::from(spec.model.context_length);
         assert_eq!(repeated_in_time(&spec, Vec::new()), None);
-        // The middle one of three, the slower of two: in ten seconds a sequence each.
+        // The middle one of three, the faster of two: in ten seconds so many sequences each.
         let speeds = vec![9 * context, context / 2, 5 * context];
         assert_eq!(repeated_in_time(&spec, speeds), Some(50));
-        assert_eq!(repeated_in_time(&spec, vec![9 * context, 5 * context]), Some(50));
-        assert_eq!(repeated_in_time(&spec, vec![0]), Some(1));
+        assert_eq!(repeated_in_time(&spec, vec![context, 5 * context]), Some(50));
+        assert_eq!(repeated_in_time(&spec, vec![0]), Some(10), "a sequence a step");
         let opening = Opening { sequences_max: Some(50), ..opening() };
         let plan = plan(&spec, opening, &[candidate(1, 10_000 * context), candidate(2, context)]);
         assert_eq!(plan[0].sequences, 50);

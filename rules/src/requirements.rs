@@ -58,8 +58,14 @@ pub fn admit(spec: &RunSpec, node: NodeId, join: &Join, stake: Balance) -> Resul
             format!("this run asks for a {what} of {stake_min}, the chain holds {stake} for you"),
         );
     }
-    // Two sequences in half of the commitment deadline are the least that makes a step.
-    let tokens_min = 2 * u64::from(spec.model.context_length) * 2_000 / spec.round.commit_ms.max(1);
+    // In half of its deadline: two sequences are the least that makes a step, and a round of one sequence a step the least
+    // that workers are given, however slow those are that repeat it.
+    let (sequences_min, time_ms) = match join.role {
+        Role::Worker => (2, spec.round.commit_ms),
+        Role::Verifier => (spec.training.steps_per_round.max(2), spec.round.check_ms),
+    };
+    let context_length = u64::from(spec.model.context_length);
+    let tokens_min = u64::from(sequences_min) * context_length * 2_000 / time_ms.max(1);
     if join.tokens_per_second < tokens_min {
         return refuse(
             RefusalCode::TooSlow,
@@ -130,6 +136,14 @@ mod tests {
         assert_eq!(code(&spec, &small, stake), Some(RefusalCode::TooLittleMemory));
         let slow = Join { tokens_per_second: 0, ..join() };
         assert_eq!(code(&spec, &slow, stake), Some(RefusalCode::TooSlow));
+        // A whole round of a sequence a step, in half of two minutes.
+        let verifier =
+            |tokens_per_second| Join { role: Role::Verifier, tokens_per_second, ..join() };
+        let mut long = spec.clone();
+        long.training.steps_per_round = 6_000;
+        let needed = 6_000 * u64::from(spec.model.context_length) / 60;
+        assert_eq!(code(&long, &verifier(needed - 1), stake), Some(RefusalCode::TooSlow));
+        assert_eq!(code(&long, &verifier(needed), stake), None);
         let bits = Digest::of(b"bits");
         let exact =
             Join { class: NumericClass { fingerprint: Some(bits), ..join().class }, ..join() };

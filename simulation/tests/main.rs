@@ -171,12 +171,12 @@ fn a_verifier_that_finds_against_everybody_harms_nobody_where_two_others_look() 
 fn a_verifier_that_is_shown_nothing_is_sent_away_and_keeps_its_bond() {
     let simulation = Simulation::new(36)
         .workers(3)
-        .verifiers(2)
+        .verifiers(3)
         .lying_verifier(Adversary::WasShownNothing)
         .rounds(12);
     let outcome = simulation.terms(audited_always).run();
     outcome.assert_invariants();
-    let liar = outcome.verifiers[2];
+    let liar = outcome.verifiers[3];
     let checks = outcome.records.iter().flat_map(|record| &record.checks);
     let words = checks.filter(|check| check.judgements.iter().any(|it| it.verifier() == liar));
     let (words, passed): (Vec<_>, Vec<_>) =

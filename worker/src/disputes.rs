@@ -70,13 +70,29 @@ struct Answers {
     missing: BTreeSet<Accusation>,
 }
 
-/// Follows the chain for as long as the node takes part.
+/// Whom an accusation is about, as far as this node answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum About {
+    Itself,
+    Others,
+}
+
+/// Follows the chain for as long as the node takes part. What it is accused of does not wait for what it votes on.
 pub(crate) async fn answer(context: Arc<Context>, role: Role) {
+    match role {
+        Role::Worker => follow(&context, About::Itself).await,
+        Role::Verifier => {
+            tokio::join!(follow(&context, About::Itself), follow(&context, About::Others));
+        }
+    }
+}
+
+async fn follow(context: &Context, about: About) {
     let Some(chain) = &context.chain else { return };
     let mut answers = Answers::default();
     loop {
         tokio::time::sleep(LOOK_AGAIN).await;
-        if let Err(error) = look(&context, chain, role, &mut answers).await {
+        if let Err(error) = look(context, chain, about, &mut answers).await {
             tracing::warn!(%error, "whether anybody is accused is not seen");
         }
     }
@@ -85,7 +101,7 @@ pub(crate) async fn answer(context: Arc<Context>, role: Role) {
 async fn look(
     context: &Context,
     chain: &ChainClient,
-    role: Role,
+    about: About,
     answers: &mut Answers,
 ) -> Result<(), ReadError> {
     let state = chain.state().await?;
@@ -94,19 +110,22 @@ async fn look(
     };
     let me = context.key.node_id();
     let mut open = state.disputes(&context.run).await?;
-    open.retain(|it| it.decided_from().is_some());
-    // What this node is accused of comes first, then what is decided soonest.
-    open.sort_by_key(|it| (it.accusation.node() != me, it.decided_from()));
+    let is_own = |dispute: &Dispute| dispute.accusation.node() == me;
+    open.retain(|it| it.decided_from().is_some() && is_own(it) == (about == About::Itself));
+    // What is decided soonest comes first.
+    open.sort_by_key(Dispute::decided_from);
     for dispute in open {
-        let answered = if dispute.accusation.node() == me {
-            defend(context, chain, (&run, state.block().number), &dispute).await
-        } else if role == Role::Verifier
-            && dispute.votes.of(&me).is_none()
-            && !answers.done.contains(&dispute.accusation)
-        {
-            vote(context, chain, (&state, &run), &dispute, answers).await
-        } else {
-            continue;
+        let unanswered =
+            dispute.votes.of(&me).is_none() && !answers.done.contains(&dispute.accusation);
+        let answered = match about {
+            About::Itself => {
+                answers.tell_of(context, &dispute.accusation);
+                defend(context, chain, (&run, state.block().number), &dispute).await
+            }
+            About::Others if unanswered => {
+                vote(context, chain, (&state, &run), &dispute, answers).await
+            }
+            About::Others => continue,
         };
         if let Err(error) = answered {
             answers.note(context, &dispute.accusation, &error);
@@ -116,6 +135,18 @@ async fn look(
 }
 
 impl Answers {
+    /// Tells whoever runs the node, once, what it has to object to by hand.
+    fn tell_of(&mut self, context: &Context, accusation: &Accusation) {
+        if let Accusation::Worker { kind: FaultKind::Withheld, round, .. } = accusation
+            && self.told.insert(*accusation)
+        {
+            context.trouble(format!(
+                "the run's owner says on the chain that this node showed nothing of round {round}; if that is not so, \
+                 `manyhands contest` objects"
+            ));
+        }
+    }
+
     /// Notes that an answer did not reach the chain, and tells whoever runs the node, once.
     fn note(&mut self, context: &Context, accusation: &Accusation, error: &SubmitError) {
         if let SubmitError::Failed { error, .. } = error
@@ -160,7 +191,7 @@ async fn defend(
             ..
         }
         | Accusation::Verifier { .. } => true,
-        // Whoever withheld something stays in the run, and knows it from there.
+        // Whoever withheld something stays in the run. If every node objected, hiding would cost nobody anything.
         Accusation::Worker { kind: FaultKind::Withheld, .. } => false,
     };
     // By then a dismissal would have come.

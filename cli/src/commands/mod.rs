@@ -101,8 +101,8 @@ pub(crate) enum Command {
     Claim(claim::Args),
     /// Object to what this node is accused of in a run
     ///
-    /// Puts down the run's contest bond, which comes back unless verifiers find the node guilty. What a node was never told,
-    /// it objects to by itself.
+    /// Puts down the run's contest bond, which comes back unless verifiers find the node guilty. To what dismisses, and it
+    /// was never told of, a node objects by itself; not to having shown nothing.
     Contest(MemberArgs),
     /// Write a run's model as a folder that Hugging Face transformers opens
     ///

@@ -40,16 +40,16 @@ pub(super) async fn check(context: &Arc<Context>, check: CodecCheck) -> Result<D
         Ok(result) => result,
         Err(Withheld(reason)) => CodecResult::Withheld(reason),
     };
-    let blobs = match &result {
+    let evidence = match &result {
         CodecResult::Fault(CodecFault { evidence, .. }) => {
-            let evidence = BlobNote { digest: *evidence, kind: BlobKind::Evidence, round };
-            // Whoever looks at it needs the earlier update as well.
-            let earlier =
-                returned.map(|digest| BlobNote { digest, kind: BlobKind::Payload, round });
-            [evidence].into_iter().chain(earlier).collect()
+            Some(BlobNote { digest: *evidence, kind: BlobKind::Evidence, round })
         }
-        CodecResult::Passed | CodecResult::Withheld(_) => Vec::new(),
+        CodecResult::Passed | CodecResult::Withheld(_) => None,
     };
+    // It may have been fetched again for this, and whoever looks at a fault needs it as well.
+    let earlier = returned.filter(|digest| context.store.contains(*digest));
+    let earlier = earlier.map(|digest| BlobNote { digest, kind: BlobKind::Payload, round });
+    let blobs = evidence.into_iter().chain(earlier).collect();
     Ok(Done { input: Input::CodecChecked { round, worker, result }, blobs })
 }
 

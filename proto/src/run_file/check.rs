@@ -497,6 +497,7 @@ dataset = "data"
         assert_eq!(times(""), [120_000, 40_000, 120_000, 60_000]);
         assert_eq!(times("commit_ms = 3_600_000"), [3_600_000, 1_200_000, 3_600_000, 1_800_000]);
         assert_eq!(times("commit_ms = 900\ncheck_ms = 500"), [900, 300, 500, 450]);
+        assert_eq!(times("commit_ms = 150"), [150, 100, 150, 100]);
     }
 
     #[test]

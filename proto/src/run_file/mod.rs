@@ -257,6 +257,9 @@ pub struct RoundTimes {
     pub silence_ms: u64,
 }
 
+/// No deadline is shorter.
+const SHARE_MS_MIN: u64 = 100;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WrittenTimes {
@@ -274,10 +277,10 @@ impl From<WrittenTimes> for RoundTimes {
         let WrittenTimes { commit_ms, upload_ms, check_ms, sync_ms, silence_ms } = written;
         Self {
             commit_ms,
-            upload_ms: upload_ms.unwrap_or(commit_ms / 3),
+            upload_ms: upload_ms.unwrap_or((commit_ms / 3).max(SHARE_MS_MIN)),
             // A replay is as much work as what it repeats.
             check_ms: check_ms.unwrap_or(commit_ms),
-            sync_ms: sync_ms.unwrap_or(commit_ms / 2),
+            sync_ms: sync_ms.unwrap_or((commit_ms / 2).max(SHARE_MS_MIN)),
             silence_ms,
         }
     }

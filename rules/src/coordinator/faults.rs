@@ -22,6 +22,8 @@ pub(super) struct PendingFault {
     evidence: Digest,
     /// What that is made of, unless it is there.
     shown: Option<Shown>,
+    /// What else is looked at.
+    pub(super) payloads: Vec<Digest>,
 }
 
 impl PendingFault {
@@ -76,7 +78,11 @@ impl Coordinator {
             format!("worker {} {barred}fault in round {round}: {what}", worker.short()),
         );
         self.history.note_fault(round, worker, what);
-        self.faults.push(PendingFault { round, worker, kind, evidence, shown });
+        let payloads = match kind {
+            FaultKind::Malformed | FaultKind::Codec => self.round.payloads(worker),
+            FaultKind::Replay | FaultKind::Withheld => Vec::new(),
+        };
+        self.faults.push(PendingFault { round, worker, kind, evidence, shown, payloads });
     }
 
     /// What a merged round is found to be is no reason for a reward: it is forfeit, and the update is to be taken back.
@@ -105,7 +111,9 @@ impl Coordinator {
         if let Some(member) = self.membership.get_mut(worker) {
             member.start_afresh();
         }
-        self.round.afresh.insert(worker);
+        if self.round.heads.contains_key(&worker) {
+            self.round.afresh.insert(worker);
+        }
     }
 
     pub(super) fn handle_fault_settled(

@@ -69,6 +69,10 @@ impl Coordinator {
             ReplayEnd::Nowhere | ReplayEnd::Withheld(_) => false,
         };
         let others_ended = case.judgements.iter().filter(|judgement| ended(judgement)).count() >= 2;
+        // Workers that agreed on it must not choose who is left to judge them.
+        if self.membership.present_verifiers().count() <= JUDGES_MAX {
+            return;
+        }
         let workers = self.membership.present_workers().count();
         let enough = workers.clamp(2, SHOWN_NOTHING_MAX);
         for judgement in new {
@@ -85,6 +89,7 @@ impl Coordinator {
                     format!("{workers} workers in a row led it nowhere, and others somewhere");
                 let text = format!("verifier {} is sent away: {reason}", verifier.short());
                 member.barred = Some(Refusal { code: RefusalCode::Barred, reason });
+                member.sent_away = true;
                 self.audits.exclude(verifier);
                 self.history.note(now, EventKind::Fault, text);
             }

@@ -57,6 +57,8 @@ pub(super) struct Member {
     pub(super) barred: Option<Refusal>,
     /// Workers whose replays led it nowhere, by its word, while two others ended somewhere; since the last one that did.
     pub(super) shown_nothing: BTreeSet<NodeId>,
+    /// For that: it verifies nothing more.
+    pub(super) sent_away: bool,
     /// Rounds of which it showed nothing and was held to it.
     pub(super) hid: u32,
     pub(super) steps_done: u32,
@@ -112,7 +114,7 @@ impl Member {
         !self.present
             && self.head.is_none()
             && self.barred.is_none()
-            && self.shown_nothing.is_empty()
+            && !self.sent_away
             && self.hid == 0
             && self.earned.0 == 0
             && self.credibility == Credibility::on_probation(probation)
@@ -200,8 +202,8 @@ impl Membership {
             .as_ref()
             .and_then(|member| member.head.clone())
             .filter(|head| !was_barred && head_rounds.contains(&head.signed.commitment.round));
-        // What was measured is not undone by coming again, but a machine may have become slower.
-        let measured = earlier.as_ref().filter(|member| member.is_measured);
+        // What was measured is not undone by coming again, but a machine may have become slower. Replays are not training.
+        let measured = earlier.as_ref().filter(|it| it.is_measured && role == Role::Worker);
         let tokens_per_second = measured
             .map_or(tokens_per_second, |member| tokens_per_second.min(member.tokens_per_second));
         let member = Member {
@@ -227,6 +229,7 @@ impl Membership {
                 .as_ref()
                 .map(|member| member.shown_nothing.clone())
                 .unwrap_or_default(),
+            sent_away: earlier.as_ref().is_some_and(|member| member.sent_away),
             hid: earlier.as_ref().map_or(0, |member| member.hid),
             steps_done: 0,
             work: earlier.as_ref().map_or(WorkUnits(0), |member| member.work),

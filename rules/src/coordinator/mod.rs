@@ -159,8 +159,7 @@ impl Coordinator {
     pub fn evidence_from(&self) -> Round {
         let oldest = self.closed.keys().next().copied().unwrap_or(self.round.number);
         let kept = Round(self.round.number.0.saturating_sub(self.spec.run.evidence_rounds));
-        // Whoever votes looks at the updates too.
-        self.disputed().fold(kept.min(oldest), Round::min)
+        kept.min(oldest)
     }
 
     /// Blobs that verdicts follow from: with whether they are decided, so that anybody may see them. Others of the
@@ -169,6 +168,11 @@ impl Coordinator {
         let decided = self.evidence.iter().map(|(_, digest)| (*digest, true));
         let undecided = self.audits.evidence().chain(self.round.evidence());
         decided.chain(undecided.map(|digest| (digest, false)))
+    }
+
+    /// Updates that somebody is accused of: whoever votes looks at them.
+    pub fn disputed_payloads(&self) -> impl Iterator<Item = Digest> {
+        self.faults.iter().flat_map(|fault| fault.payloads.iter().copied())
     }
 
     /// The rounds of what is before the chain.

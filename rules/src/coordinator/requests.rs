@@ -108,10 +108,9 @@ impl Coordinator {
         if let Some(earlier) = self.membership.get(from) {
             let (hid, reason) = match join.role {
                 Role::Worker => (earlier.hid >= HID_MAX, "you showed nothing of several rounds"),
-                Role::Verifier => (
-                    earlier.barred.is_some() && !earlier.shown_nothing.is_empty(),
-                    "workers lead you nowhere who lead others somewhere",
-                ),
+                Role::Verifier => {
+                    (earlier.sent_away, "workers lead you nowhere who lead others somewhere")
+                }
             };
             if hid {
                 return refuse(RefusalCode::Barred, reason.to_owned());

@@ -265,6 +265,13 @@ impl OpenRound {
         })
     }
 
+    /// The updates that a fault of a worker's is in: its own, and the one that returns to its error buffer.
+    pub(super) fn payloads(&self, worker: NodeId) -> Vec<Digest> {
+        let Some(work) = self.work(worker) else { return Vec::new() };
+        let own = work.commitment.commitment.payload;
+        [own].into_iter().chain(work.returned_payload()).collect()
+    }
+
     /// What faults of updates follow from.
     pub(super) fn evidence(&self) -> impl Iterator<Item = Digest> {
         self.codec.values().filter_map(|result| match result {
