@@ -291,8 +291,10 @@ impl Coordinator {
             Some(Finding::ReplayFault(distances)) => Some(Outcome::ReplayFault(*distances)),
             Some(Finding::Withheld(reason)) => Some(Outcome::Withheld(reason.clone())),
             Some(Finding::Undecided) => {
-                let text = format!("verifiers contradict each other on round {round} of");
-                self.history.note(now, EventKind::Audit, format!("{text} {}", worker.short()));
+                let worker = worker.short();
+                let text =
+                    format!("what verifiers say of round {round} of {worker} decides nothing");
+                self.history.note(now, EventKind::Audit, text);
                 Some(Outcome::Unverified)
             }
             Some(Finding::Irreproducible) => {
@@ -307,7 +309,6 @@ impl Coordinator {
                 Some(Outcome::Unverified)
             }
         };
-        let mut adds_trust = false;
         if let Some(finding) = finding {
             let judgements = self.keep_evidence(&task);
             let case = task.case(judgements.clone());
@@ -322,14 +323,17 @@ impl Coordinator {
                 self.verifier_work.entry(judgement.verifier()).or_default().0 += work.0;
             }
             let one_word = outcome.is_none() && judgements.len() == 1;
-            adds_trust = outcome.is_none() && known == 0 && shown_to_all(&judgements);
+            if outcome.is_none()
+                && known == 0
+                && shown_to_all(&judgements)
+                && let Some(member) = self.membership.get_mut(worker)
+            {
+                member.credibility.passed();
+            }
             self.note_checks([Check { round, worker, finding, judgements }]);
             if one_word {
                 self.audits.keep_passed(self.round.number, task.clone());
             }
-        }
-        if adds_trust && let Some(member) = self.membership.get_mut(worker) {
-            member.credibility.passed();
         }
         if task.before_merge {
             if round == self.round.number {
