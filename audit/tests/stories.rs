@@ -4,8 +4,8 @@ use manyhands_audit::newest_record;
 use manyhands_audit::{
     AuditOptions, FolderEvidence, Link, RoundSelection, Status, Subject, Verdict, audit_run,
 };
-use manyhands_proto::message::Role;
-use manyhands_proto::{NodeId, Round};
+use manyhands_proto::message::{Distances, Role};
+use manyhands_proto::{Digest, NodeId, Round};
 use manyhands_rules::panel::Judged;
 use manyhands_rules::record::{Check, Finding, Outcome, RoundRecord};
 
@@ -185,6 +185,41 @@ fn a_verifier_that_makes_its_replays_up_is_outvoted_and_on_record() {
     let at = at.expect("one");
     world.rewrite(at, |record| record.false_ends[0].verifier = node(9));
     assert!(world.audit().failures().any(|finding| finding.link == Link::Outcomes));
+}
+
+#[test]
+fn where_the_same_bits_are_asked_for_a_digest_is_a_verdict() {
+    let bits = Digest::of(b"bits");
+    let mut world = World::new(spec(&format!("{VERIFIED}\nfingerprint = \"{bits}\"")));
+    world.cheats.insert((3, 0));
+    world.liars.insert(8);
+    world.run_with_three_verifiers();
+    let results = world.records[0].results.iter();
+    let cheats: Vec<_> = results.filter(|result| result.outcome.fault().is_some()).collect();
+    assert_eq!(cheats.len(), 1);
+    assert_eq!(cheats[0].worker, node(3));
+    let found = world.records.iter().flat_map(|record| &record.false_ends);
+    assert_eq!(found.map(|end| end.verifier).collect::<Vec<_>>(), [node(8)]);
+    let report = world.audit();
+    assert!(report.ok(), "{report}");
+
+    // Another digest than the worker's passes for near enough.
+    let is_fault = |check: &&mut Check| matches!(check.finding, Finding::ReplayFault(_));
+    let near = Distances { delta: 1e-6, first_moment: 0.0, second_moment: 0.0 };
+    world.rewrite(0, |record| {
+        let check = record.checks.iter_mut().find(is_fault).expect("the cheat's");
+        for judgement in &mut check.judgements {
+            (judgement.verdict, judgement.evidence) = (Judged::Passed(near), None);
+            judgement.near.clear();
+        }
+        check.finding = Finding::ReplayPassed(near);
+    });
+    let said = |finding: &manyhands_audit::Finding| {
+        finding.link == Link::Outcomes
+            && finding.to_string().contains("the verdicts that follow from where replays ended")
+    };
+    let report = world.audit();
+    assert!(report.failures().any(said), "{report}");
 }
 
 /// Rounds of worker 3 that nobody repeats, and the records that say so.
