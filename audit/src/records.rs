@@ -7,7 +7,7 @@ use manyhands_proto::message::{Assignment, SignedCommitment, Start, Work};
 use manyhands_proto::run_file::RunSpec;
 use manyhands_proto::{Digest, NodeId, Round, RunId};
 use manyhands_rules::assignment::{Opening, plan};
-use manyhands_rules::quarantine::Quarantine;
+use manyhands_rules::quarantine::left_out_by_round;
 use manyhands_rules::record::{
     Check, FaultKind, Finding, Outcome, RoundRecord, WorkerResult, hiding_is_held_against,
 };
@@ -41,16 +41,7 @@ pub(crate) struct Records {
 
 impl Records {
     fn new(spec: &RunSpec, all: Vec<RoundRecord>, digests: Vec<Digest>) -> Self {
-        let mut quarantine = Quarantine::default();
-        let mut left_out = Vec::new();
-        for record in &all {
-            left_out.push(quarantine.left_out());
-            quarantine.follow(spec, record, |check| {
-                let of = all.get(check.round.0 as usize)?;
-                let signed = of.commitments.iter().find(|signed| signed.worker == check.worker)?;
-                Some(&signed.commitment)
-            });
-        }
+        let left_out = left_out_by_round(spec, &all);
         let mut replays = BTreeMap::new();
         for (number, record) in all.iter().enumerate() {
             let checks = record.checks.iter().enumerate();

@@ -98,6 +98,22 @@ impl Quarantine {
     }
 }
 
+/// What is left out of each round of a run whose records are all there, from round 0 without a gap.
+pub fn left_out_by_round(spec: &RunSpec, records: &[RoundRecord]) -> Vec<Vec<u64>> {
+    let mut quarantine = Quarantine::default();
+    let commitment = |check: &Check| {
+        let of = records.get(check.round.0 as usize)?;
+        let signed = of.commitments.iter().find(|signed| signed.worker == check.worker)?;
+        Some(&signed.commitment)
+    };
+    let next = |record| {
+        let left_out = quarantine.left_out();
+        quarantine.follow(spec, record, commitment);
+        left_out
+    };
+    records.iter().map(next).collect()
+}
+
 /// The training sequences of one inner step of an assignment. In the place of one that is left out comes the next that
 /// is not.
 pub fn step_sequences(spec: &RunSpec, assignment: &Assignment, step: u32) -> Vec<u64> {
@@ -113,11 +129,11 @@ pub fn step_sequences(spec: &RunSpec, assignment: &Assignment, step: u32) -> Vec
 
 #[cfg(test)]
 mod tests {
-    use manyhands_proto::message::{DeviceKind, NumericClass, Start};
-    use manyhands_proto::{Digest, Round};
+    use manyhands_proto::Digest;
+    use manyhands_proto::message::Start;
 
     use super::*;
-    use crate::record::tests_support::spec;
+    use crate::record::tests_support::{assignment, spec};
 
     fn suspect(worker: u8, first_sequence: u64, sequences: u64) -> Suspect {
         Suspect { worker: NodeId::new([worker; 32]), first_sequence, sequences }
@@ -151,26 +167,14 @@ mod tests {
     #[test]
     fn in_the_place_of_what_is_left_out_comes_the_next() {
         let spec = spec();
-        let assignment = |left_out: Vec<u64>| Assignment {
-            round: Round(1),
-            worker: NodeId::new([1; 32]),
-            theta: Digest::of(b"theta"),
-            class: NumericClass::unknown(DeviceKind::Cpu),
-            first_sequence: 40,
-            sequences: 12,
-            steps: 4,
-            first_step: 0,
-            start: Start::Fresh,
-            left_out,
-            commit_deadline_ms: 1,
-        };
         let all = |left_out| -> Vec<u64> {
-            let assignment = assignment(left_out);
+            let (worker, theta) = (NodeId::new([1; 32]), Digest::of(b"theta"));
+            let assignment = Assignment { left_out, ..assignment(worker, theta, Start::Fresh) };
             (0..4).flat_map(|step| step_sequences(&spec, &assignment, step)).collect()
         };
         let before = all(Vec::new());
         let at = |position| sequence_at(spec.run.seed, position, spec.data.train_sequences);
-        assert_eq!(before, (40..52).map(at).collect::<Vec<_>>());
+        assert_eq!(before, (40..48).map(at).collect::<Vec<_>>());
         let bad = before[5];
         let mut left_out = vec![bad, (bad + 1) % spec.data.train_sequences];
         left_out.sort_unstable();

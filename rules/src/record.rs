@@ -364,8 +364,26 @@ pub struct Earning {
 
 #[cfg(test)]
 pub(crate) mod tests_support {
-    use manyhands_proto::Digest;
+    use manyhands_proto::message::{Assignment, DeviceKind, NumericClass, Start};
     use manyhands_proto::run_file::{DataSet, RunFile, RunSpec};
+    use manyhands_proto::{Digest, NodeId, Round};
+
+    /// Round 3 of a worker: eight sequences in four steps, from θ and `start`.
+    pub(crate) fn assignment(worker: NodeId, theta: Digest, start: Start) -> Assignment {
+        Assignment {
+            round: Round(3),
+            worker,
+            theta,
+            class: NumericClass::unknown(DeviceKind::Cpu),
+            first_sequence: 40,
+            sequences: 8,
+            steps: 4,
+            first_step: 12,
+            start,
+            left_out: Vec::new(),
+            commit_deadline_ms: 1_000,
+        }
+    }
 
     /// A tiny run whose deadlines are short.
     pub(crate) fn spec() -> RunSpec {

@@ -43,9 +43,8 @@ pub fn check_states(
     let opened = OpenedChunk { error_in: &error_in, ends };
     let expected =
         codec.check_chunk(layout, update, chunk, opened).map_err(|error| error.to_string())?;
-    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-    let (expected, next) = (bits(&expected), bits(&states.error_next));
-    match expected.iter().zip(&next).position(|(one, other)| one != other) {
+    let both = expected.iter().zip(&states.error_next);
+    match both.map(|(one, other)| (one.to_bits(), other.to_bits())).position(|(a, b)| a != b) {
         None => Ok(()),
         Some(index) => Err(format!(
             "chunk {}: e_next does not follow from its opened states, from index {index} on",

@@ -10,7 +10,7 @@ use manyhands_model::{
 };
 use manyhands_proto::run_file::RunSpec;
 use manyhands_rules::assignment::{Opening, plan};
-use manyhands_rules::quarantine::{Quarantine, step_sequences};
+use manyhands_rules::quarantine::{left_out_by_round, step_sequences};
 use manyhands_rules::record::RoundRecord;
 use manyhands_rules::reward::layout;
 
@@ -66,19 +66,13 @@ pub(super) fn held_out_loss(
 /// The sequences of every inner step of the run: those of all workers whose update was merged.
 fn batches(spec: &RunSpec, records: &[RoundRecord]) -> Vec<Vec<SequenceId>> {
     let mut batches = Vec::new();
-    let mut quarantine = Quarantine::default();
-    for record in records {
-        let left_out = quarantine.left_out();
-        quarantine.follow(spec, record, |check| {
-            let of = records.get(check.round.0 as usize)?;
-            let signed = of.commitments.iter().find(|signed| signed.worker == check.worker)?;
-            Some(&signed.commitment)
-        });
+    let left_out = left_out_by_round(spec, records);
+    for (record, left_out) in records.iter().zip(&left_out) {
         let opening = Opening {
             round: record.round,
             theta: record.theta,
             first_sequence: record.first_sequence,
-            left_out: &left_out,
+            left_out,
             sequences_max: record.sequences_max,
         };
         let admitted: Vec<_> = record.admitted().map(|result| result.worker).collect();

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::panel::Attendee;
+use crate::record::tests_support;
 
 /// A round that ended, as a worker or a verifier has it.
 struct Ended {
@@ -76,19 +77,7 @@ fn key(id: u8) -> NodeKey {
 }
 
 fn assignment(theta: Digest) -> Assignment {
-    Assignment {
-        round: Round(3),
-        worker: key(1).node_id(),
-        theta,
-        class: NumericClass::unknown(DeviceKind::Cpu),
-        first_sequence: 40,
-        sequences: 8,
-        steps: 4,
-        first_step: 12,
-        start: Start::Fresh,
-        left_out: Vec::new(),
-        commit_deadline_ms: 1_000,
-    }
+    tests_support::assignment(key(1).node_id(), theta, Start::Fresh)
 }
 
 fn signed_by(verifier: u8, end: ReplayEnd, start: Digest) -> SignedReplay {

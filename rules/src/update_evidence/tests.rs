@@ -1,11 +1,10 @@
 use manyhands_proto::keys::NodeKey;
-use manyhands_proto::message::{
-    Assignment, Commitment, DeviceKind, NumericClass, SignedCommitment, Start,
-};
+use manyhands_proto::message::{Commitment, SignedCommitment, Start};
 use manyhands_proto::{NodeId, Round, TokenCount};
 use proptest::prelude::*;
 
 use super::*;
+use crate::record::tests_support::assignment;
 
 const RUN: RunId = RunId::new([5; 32]);
 
@@ -34,22 +33,6 @@ struct Done {
     payload: Vec<u8>,
     returned: Vec<u8>,
     work: Work,
-}
-
-fn assignment(start: Start, theta: Digest) -> Assignment {
-    Assignment {
-        round: Round(3),
-        worker: key().node_id(),
-        theta,
-        class: NumericClass::unknown(DeviceKind::Cpu),
-        first_sequence: 40,
-        sequences: 8,
-        steps: 4,
-        first_step: 12,
-        start,
-        left_out: Vec::new(),
-        commit_deadline_ms: 1_000,
-    }
 }
 
 fn commitment(
@@ -94,7 +77,7 @@ fn done(forge: impl Fn(&mut Vec<u8>, &mut Vec<f32>)) -> Done {
         sent_values_returned: true,
         adam_step: 4,
     };
-    let assignment = assignment(from, vector::digest(&start));
+    let assignment = assignment(key().node_id(), vector::digest(&start), from);
     let commitment = commitment(3, &payload, (&end, &error_next), assignment.digest());
     let commitment = SignedCommitment::sign(&key(), RUN, commitment);
     let work = Work { commitment, assignment, head: Some(head) };
