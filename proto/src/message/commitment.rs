@@ -50,11 +50,6 @@ impl Commitment {
     pub fn digest_of(&self, run: RunId, worker: NodeId) -> Digest {
         Digest::derive(SIGNED_CONTEXT, &preimage(run, worker, self))
     }
-
-    /// Binds the fields alone; the same for two workers that claim the same.
-    pub fn digest(&self) -> Digest {
-        Digest::derive("manyhands 2026 commitment", &wire::Commitment::from(self).encode_to_vec())
-    }
 }
 
 impl Assignment {

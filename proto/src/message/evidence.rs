@@ -134,6 +134,19 @@ pub enum ParseEvidenceError {
     NotCanonical,
 }
 
+/// Evidence of which `bytes` are the only form.
+fn parse<W, T>(bytes: &[u8]) -> Result<T, ParseEvidenceError>
+where
+    W: prost::Message + Default + for<'a> From<&'a T>,
+    T: TryFrom<W, Error = MessageError>,
+{
+    let evidence = T::try_from(W::decode(bytes)?)?;
+    if W::from(&evidence).encode_to_vec() != bytes {
+        return Err(ParseEvidenceError::NotCanonical);
+    }
+    Ok(evidence)
+}
+
 impl ReplayEvidence {
     /// The only form.
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -145,11 +158,7 @@ impl ReplayEvidence {
     /// # Errors
     /// [`ParseEvidenceError`]. Whether the openings lead where they should, [`Openings::verify`] tells.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseEvidenceError> {
-        let evidence = Self::try_from(wire::ReplayEvidence::decode(bytes)?)?;
-        if evidence.to_bytes() != bytes {
-            return Err(ParseEvidenceError::NotCanonical);
-        }
-        Ok(evidence)
+        parse::<wire::ReplayEvidence, _>(bytes)
     }
 }
 
@@ -165,11 +174,7 @@ impl UpdateEvidence {
     /// [`ParseEvidenceError`]. Whether its statements belong together, [`Work::check`] tells; whether the openings lead
     /// where they should, [`Openings::verify`].
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseEvidenceError> {
-        let evidence = Self::try_from(wire::UpdateEvidence::decode(bytes)?)?;
-        if evidence.to_bytes() != bytes {
-            return Err(ParseEvidenceError::NotCanonical);
-        }
-        Ok(evidence)
+        parse::<wire::UpdateEvidence, _>(bytes)
     }
 }
 
