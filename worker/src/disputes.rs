@@ -30,6 +30,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 const EVIDENCE_PATIENCE: Duration = Duration::from_secs(10);
 /// All verifiers fetch the same at once.
 const SLOWEST_BYTES_PER_SECOND: u64 = 256 << 10;
+/// What trickles in must not keep this verifier from other accusations.
+const TRANSFER_MAX: Duration = Duration::from_secs(120);
 
 /// The chain's refusals that no repetition changes.
 const FOR_GOOD: [&str; 7] = [
@@ -469,7 +471,7 @@ fn of_worker(
 /// Evidence from the coordinator.
 async fn shown(context: &Context, digest: Digest, bytes_max: u64) -> Result<Vec<u8>, Unseen> {
     let mut request = FetchRequest::new(digest, context.sources(&[]), bytes_max);
-    let slowest = Duration::from_secs(bytes_max / SLOWEST_BYTES_PER_SECOND);
+    let slowest = Duration::from_secs(bytes_max / SLOWEST_BYTES_PER_SECOND).min(TRANSFER_MAX);
     request.deadline = Some(Instant::now() + EVIDENCE_PATIENCE + slowest);
     match context.data.fetch_to_memory(request).await {
         Ok((bytes, _)) => Ok(bytes.into()),
